@@ -1,0 +1,165 @@
+"""The records that travel between the parts: what to run, and what came of it.
+
+Always true here: records are frozen and pickle; money is integer micro-dollars; the same spec has the same id
+on every machine, so that a repeated episode is recognised and never counted twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+
+from envs.base import Task
+
+__all__ = ["Budget", "CostMode", "Difficulty", "Episode", "EpisodeSpec", "Phase", "Step", "StopReason", "spawn_seed"]
+
+
+class Difficulty(StrEnum):
+    """The taxonomy of training tasks, by what the two boundary policies achieve."""
+
+    EASY = "easy"
+    """The small model alone mostly succeeds."""
+    HARD = "hard"
+    """Some success is known, but not from the small model as a rule."""
+    INTRACTABLE = "intractable"
+    """No rollout of either boundary policy has succeeded yet."""
+
+
+class StopReason(StrEnum):
+    """Why an episode ended."""
+
+    SUCCESS = "success"
+    """The benchmark says that the task is done."""
+    FAILURE = "failure"
+    """The benchmark ended the episode without success."""
+    STEP_LIMIT = "step_limit"
+    """Our own limit of agent steps."""
+    BUDGET = "budget"
+    """What is left can't pay for another call of any model."""
+
+
+class Phase(StrEnum):
+    """What an episode was made for."""
+
+    BOUNDARY = "boundary"
+    """Always-small and always-large on training tasks."""
+    STRATIFIED = "stratified"
+    """P(LARGE) = k/N on Hard tasks, for BoSFT."""
+    POLICY = "policy"
+    """Rollouts of the policy that BoPO trains."""
+    EVALUATION = "evaluation"
+    """Greedy rollouts on held-out tasks."""
+
+
+class CostMode(StrEnum):
+    """The unit of cost, c in Eq. (1)."""
+
+    CALLS = "calls"
+    """1 for a call of any model above the smallest, 0 for the smallest."""
+    USD = "usd"
+    """Measured tokens at list prices, in micro-dollars."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A hard cap per episode, B_max in Eq. (9)."""
+
+    mode: CostMode
+    """The unit of `cap`."""
+    cap: int
+    """Large calls, or micro-dollars; at least 0."""
+
+
+def spawn_seed(*parts: object) -> int:
+    """A seed in [0, 2^63) that depends on all of `parts` and on nothing else (not on PYTHONHASHSEED)."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeSpec:
+    """One episode to run."""
+
+    task: Task
+    phase: Phase
+    policy: str
+    """The router's name, e.g. "always-small", "random(0.3)", "bopo-hybrid lam=0.3 seed=0 it=4"."""
+    group: int
+    """Index of the group of episodes of one task that are compared with each other."""
+    member: int
+    """Index in the group: also the sample index of the model calls."""
+    seed: int
+    """The run's seed."""
+    greedy: bool = False
+    """Take the router's most probable model instead of sampling."""
+    budget: Budget | None = None
+
+    @property
+    def id(self) -> str:
+        """Unique and reproducible: a file or a retry that holds the same id holds the same episode."""
+        cap = f"{self.budget.mode}:{self.budget.cap}" if self.budget else "-"
+        return "|".join(
+            map(str, (self.task.env_id, self.task.name, self.phase, self.policy, self.group, self.member, self.seed,
+                      int(self.greedy), cap))
+        )
+
+    @property
+    def stream(self) -> int:
+        """Seed of this episode's own random stream."""
+        return spawn_seed(self.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decision of the router, the model call it led to and what the environment answered."""
+
+    view: str
+    """The router's text view when it decided."""
+    model: int
+    """Index of the chosen model, 0 is the smallest."""
+    probabilities: tuple[float, ...]
+    """The router's distribution over models, after the budget mask."""
+    mask: tuple[bool, ...]
+    """Which models the budget could pay for."""
+    reply: str
+    """The model's whole reply."""
+    action: str
+    """The environment action read from it; empty when none could be read."""
+    observation: str
+    """The environment's answer."""
+    prompt_tokens: int
+    cached_tokens: int
+    """Part of `prompt_tokens` that was billed at the cached price."""
+    completion_tokens: int
+    cost_microusd: int
+    latency_s: float
+    """Seconds of the model call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One finished episode."""
+
+    spec: EpisodeSpec
+    steps: tuple[Step, ...]
+    outcome: float
+    """u in [0, 1]."""
+    success: bool
+    score: float
+    """On the benchmark's own scale."""
+    stop: StopReason
+
+    @property
+    def cost_microusd(self) -> int:
+        """C(tau) of Eq. (1) in `usd` mode."""
+        return sum(s.cost_microusd for s in self.steps)
+
+    @property
+    def large_calls(self) -> int:
+        """C(tau) of Eq. (1) in `calls` mode: calls of any model but the smallest."""
+        return sum(s.model > 0 for s in self.steps)
+
+    def cost(self, mode: CostMode) -> int:
+        """C(tau) in the unit of `mode`."""
+        return self.cost_microusd if mode is CostMode.USD else self.large_calls

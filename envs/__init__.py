@@ -1,0 +1,1 @@
+"""The benchmarks, as Gymnasium environments with text observations and text actions."""

@@ -1,0 +1,75 @@
+"""The contract of every benchmark: text in, text out, one task per reset, an outcome in [0, 1].
+
+A benchmark is a `gymnasium.Env` whose `reset(seed=..., options={"task": "<name>"})` starts the named task.
+What always holds:
+
+* observation and action are strings (`text_space()`), the first observation does not repeat the task text;
+* `info` after `reset` has `task` and `task_text`; after `reset` and `step` it has `score` (the benchmark's own
+  scale), `success` (bool), `outcome` (float in [0, 1], u in the method) and `moves` (steps taken so far);
+* `terminated` means that the benchmark ended the episode, `truncated` that our own step limit did;
+* what costs time comes only when asked for: `options={"admissible": True}` adds `info["admissible"]` (tuple of
+  str) to each reset and step, `options={"expert_plan": True}` adds `info["expert_plan"]` (tuple of str) to reset;
+* same task, same seed, same actions: the same texts, scores and flags;
+* a dead or hung engine raises `EngineError`; the next `reset` starts a fresh one.
+"""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
+
+from gymnasium import spaces
+
+__all__ = ["Split", "Task", "TextEnv", "text_space"]
+
+
+class Split(StrEnum):
+    """The three disjoint task lists of a benchmark."""
+
+    TRAIN = "train"
+    """Tasks the router learns on."""
+    DEV = "dev"
+    """Tasks for choosing settings."""
+    TEST = "test"
+    """Tasks for the final figures only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One task of a benchmark."""
+
+    env_id: str
+    """Gymnasium id of the benchmark, e.g. "ScienceWorld-v0"."""
+    name: str
+    """Unique in the benchmark, e.g. "boil/3": the kind and the variation."""
+    split: Split
+    """The official list that it belongs to."""
+
+    @property
+    def kind(self) -> str:
+        """The task type, e.g. "boil"."""
+        return self.name.rpartition("/")[0]
+
+
+@runtime_checkable
+class TextEnv(Protocol):
+    """What a benchmark's class offers beyond `gymnasium.Env`."""
+
+    @classmethod
+    def tasks(cls, split: Split) -> tuple[Task, ...]:
+        """All tasks of a split, in the benchmark's own order."""
+        ...
+
+
+class _AnyText(spaces.Text):
+    """`spaces.Text` that admits any character: observations may hold tabs, degrees and accents."""
+
+    def contains(self, x: object) -> bool:
+        return isinstance(x, str) and len(x) <= self.max_length
+
+
+def text_space(max_length: int = 65_536) -> spaces.Text:
+    """A space of strings of at most `max_length` characters (sampling draws printable ASCII)."""
+    return _AnyText(max_length=max_length, min_length=0, charset=string.printable)
