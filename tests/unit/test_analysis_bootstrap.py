@@ -1,0 +1,139 @@
+"""Bootstrap intervals: coverage on a known distribution, pairing, seeds, refusals."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from bopo_ray.analysis.bootstrap import Point, bootstrap_ci, interval_of, paired_hypervolume, resample_weights
+from bopo_ray.analysis.pareto import Reference, hypervolume
+
+REFERENCE = Reference(cost=2.0)
+
+
+def point(cost: np.ndarray | float, success: np.ndarray, **kwargs: object) -> Point:
+    success = np.asarray(success, dtype=float)
+    costs = np.broadcast_to(np.asarray(cost, dtype=float), success.shape).copy()
+    return Point("p", costs, success, **kwargs)  # type: ignore[arg-type]
+
+
+def test_coverage_of_the_mean_of_coin_tosses() -> None:
+    rng = np.random.default_rng(11)
+    hits = 0
+    for trial in range(200):
+        values = rng.binomial(1, 0.6, size=80).astype(float)
+        interval = bootstrap_ci(values, n=400, seed=trial)
+        hits += interval.low <= 0.6 <= interval.high
+    assert 0.89 <= hits / 200 <= 0.985  # 95% nominal; 200 trials have a standard error of 1.5%
+
+
+def test_weights_give_the_same_interval_as_scipy() -> None:
+    values = np.random.default_rng(1).normal(size=100)
+    own = interval_of(float(values.mean()), resample_weights(100, 4000, 0) @ values)
+    reference = bootstrap_ci(values, n=4000)
+    assert own.estimate == pytest.approx(reference.estimate)
+    assert own.low == pytest.approx(reference.low, abs=0.02)
+    assert own.high == pytest.approx(reference.high, abs=0.02)
+
+
+def test_any_statistic_and_the_same_seed() -> None:
+    values = np.arange(30.0)
+    assert bootstrap_ci(values, np.median, n=200) == bootstrap_ci(values, np.median, n=200)
+    without_axis = bootstrap_ci(values, lambda v: float(sorted(v)[len(v) // 2]), n=200)
+    assert without_axis.estimate == 15 and without_axis.low < 15 < without_axis.high
+
+
+def test_equal_values_and_a_single_task() -> None:
+    flat = bootstrap_ci([0.5, 0.5, 0.5], n=50)
+    assert (flat.estimate, flat.low, flat.high) == (0.5, 0.5, 0.5)
+    single = bootstrap_ci([0.5])
+    assert single.estimate == 0.5 and math.isnan(single.low) and math.isnan(single.high)
+    lone = paired_hypervolume({"a": [point(1.0, np.array([1.0]))]}, REFERENCE, n=10)
+    assert math.isnan(lone.hypervolumes["a"].low)
+
+
+def test_weights_are_resamples() -> None:
+    weights = resample_weights(7, 50, seed=2)
+    assert weights.shape == (50, 7)
+    assert np.allclose(weights.sum(axis=1), 1)
+    assert np.allclose(weights * 7, np.round(weights * 7))
+
+
+def test_estimate_is_the_hypervolume_of_the_means() -> None:
+    rng = np.random.default_rng(5)
+    cheap, dear = rng.binomial(1, 0.4, 60).astype(float), rng.binomial(1, 0.8, 60).astype(float)
+    found = paired_hypervolume({"m": [point(0.2, cheap), point(1.0, dear)]}, REFERENCE, n=100)
+    expected = hypervolume([0.2, 1.0], [cheap.mean(), dear.mean()], REFERENCE, normalise=True)
+    interval = found.hypervolumes["m"]
+    assert interval.estimate == pytest.approx(expected)
+    assert interval.low < expected < interval.high
+    assert found.against is None and not found.differences
+
+
+def test_a_better_method_has_a_positive_difference_and_pairing_makes_it_certain() -> None:
+    rng = np.random.default_rng(7)
+    worse = rng.binomial(1, 0.5, 100).astype(float)
+    better = worse.copy()
+    better[np.flatnonzero(worse == 0)[:8]] = 1.0
+    methods = {"better": [point(1.0, better)], "worse": [point(1.0, worse)], "same": [point(1.0, better.copy())]}
+    found = paired_hypervolume(methods, REFERENCE, against="better", n=1000)
+    gap = found.differences["worse"]
+    assert gap.interval.low > 0 and gap.p < 0.01
+    # unpaired, the two intervals overlap: it is the pairing that tells them apart
+    assert found.hypervolumes["better"].low < found.hypervolumes["worse"].high
+    reverse = paired_hypervolume(methods, REFERENCE, against="worse", n=1000).differences["better"]
+    assert reverse.interval.estimate == pytest.approx(-gap.interval.estimate)
+    assert reverse.interval.high < 0 and reverse.p == gap.p
+    same = found.differences["same"]
+    assert (same.interval.estimate, same.p) == (0.0, 1.0)
+
+
+def test_p_values_are_uniform_enough_when_nothing_differs() -> None:
+    rng = np.random.default_rng(13)
+    small = 0
+    for trial in range(120):
+        methods = {m: [point(1.0, rng.binomial(1, 0.5, 60).astype(float))] for m in ("a", "b")}
+        small += paired_hypervolume(methods, REFERENCE, against="a", n=300, seed=trial).differences["b"].p < 0.1
+    assert 0.03 <= small / 120 <= 0.19
+
+
+def test_seeds_are_averaged_and_widen_the_interval() -> None:
+    rng = np.random.default_rng(17)
+    base = rng.binomial(1, 0.5, 400).astype(float)
+    seeds = [np.clip(base * scale, 0, 1) for scale in (0.4, 0.8, 1.0)]
+    spread = {"m": [point(1.0, s, seed=i) for i, s in enumerate(seeds)]}
+    pooled = {"m": [point(1.0, np.mean(seeds, axis=0))]}
+    with_seeds = paired_hypervolume(spread, REFERENCE, n=500).hypervolumes["m"]
+    without = paired_hypervolume(pooled, REFERENCE, n=500).hypervolumes["m"]
+    assert with_seeds.estimate == pytest.approx(without.estimate)
+    assert with_seeds.high - with_seeds.low > 2 * (without.high - without.low)
+
+
+def test_a_point_without_a_seed_belongs_to_each_seed() -> None:
+    tasks = np.ones(10)
+    shared = point(0.5, tasks * 0.5)
+    found = paired_hypervolume(
+        {"m": [shared, point(1.0, tasks, seed=0), point(1.0, tasks * 0.7, seed=1)]}, REFERENCE, n=10
+    )
+    per_seed = [hypervolume([0.5, 1.0], [0.5, s], REFERENCE, normalise=True) for s in (1.0, 0.7)]
+    assert found.hypervolumes["m"].estimate == pytest.approx(np.mean(per_seed))
+
+
+def test_refusals() -> None:
+    good = {"a": [point(1.0, np.ones(3))]}
+    with pytest.raises(ValueError, match="not among"):
+        paired_hypervolume(good, REFERENCE, against="b")
+    with pytest.raises(ValueError, match="without points"):
+        paired_hypervolume({"a": []}, REFERENCE)
+    with pytest.raises(ValueError, match="no method"):
+        paired_hypervolume({}, REFERENCE)
+    with pytest.raises(ValueError, match="shape"):
+        paired_hypervolume({**good, "b": [point(1.0, np.ones(4))]}, REFERENCE)
+    with pytest.raises(ValueError, match="level"):
+        bootstrap_ci([1.0, 2.0], level=95)
+    with pytest.raises(ValueError, match="non-empty"):
+        bootstrap_ci([])
+    with pytest.raises(ValueError, match="at least 1"):
+        resample_weights(0)
