@@ -192,7 +192,7 @@ def _method_samples(
     n_seeds = len(seeds)
     draws_RS = rng.multinomial(n_seeds, np.full(n_seeds, 1.0 / n_seeds), size=len(weights_RT)) / n_seeds
     draws_RS[0] = 1.0 / n_seeds
-    return np.sum(values_RS * draws_RS, axis=1)
+    return np.asarray(np.sum(values_RS * draws_RS, axis=1), dtype=np.float64)
 
 
 def _interval(samples_R: FloatArray, n_tasks: int, level: float) -> Interval:
