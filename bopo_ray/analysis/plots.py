@@ -1,0 +1,343 @@
+"""The figures, as Matplotlib `Figure` objects: no pyplot, no display, no state between calls.
+
+`save_png` and `to_svg` render them. Names in the data are printed as they are, never read as mathematics. The palette
+is Okabe and Ito's, which colour-blind readers can tell apart; methods differ in their markers as well.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+
+from bopo_ray.analysis.labels import free_spots, spread
+from bopo_ray.analysis.pareto import pareto_front
+from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL
+
+__all__ = ["frontier_figure", "save_png", "taxonomy_figure", "to_svg", "training_curves_figure"]
+
+INK, MUTED, GRID = "#1f2328", "#6b7280", "#e5e7eb"
+_STYLES: Mapping[str, tuple[str, str]] = {  # method -> colour, marker
+    "bopo-hybrid": ("#0072B2", "o"),
+    "bopo-augmented": ("#56B4E9", "s"),
+    "grpo-vanilla": ("#D55E00", "^"),
+    "bosft": ("#009E73", "D"),
+    "first-large": ("#CC79A7", "v"),
+    "cascade": ("#E69F00", "P"),
+    "random": (MUTED, "."),
+    ALWAYS_SMALL: (INK, "<"),
+    ALWAYS_LARGE: (INK, ">"),
+}
+_SPARE = [("#8c6d1f", "X"), ("#7B4FA3", "h"), ("#2F6B4F", "p"), ("#A33B4F", "d")]
+_DIFFICULTIES = {"easy": "#009E73", "hard": "#0072B2", "intractable": "#9ca3af"}
+_RC: Any = {  # a literal type of several hundred keys on the other side
+    "font.size": 11, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED, "xtick.color": MUTED,
+    "ytick.color": MUTED, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": GRID,
+    "grid.linewidth": 0.8, "axes.axisbelow": True, "text.parse_math": False, "svg.fonttype": "path",
+    "svg.hashsalt": "bopo-ray", "axes.titlesize": 12, "axes.titlelocation": "left", "legend.frameon": False,
+}  # fmt: skip
+
+P = ParamSpec("P")
+
+
+def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draws with our settings and puts the caller's back."""
+
+    @functools.wraps(draw)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(_RC):
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
+def save_png(figure: Figure, path: Path | str, width_px: int = 1200) -> None:
+    """Writes the figure `width_px` wide; its height follows."""
+    with matplotlib.rc_context(_RC):
+        figure.savefig(path, dpi=width_px / figure.get_figwidth(), facecolor="white")
+
+
+def to_svg(figure: Figure, description: str) -> str:
+    """The figure as one `<svg>` element for a page: no prolog, no metadata, scales with its container.
+
+    `description` is read to those who can't see it.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context(_RC):
+        figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    quoted = description.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    head, _, rest = text.partition(">")
+    head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
+    return f'{head} role="img" aria-label="{quoted}">{rest}'
+
+
+@_styled
+def frontier_figure(
+    frontier_df: pd.DataFrame, summary: Mapping[str, Any], title: str, label: str, subtitle: str = ""
+) -> Figure:
+    """Success against mean cost per task: marks averaged over seeds with intervals, seeds as dots, fronts as steps.
+
+    Args:
+        frontier_df: rows of `tables.frontier`; drawn as faint dots where a method has several training seeds.
+        summary: of `tables.summary`; its operating points are the marks.
+        title: printed large.
+        label: what was measured, e.g. "simulated pair"; printed on the figure, so that a copy of it stays honest.
+        subtitle: printed under the title.
+    """
+    figure, axes = _canvas(11.0, 7.0)
+    figure.subplots_adjust(left=0.075, right=0.80, top=0.88, bottom=0.09)
+    points = pd.DataFrame(summary["operating_points"])
+    names = _ordered(points["method"].unique())
+    ends = {}
+    for name in names:
+        own = points[points["method"] == name].sort_values(["cost_usd", "success"])
+        ends[name] = _draw_method(axes, name, own, frontier_df[frontier_df["method"] == name])
+    _draw_random_line(axes, points)
+    spread_x = points["cost_usd_high"].fillna(points["cost_usd"]).max()
+    axes.set_xlim(0, spread_x * 1.04)
+    lowest = points["success_low"].fillna(points["success"]).min()
+    highest = points["success_high"].fillna(points["success"]).max()
+    room = max(0.05, 0.08 * (highest - lowest))
+    axes.set_ylim(max(-0.02, lowest - room), min(1.02, highest + room))
+    axes.set_xlabel("mean cost per task (USD)")
+    axes.set_ylabel("success")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.xaxis.set_major_formatter(FuncFormatter(_usd))
+    _label_methods(axes, {name: ends[name] for name in names if name in ends})
+    _label_lambdas(figure, axes, points, str(summary.get("headline") or ""))
+    _head(figure, title, subtitle or _subtitle(summary), label)
+    return figure
+
+
+@_styled
+def training_curves_figure(
+    df: pd.DataFrame, title: str = "Training", label: str = "", metrics: Sequence[str] | None = None
+) -> Figure:
+    """Small multiples: one panel per metric against the iteration, one line per trial.
+
+    Args:
+        df: columns trial, method, lam, seed, iteration and one column per metric; a metric may be NaN.
+        title: printed large.
+        label: what was measured; printed on the figure.
+        metrics: columns to draw; None: every other numeric column that has a value.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    keys = {"trial", "method", "lam", "seed", "iteration"}
+    numeric = [c for c in df.columns if c not in keys and pd.api.types.is_numeric_dtype(df[c])]
+    shown = [c for c in (metrics or numeric) if df[c].notna().any()]
+    if not shown:
+        raise ValueError(f"no metric to draw among the columns {list(df.columns)}")
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    height = 2.5 * rows + 1.5
+    figure, grid = _canvas(11.0, height, rows, columns)
+    figure.subplots_adjust(
+        left=0.06, right=0.985, top=1 - 1.35 / height, bottom=0.55 / height, hspace=0.42, wspace=0.22
+    )
+    lams = sorted(df["lam"].dropna().unique().tolist())
+    colours = dict(zip(lams, matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, max(len(lams), 1))), strict=False))
+    methods = _ordered(df["method"].unique())
+    dashes = dict(zip(methods, ["-", "--", ":", "-."] * len(methods), strict=False))
+    flat = list(np.ravel(grid))
+    for axes, metric in zip(flat, shown, strict=False):
+        for _, trial in df.dropna(subset=[metric]).groupby("trial", sort=False):
+            trial = trial.sort_values("iteration")
+            first = trial.iloc[0]
+            axes.plot(
+                trial["iteration"], trial[metric], dashes[first["method"]], color=colours.get(first["lam"], MUTED),
+                linewidth=1.6, alpha=0.9, marker="." if len(trial) < 3 else None,
+            )  # fmt: skip
+        axes.set_title(metric.replace("_", " "))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    for axes in flat[len(shown) :]:
+        axes.set_visible(False)
+    for axes in flat[max(0, len(shown) - columns) : len(shown)]:
+        axes.set_xlabel("iteration")
+    handles = [Line2D([], [], color=colours[lam], linewidth=3, label=f"λ={lam:g}") for lam in lams]
+    handles += [Line2D([], [], color=INK, linestyle=dashes[m], label=str(m)) for m in methods]
+    figure.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=(0.05, 1 - 0.6 / height), ncols=8, columnspacing=1.4,
+        handlelength=2.0, fontsize=10, borderaxespad=0,
+    )  # fmt: skip
+    _head(figure, title, "", label)
+    return figure
+
+
+@_styled
+def taxonomy_figure(stats_df: pd.DataFrame, title: str = "Tasks by difficulty", label: str = "") -> Figure:
+    """Counts of Easy, Hard and Intractable, and each task's cost with always-large against always-small.
+
+    Args:
+        stats_df: one row per task: task, difficulty, cost_small_usd, cost_large_usd (means over boundary rollouts).
+        title: printed large.
+        label: what was measured; printed on the figure.
+
+    Raises:
+        ValueError: a column is missing or there is no task.
+    """
+    needed = ["difficulty", "cost_small_usd", "cost_large_usd"]
+    missing = [column for column in needed if column not in stats_df]
+    if missing or stats_df.empty:
+        raise ValueError(f"columns {missing} are missing" if missing else "there is no task to draw")
+    figure, (bars, scatter) = _canvas(11.0, 4.9, 1, 2, width_ratios=[1, 1.35])
+    figure.subplots_adjust(left=0.1, right=0.985, top=0.84, bottom=0.13, wspace=0.24)
+    difficulty = stats_df["difficulty"].astype(str)
+    counts = difficulty.value_counts()
+    names = [d for d in _DIFFICULTIES if d in counts.index or d in _DIFFICULTIES]
+    heights = [int(counts.get(d, 0)) for d in names]
+    bars.barh(names[::-1], heights[::-1], color=[_DIFFICULTIES[d] for d in names[::-1]], height=0.62)
+    for row, count in enumerate(heights[::-1]):
+        bars.text(count, row, f"  {count} ({count / len(stats_df):.0%})", va="center", color=INK)
+    bars.set_xlim(0, max(heights) * 1.32 + 0.5)
+    bars.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    bars.grid(False, axis="y")
+    bars.set_xlabel("tasks")
+    _draw_costs(scatter, stats_df, difficulty)
+    _head(figure, title, "", label)
+    return figure
+
+
+def _draw_costs(axes: Axes, stats_df: pd.DataFrame, difficulty: pd.Series) -> None:
+    small, large = (stats_df[c].to_numpy(dtype=float) for c in ("cost_small_usd", "cost_large_usd"))
+    inverted = small > large
+    top = float(max(small.max(), large.max(), 1e-9)) * 1.06
+    axes.fill_between([0, top], [0, 0], [0, top], color="#D55E00", alpha=0.06, linewidth=0)
+    axes.plot([0, top], [0, top], color=MUTED, linewidth=1, linestyle="--")
+    for name, colour in _DIFFICULTIES.items():
+        own = (difficulty == name).to_numpy()
+        axes.scatter(small[own & ~inverted], large[own & ~inverted], s=22, color=colour, alpha=0.75, linewidth=0)
+        axes.scatter(
+            small[own & inverted], large[own & inverted], s=34, color=colour, edgecolor="#D55E00", linewidth=1.4
+        )
+    axes.set_xlim(0, top)
+    axes.set_ylim(0, top)
+    axes.set_xlabel("always-small: cost per task (USD)")
+    axes.set_ylabel("always-large: cost per task (USD)")
+    axes.xaxis.set_major_formatter(FuncFormatter(_usd))
+    axes.yaxis.set_major_formatter(FuncFormatter(_usd))
+    text = f"small costs more: {int(inverted.sum())} of {len(small)} tasks ({inverted.mean():.0%})"
+    axes.text(0.98, 0.03, text, transform=axes.transAxes, ha="right", color="#B34700", fontsize=10)
+
+
+def _draw_method(axes: Axes, name: str, own: pd.DataFrame, per_seed: pd.DataFrame) -> tuple[float, float]:
+    """Marks, intervals and front of one method; returns where its label's line starts."""
+    colour, marker = _style(name)
+    cost, success = own["cost_usd"].to_numpy(dtype=float), own["success"].to_numpy(dtype=float)
+    if per_seed["train_seed"].nunique() > 1:
+        axes.scatter(per_seed["cost_usd"], per_seed["success"], s=12, color=colour, alpha=0.3, linewidth=0, zorder=2)
+    errors = {
+        side: np.nan_to_num(
+            np.abs(np.stack([own[m] - own[f"{m}_low"], own[f"{m}_high"] - own[m]]).astype(float)), nan=0.0
+        )
+        for side, m in (("xerr", "cost_usd"), ("yerr", "success"))
+    }
+    axes.errorbar(cost, success, **errors, fmt="none", ecolor=colour, elinewidth=0.9, alpha=0.25, zorder=2)
+    size = 11 if name in (ALWAYS_SMALL, ALWAYS_LARGE) else 7
+    axes.plot(cost, success, marker, color=colour, markersize=size, markeredgecolor="white", zorder=4, linestyle="")
+    front = pareto_front(cost, success)
+    if len(front) > 1 and name != "random":
+        axes.step(cost[front], success[front], where="post", color=colour, linewidth=1.8, alpha=0.9, zorder=3)
+    return float(cost[front[-1]]), float(success[front[-1]])
+
+
+def _draw_random_line(axes: Axes, points: pd.DataFrame) -> None:
+    """always-small - random - always-large, by share of large calls: what mixing without looking buys."""
+    line = points[points["method"].isin([ALWAYS_SMALL, "random", ALWAYS_LARGE])].sort_values("share_large")
+    if len(line) > 1:
+        axes.plot(line["cost_usd"], line["success"], color=MUTED, linewidth=1.2, linestyle="--", zorder=1)
+
+
+def _label_methods(axes: Axes, ends: Mapping[str, tuple[float, float]]) -> None:
+    """Names in the right margin, kept apart, each with a thin line to the end of its front."""
+    low, high = axes.get_ylim()
+    wanted = [(ends[name][1] - low) / (high - low) for name in ends]
+    placed = spread(wanted, gap=0.046, low=0.02, high=0.98)
+    for (name, (cost, success)), y in zip(ends.items(), placed, strict=True):
+        colour, marker = _style(name)
+        axes.annotate(
+            "", xy=(cost, success), xycoords="data", xytext=(1.018, y), textcoords="axes fraction", zorder=1,
+            arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.35, "linewidth": 0.8},
+        )  # fmt: skip
+        axes.plot([1.028], [y], marker, color=colour, markersize=7, transform=axes.transAxes, clip_on=False)
+        axes.text(
+            1.045, y, name, transform=axes.transAxes, color=colour, va="center",
+            fontweight="bold" if name == "bopo-hybrid" else "normal",
+        )  # fmt: skip
+
+
+def _label_lambdas(figure: Figure, axes: Axes, points: pd.DataFrame, headline: str) -> None:
+    """Writes lambda at the points that have one, the headline's first; a label that finds no free spot is left out."""
+    figure.draw_without_rendering()
+    to_pixels = axes.transData.transform
+    obstacles = to_pixels(points[["cost_usd", "success"]].to_numpy(dtype=float))
+    labelled = points[points["lam"].notna()].copy() if "lam" in points else points.iloc[:0]
+    labelled["rank"] = labelled["method"] != headline
+    labelled = labelled.sort_values(["rank", "method", "cost_usd"])
+    spots = free_spots(
+        to_pixels(labelled[["cost_usd", "success"]].to_numpy(dtype=float)) if len(labelled) else np.empty((0, 2)),
+        [f"λ={lam:g}" for lam in labelled["lam"]],
+        obstacles,
+        character_px=figure.dpi * 0.085,
+        line_px=figure.dpi * 0.15,
+    )
+    for (_, row), spot in zip(labelled.iterrows(), spots, strict=True):
+        if spot is not None:
+            x, y = axes.transData.inverted().transform(spot)
+            text = f"λ={row['lam']:g}"
+            halo = [withStroke(linewidth=2.5, foreground="white")]
+            colour = _style(row["method"])[0]
+            axes.text(x, y, text, color=colour, fontsize=9, ha="center", va="center", zorder=5, path_effects=halo)
+
+
+def _canvas(width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, gridspec_kw=grid or None)
+
+
+def _head(figure: Figure, title: str, subtitle: str, label: str) -> None:
+    inch = 1 / figure.get_figheight()
+    figure.text(0.02, 1 - 0.16 * inch, title, fontsize=16, fontweight="bold", va="top")
+    if subtitle:
+        figure.text(0.02, 1 - 0.52 * inch, subtitle, fontsize=10.5, color=MUTED, va="top")
+    if label:
+        box = {"boxstyle": "round,pad=0.4", "facecolor": "#FFF4D6", "edgecolor": "#E69F00", "linewidth": 1}
+        label = textwrap.fill(label, 48)
+        figure.text(0.98, 1 - 0.24 * inch, label, fontsize=10.5, ha="right", va="top", bbox=box)
+
+
+def _subtitle(summary: Mapping[str, Any]) -> str:
+    level = f"{summary['bootstrap']['level']:.0%}"
+    return f"{summary['n_tasks']} tasks; marks are means over training seeds, bars are {level} intervals over tasks"
+
+
+def _ordered(methods: Sequence[Any]) -> list[Any]:
+    known = list(_STYLES)
+    return sorted(methods, key=lambda m: (known.index(m) if m in known else len(known), str(m)))
+
+
+def _style(method: str) -> tuple[str, str]:
+    return _STYLES.get(method) or _SPARE[sum(map(ord, method)) % len(_SPARE)]
+
+
+def _usd(value: float, _: object = None) -> str:
+    """Dollars with as many digits as small amounts need: 0.0040 and 1.2."""
+    return "0" if value == 0 else f"{value:.2g}" if abs(value) < 1 else f"{value:.3g}"
