@@ -1,1 +1,1 @@
-"""The paper, in its order: taxonomy, synthesis, reward, advantage, loss, budget. Pure functions; torch in `loss` only."""
+"""The paper, in its order: taxonomy, synthesis, reward, advantage, loss, budget. Pure functions; torch in `loss`."""
