@@ -1,0 +1,136 @@
+"""The figures: they draw what the data says, honest labels included, and leave no trace behind."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from PIL import Image
+
+from bopo_ray.analysis.labels import free_spots, spread
+from bopo_ray.analysis.plots import frontier_figure, save_png, taxonomy_figure, to_svg, training_curves_figure
+from bopo_ray.analysis.tables import Settings, frontier, summary
+from tests.unit.test_analysis_tables import synthetic_episodes
+
+
+def synthetic_curves() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = []
+    for method in ("bopo-hybrid", "grpo-vanilla"):
+        for lam in (0.1, 0.3, 0.8):
+            for iteration in range(8):
+                metrics = {m: iteration / 8 + rng.normal(0, 0.1) for m in ("reward", "success", "share_large", "kl")}
+                key = {"trial": f"{method}-{lam}", "method": method, "lam": lam, "seed": 0, "iteration": iteration}
+                rows.append(key | metrics)
+    return pd.DataFrame(rows)
+
+
+def synthetic_taxonomy() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "task": ["a", "b", "c", "d"],
+            "difficulty": ["easy", "hard", "hard", "intractable"],
+            "cost_small_usd": [0.002, 0.02, 0.01, 0.01],
+            "cost_large_usd": [0.01, 0.01, 0.03, 0.03],
+        }
+    )
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
+
+
+def curves_frontier(label: str = "simulated pair") -> Figure:
+    episodes = synthetic_episodes(n_tasks=30)
+    settings = Settings(n=50)
+    return frontier_figure(frontier(episodes, settings), summary(episodes, settings), "A title", label)
+
+
+def test_frontier_figure_says_what_it_shows(tmp_path: Path) -> None:
+    figure = curves_frontier()
+    shown = texts(figure)
+    for text in ("A title", "simulated pair", "bopo-hybrid", "always-small", "always-large", "random", "λ=0.1"):
+        assert text in shown
+    save_png(figure, tmp_path / "f.png")
+    with Image.open(tmp_path / "f.png") as image:
+        assert image.width == 1200
+
+
+def test_only_the_boundary_policies_can_be_drawn() -> None:
+    episodes = synthetic_episodes(n_tasks=1)
+    episodes = episodes[episodes["method"].str.startswith("always")]
+    figure = frontier_figure(frontier(episodes), summary(episodes), "t", "l")
+    assert to_svg(figure, "d").startswith("<svg")
+
+
+def test_svg_stands_in_a_page_and_is_reproducible() -> None:
+    description = 'cost < "success" & more'
+    svg = to_svg(curves_frontier(), description)
+    root = ElementTree.fromstring(svg)
+    assert root.attrib["aria-label"] == description
+    assert "viewBox" in root.attrib and "width" not in root.attrib
+    assert "metadata" not in svg and "<!DOCTYPE" not in svg
+    assert not re.search(r'href="(?!#)', svg)  # refers to nothing but itself
+    assert svg == to_svg(curves_frontier(), description)
+
+
+def test_hostile_names_are_printed_as_they_are() -> None:
+    label = "$\\frac{1}{0$ </svg><script>alert(1)</script>"
+    svg = to_svg(curves_frontier(label), "d")
+    assert "<script" not in svg
+    ElementTree.fromstring(svg)
+
+
+def test_training_curves_have_a_panel_per_metric() -> None:
+    figure = training_curves_figure(synthetic_curves(), label="simulated pair")
+    titles = [axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()]
+    assert titles == ["reward", "success", "share large", "kl"]
+    assert all(len(axes.lines) == 6 for axes in figure.axes if axes.get_visible())
+    assert "simulated pair" in texts(figure)
+    chosen = training_curves_figure(synthetic_curves(), metrics=["kl"])
+    assert [axes.get_title(loc="left") for axes in chosen.axes] == ["kl"]
+    with pytest.raises(ValueError, match="no metric"):
+        training_curves_figure(synthetic_curves()[["trial", "method", "lam", "seed", "iteration"]])
+
+
+def test_taxonomy_counts_and_inversions() -> None:
+    shown = texts(taxonomy_figure(synthetic_taxonomy(), label="simulated pair"))
+    assert "small costs more: 1 of 4 tasks (25%)" in shown
+    assert "  2 (50%)" in shown and "simulated pair" in shown
+    with pytest.raises(ValueError, match="cost_large_usd"):
+        taxonomy_figure(synthetic_taxonomy().drop(columns="cost_large_usd"))
+    with pytest.raises(ValueError, match="no task"):
+        taxonomy_figure(synthetic_taxonomy().iloc[:0])
+
+
+def test_settings_of_the_caller_are_left_alone() -> None:
+    before = dict(matplotlib.rcParams)
+    to_svg(taxonomy_figure(synthetic_taxonomy()), "d")
+    assert dict(matplotlib.rcParams) == before
+
+
+@given(st.lists(st.floats(0, 1), max_size=15))
+def test_spread_keeps_labels_apart_and_inside(wanted: list[float]) -> None:
+    placed = spread(wanted, gap=0.05, low=0.0, high=1.0)
+    assert len(placed) == len(wanted)
+    assert all(-1e-9 <= y <= 1 + 1e-9 for y in placed)
+    assert all(b - a >= 0.05 - 1e-9 for a, b in zip(sorted(placed), sorted(placed)[1:], strict=False))
+
+
+@given(st.lists(st.tuples(st.floats(0, 200), st.floats(0, 200)), min_size=1, max_size=20))
+def test_free_spots_cover_neither_points_nor_each_other(points: list[tuple[float, float]]) -> None:
+    anchors = np.array(points)
+    spots = free_spots(anchors, ["λ=0.1"] * len(points), anchors, character_px=8, line_px=14)
+    half = np.array([20.0, 7.0])
+    found = [spot for spot in spots if spot is not None]
+    for i, spot in enumerate(found):
+        assert not np.any(np.all(np.abs(anchors - spot) < half, axis=1))
+        assert not any(np.all(np.abs(other - spot) < 2 * half - 1e-9) for other in found[:i])
