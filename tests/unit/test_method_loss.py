@@ -60,23 +60,28 @@ def two_steps(advantage: float, old_p: float) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("advantage", "expected", "first_moves"),
+    ("advantage", "old_p", "expected", "first_moves"),
     [
         # rho = 0.75 / 0.5 = 1.5 and 1. A = 2: -(min(3, 2.4) + 2) / 2 = -2.2, the first step is clipped: no gradient
-        (2.0, -2.2, False),
+        (2.0, 0.5, -2.2, False),
         # A = -2: -(min(-3, -2.4) - 2) / 2 = 2.5, the pessimistic side is not clipped
-        (-2.0, 2.5, True),
+        (-2.0, 0.5, 2.5, True),
+        # rho = 0.75 / 1 = 0.75 and 1. A = 2: -(min(1.5, 1.6) + 2) / 2 = -1.75
+        (2.0, 1.0, -1.75, True),
+        # A = -2: -(min(-1.5, -1.6) - 2) / 2 = 1.8, clipped
+        (-2.0, 1.0, 1.8, False),
     ],
 )
-def test_two_steps_by_hand(advantage: float, expected: float, first_moves: bool) -> None:
-    rows = two_steps(advantage, old_p=0.5)
+def test_two_steps_by_hand(advantage: float, old_p: float, expected: float, first_moves: bool) -> None:
+    rows = two_steps(advantage, old_p)
     loss, gradient, stats = loss_and_gradient(rows, PLAIN)
+    rho = 0.75 / old_p
     assert loss.item() == pytest.approx(expected, abs=1e-6)
     # d rho / d logit_1 = rho * (1 - pi_1) = rho / 4, and the other logit's the negative; times -w * A
-    slope = [-0.5 * advantage * 1.5 / 4 if first_moves else 0.0, -0.5 * advantage * 1.0 / 4]
+    slope = [-0.5 * advantage * rho / 4 if first_moves else 0.0, -0.5 * advantage * 1.0 / 4]
     torch.testing.assert_close(gradient, torch.tensor([[-s, s] for s in slope]))
     assert stats["clip_fraction"].item() == 0.5
-    assert stats["ratio"].item() == pytest.approx(1.25)
+    assert stats["ratio"].item() == pytest.approx((rho + 1) / 2)
     assert stats["policy_loss"].item() == pytest.approx(expected, abs=1e-6)
 
 
