@@ -94,6 +94,8 @@ class EpisodeSpec:
     greedy: bool = False
     """Take the router's most probable model instead of sampling."""
     budget: Budget | None = None
+    router: str = "learned"
+    """How the choices are made: a fixed router's name, or "learned" for the module that the runner holds."""
 
     @property
     def id(self) -> str:
@@ -112,10 +114,11 @@ class EpisodeSpec:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One decision of the router, the model call it led to and what the environment answered."""
+    """One decision of the router, the model call it led to and what the environment answered.
 
-    view: str
-    """The router's text view when it decided."""
+    What the router saw is not stored with each step: `bopo_ray.agent.episode_views` rebuilds it.
+    """
+
     model: int
     """Index of the chosen model, 0 is the smallest."""
     probabilities: tuple[float, ...]
@@ -142,6 +145,11 @@ class Episode:
     """One finished episode."""
 
     spec: EpisodeSpec
+    task_text: str
+    """The benchmark's task description."""
+    first_observation: str
+    max_steps: int
+    """The step limit that held."""
     steps: tuple[Step, ...]
     outcome: float
     """u in [0, 1]."""

@@ -1,0 +1,110 @@
+"""The ReAct harness: a history becomes chat messages and the router's view; a reply becomes an action.
+
+Always true here: model output is only ever read as text; the task is never dropped from a prompt, old
+observations are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bopo_ray.models.protocol import Message
+from bopo_ray.records import Budget, CostMode, Episode
+
+__all__ = ["FEEDBACK", "Turn", "budget_text", "chat_messages", "episode_views", "parse_action", "router_view"]
+
+SYSTEM = """You are an agent that solves a task in a text environment, one action at a time.
+Every reply has exactly two lines:
+Thought: one or two sentences on what the last observation tells you and what to do next.
+Action: the single action to take, in the environment's own words.
+{guide}
+Take no action twice when it did not help. Stop only when the environment says that the task is over."""
+
+FEEDBACK = "Your reply held no action. Answer with a line 'Thought: ...' and a line 'Action: ...'."
+DROPPED = "[earlier observation dropped]"
+MAX_ACTION_CHARS = 200
+
+_ACTION = re.compile(r"^[\s>*_`#-]*action\s*(?:\d+\s*)?[*_`]*\s*[:=][*_`]*\s*(.*)$", re.IGNORECASE | re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One finished step of the episode."""
+
+    reply: str
+    action: str
+    """Empty when the reply held none."""
+    observation: str
+
+
+def parse_action(reply: str) -> str:
+    """The action in a reply: the last `Action:` line, or a bare one-line reply; empty when there is none."""
+    found = [m.group(1) for m in _ACTION.finditer(reply)]
+    lines = [line for line in reply.strip().splitlines() if line.strip()]
+    text = found[-1] if found else (lines[0] if len(lines) == 1 and ":" not in lines[0] else "")
+    return " ".join(text.strip("`*\"' \t.").split())[:MAX_ACTION_CHARS]
+
+
+def chat_messages(
+    task_text: str,
+    first_observation: str,
+    turns: Sequence[Turn],
+    guide: str,
+    max_tokens: int,
+    count: Callable[[tuple[Message, ...]], int],
+) -> tuple[Message, ...]:
+    """The chat prompt of the next call, of at most `max_tokens` where dropping old observations can achieve it."""
+    head = (
+        Message("system", SYSTEM.format(guide=guide)),
+        Message("user", f"Task: {task_text}\n\nObservation: {first_observation}"),
+    )
+    pairs = [(Message("assistant", t.reply), Message("user", f"Observation: {t.observation}")) for t in turns]
+    messages = head + tuple(m for pair in pairs for m in pair)
+    excess = count(messages) - max_tokens
+    for i in range(len(pairs) - 1):
+        if excess <= 0:
+            break
+        dropped = Message("user", DROPPED)
+        excess -= count((pairs[i][1],)) - count((dropped,))
+        pairs[i] = (pairs[i][0], dropped)
+        messages = head + tuple(m for pair in pairs for m in pair)
+    return messages
+
+
+def router_view(task_text: str, first_observation: str, turns: Sequence[Turn], steps_left: int, budget: str) -> str:
+    """What the router reads: a task line, a budget line, then the history, oldest first.
+
+    Each history entry is one line "> action | observation", so that a reader can drop the oldest.
+    """
+    lines = [f"task: {_flat(task_text)}", f"budget: {budget}; steps left {steps_left}", f"| {_flat(first_observation)}"]
+    lines += [f"> {t.action or '(no action)'} | {_flat(t.observation)}" for t in turns]
+    return "\n".join(lines)
+
+
+def budget_text(budget: Budget | None, spent: int) -> str:
+    """The remaining budget in words; `spent` is in the unit of the budget."""
+    if budget is None:
+        return "unlimited"
+    left = budget.cap - spent
+    return f"{left} large calls" if budget.mode is CostMode.CALLS else f"${left / 1e6:.4f}"
+
+
+def episode_views(episode: Episode) -> list[str]:
+    """What the router saw at each step of a finished episode."""
+    views, turns, spent = [], list[Turn](), 0
+    budget = episode.spec.budget
+    for step in episode.steps:
+        left = budget_text(budget, spent)
+        views.append(
+            router_view(episode.task_text, episode.first_observation, turns, episode.max_steps - len(turns), left)
+        )
+        turns.append(Turn(step.reply, step.action, step.observation))
+        if budget is not None:
+            spent += step.cost_microusd if budget.mode is CostMode.USD else int(step.model > 0)
+    return views
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,91 @@
+"""The bill: list prices and what a call costs.
+
+Always true here: money is integer micro-dollars, rounded up once per call; a model without a price does not run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from bopo_ray.errors import ConfigError
+
+__all__ = ["Price", "PriceTable", "Usage", "price_table"]
+
+_DEFAULT = Path(__file__).parent / "data" / "prices.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one call, as the model reported them."""
+
+    prompt_tokens: int
+    """All input tokens, cached ones included."""
+    completion_tokens: int
+    cached_tokens: int = 0
+    """Part of `prompt_tokens` billed at the cached price."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Micro-dollars per million tokens (so $0.40 per million is 400,000)."""
+
+    input: int
+    cached_input: int
+    output: int
+
+    def cost(self, usage: Usage) -> int:
+        """Micro-dollars of one call, rounded up."""
+        fresh = usage.prompt_tokens - usage.cached_tokens
+        total = fresh * self.input + usage.cached_tokens * self.cached_input + usage.completion_tokens * self.output
+        return -(-total // 1_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class PriceTable:
+    """A dated price list."""
+
+    date: str
+    prices: tuple[tuple[str, Price], ...]
+    billed_as: tuple[tuple[str, str], ...]
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits that change with any price."""
+        text = json.dumps([self.date, [(n, p.input, p.cached_input, p.output) for n, p in self.prices], self.billed_as])
+        return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+    def price(self, model: str) -> Price:
+        """The price of `model`; raises ConfigError when the list has none."""
+        name = dict(self.billed_as).get(model, model)
+        prices = dict(self.prices)
+        if name not in prices:
+            raise ConfigError(
+                f"no price for model {model!r}; the list of {self.date} has {', '.join(prices)}; "
+                f"add a line '{model}: {{input: ..., cached_input: ..., output: ...}}' (dollars per million tokens)"
+            )
+        return prices[name]
+
+
+@cache
+def price_table(path: Path = _DEFAULT) -> PriceTable:
+    """Reads a price list; raises ConfigError when it is malformed."""
+    try:
+        raw = yaml.safe_load(path.read_text())
+        prices = tuple(
+            (str(name), Price(*(int(Decimal(str(p[k])) * 1_000_000) for k in ("input", "cached_input", "output"))))
+            for name, p in raw["models"].items()
+        )
+        table = PriceTable(str(raw["date"]), prices, tuple((raw.get("billed_as") or {}).items()))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ArithmeticError) as error:
+        raise ConfigError(f"price list {path} can't be read ({error!r}); see the shipped prices.yaml") from error
+    for name, p in table.prices:
+        if min(p.input, p.cached_input, p.output) < 0:
+            raise ConfigError(f"price list {path}: {name} has a negative price; prices are dollars >= 0")
+    return table

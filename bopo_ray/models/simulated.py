@@ -1,0 +1,264 @@
+"""The embedded pair for machines without a language model: SIMULATED executors, labelled so wherever they appear.
+
+An executor follows the environment's expert plan and errs. Whether it errs depends on the model and on the kind of
+step; what follows depends on the environment: a slip costs a step, a wrong room must be left again, a wrong focus
+ends the episode. Two properties make routing a real problem. *Gaps*: a model does not know how to do a kind of step
+in a kind of task, and fails at it nearly always; the small model's gaps include the large one's. *Fixation*: after
+an error a model may repeat itself, the small one more and more, so that it can loop to the step limit and cost more
+than the large model that finishes early. Every draw is a hash of (task, prompt, model, sample index): the same call
+has the same reply on every machine. The reply's tokens are counted and billed at list prices.
+
+The competences below were tuned once on train tasks for a third each of Easy, Hard and Intractable, and are frozen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from bopo_ray.models.pricing import Price, PriceTable, Usage
+from bopo_ray.models.protocol import Message, ModelPool, Reply, Request
+from bopo_ray.models.tokens import count_tokens
+from bopo_ray.records import spawn_seed
+
+__all__ = ["LARGE", "SMALL", "Competence", "SimulatedModel", "StepKind", "simulated_pool", "step_kind"]
+
+CHAT_OVERHEAD_TOKENS = 4
+"""Role markers of one chat message."""
+
+
+class StepKind(StrEnum):
+    """What an expert step does; competence depends on it."""
+
+    NAVIGATE = "navigate"
+    """Go to another room."""
+    LOOK = "look"
+    """Look, read, examine, inventory."""
+    OPEN = "open"
+    """Open or close."""
+    TAKE = "take"
+    """Pick up, move, drop."""
+    FOCUS = "focus"
+    """Signal the object of the task: a wrong one ends the episode."""
+    MEASURE = "measure"
+    """Use an instrument."""
+    MIX = "mix"
+    """Pour, mix, dunk."""
+    OPERATE = "operate"
+    """Switch on or off, connect."""
+    WAIT = "wait"
+    """Let time pass, or answer a question of the environment."""
+
+
+_VERBS = {
+    StepKind.NAVIGATE: ("go ", "teleport "),
+    StepKind.LOOK: ("look", "read", "examine", "inventory"),
+    StepKind.OPEN: ("open", "close"),
+    StepKind.TAKE: ("pick", "move", "drop", "put", "take"),
+    StepKind.FOCUS: ("focus",),
+    StepKind.MEASURE: ("use",),
+    StepKind.MIX: ("mix", "pour", "dunk"),
+    StepKind.OPERATE: ("activate", "deactivate", "connect", "disconnect", "turn"),
+}
+
+
+def step_kind(action: str) -> StepKind:
+    """The kind of an action, by its verb; anything else is waiting."""
+    return next((kind for kind, verbs in _VERBS.items() if action.startswith(verbs)), StepKind.WAIT)
+
+
+@dataclass(frozen=True, slots=True)
+class Competence:
+    """How a simulated model errs. All figures are probabilities."""
+
+    slip: dict[StepKind, float]
+    """Error per attempt at a step that it knows how to do."""
+    gap: dict[StepKind, float]
+    """Share of (task kind, step kind) pairs that it does not know how to do."""
+    variation_gap: float
+    """As `gap`, for single variations of a task: multiplies `gap`."""
+    stuck: float
+    """Error per attempt at a step that it does not know how to do."""
+    fatal: float
+    """Share of focus errors that focus on a wrong object, which ends the episode."""
+    fixation: float
+    """Probability of repeating an action that just failed ..."""
+    fixation_growth: float
+    """... and by how much it grows with each further failure."""
+    recovery: float
+    """Probability of noticing, per step, that it is in the wrong room."""
+
+
+K = StepKind
+SMALL = Competence(
+    slip={K.NAVIGATE: 0.06, K.LOOK: 0.02, K.OPEN: 0.04, K.TAKE: 0.06, K.FOCUS: 0.10, K.MEASURE: 0.10, K.MIX: 0.12,
+          K.OPERATE: 0.08, K.WAIT: 0.04},
+    gap={K.NAVIGATE: 0.04, K.LOOK: 0.0, K.OPEN: 0.02, K.TAKE: 0.12, K.FOCUS: 0.30, K.MEASURE: 0.40, K.MIX: 0.45,
+         K.OPERATE: 0.30, K.WAIT: 0.06},
+    variation_gap=0.35, stuck=0.92, fatal=0.45, fixation=0.45, fixation_growth=0.12, recovery=0.55,
+)  # fmt: skip
+LARGE = Competence(
+    slip={K.NAVIGATE: 0.01, K.LOOK: 0.01, K.OPEN: 0.01, K.TAKE: 0.015, K.FOCUS: 0.02, K.MEASURE: 0.02, K.MIX: 0.03,
+          K.OPERATE: 0.02, K.WAIT: 0.01},
+    gap={K.NAVIGATE: 0.0, K.LOOK: 0.0, K.OPEN: 0.0, K.TAKE: 0.01, K.FOCUS: 0.03, K.MEASURE: 0.06, K.MIX: 0.08,
+         K.OPERATE: 0.05, K.WAIT: 0.0},
+    variation_gap=0.35, stuck=0.92, fatal=0.3, fixation=0.06, fixation_growth=0.02, recovery=0.95,
+)  # fmt: skip
+
+_FAILED = ("no known action", "ambiguous", "nothing happens", "your reply held no action", "i'm not sure", "can't")
+_ROOMS = ("kitchen", "hallway", "workshop", "living room", "bedroom", "bathroom", "art studio", "greenhouse",
+          "foundry", "outside")  # fmt: skip
+_DISTRACTORS = ("air", "agent", "table", "door", "picture", "wall", "chair", "cup")
+_THOUGHTS = {
+    K.NAVIGATE: "What I need is not in this room, so I change rooms now and look there.",
+    K.LOOK: "Before the next step I check what is in front of me and in which state it is.",
+    K.OPEN: "This is closed and may hold something useful, so I deal with it first.",
+    K.TAKE: "I need this object in the right place for the steps that follow.",
+    K.FOCUS: "The task asks me to name its object explicitly, so I focus on it now.",
+    K.MEASURE: "I need a reading to know how far the process is, so I use the instrument.",
+    K.MIX: "The ingredients must come together in one container before anything can happen.",
+    K.OPERATE: "The device must change its state now for the process to go on.",
+    K.WAIT: "The process needs time, so I let it run and watch what changes.",
+}
+
+
+class _Progress(NamedTuple):
+    """Where the episode stands, read off the prompt alone."""
+
+    next_step: int
+    """Index of the next expert step."""
+    failures: int
+    """Failed actions since the last progress."""
+    last_action: str
+    away_from: str
+    """The room to return to after a wrong turn; empty when on course."""
+
+
+class SimulatedModel:
+    """A language model's stand-in: see the module's docstring. Stateless, thread-safe."""
+
+    needs_plan = True
+
+    def __init__(self, name: str, competence: Competence, price: Price) -> None:
+        self.name = name
+        self.competence = competence
+        self.price = price
+
+    def count(self, messages: tuple[Message, ...]) -> int:
+        """Exact prompt tokens."""
+        return sum(count_tokens(m.content) + CHAT_OVERHEAD_TOKENS for m in messages)
+
+    def complete(self, request: Request) -> Reply:
+        """The simulated reply and its measured tokens; latency is 0 because no time is simulated."""
+        text = self._reply(request)
+        return Reply(text, Usage(self.count(request.messages), min(count_tokens(text), request.max_tokens)), 0.0)
+
+    def _reply(self, request: Request) -> str:
+        draw = _Draws(request, self.name)
+        progress = read_progress(request.messages, request.plan)
+        c = self.competence
+        if progress.failures and draw("fixation") < min(
+            0.97, c.fixation + c.fixation_growth * (progress.failures - 1)
+        ):
+            return _format("That should have worked, so I try the same again.", progress.last_action)
+        if progress.away_from and draw("recovery") < c.recovery:
+            return _format("This is the wrong place; I go back.", f"teleport to {progress.away_from}")
+        if progress.next_step >= len(request.plan):
+            return _format("All steps are done; I wait for the result.", "wait1")
+        step = request.plan[progress.next_step]
+        kind = step_kind(step)
+        error = c.slip[kind] if self.knows(request.task, kind) else c.stuck
+        if draw("error") >= error:
+            return _format(_THOUGHTS[kind], step)
+        return self._error(step, kind, draw)
+
+    def knows(self, task: str, kind: StepKind) -> bool:
+        """Whether it knows how to do steps of `kind` in `task` ("boil/3").
+
+        One draw per pair, shared by all models: a better model's gaps are a subset of a worse one's.
+        """
+        task_kind = task.rpartition("/")[0]
+        gap = self.competence.gap[kind]
+        by_kind = _uniform("gap", task_kind, kind)
+        by_variation = _uniform("gap", task, kind)
+        return by_kind >= gap and by_variation >= gap * self.competence.variation_gap
+
+    def _error(self, step: str, kind: StepKind, draw: _Draws) -> str:
+        thought = _THOUGHTS[kind]
+        if draw("unparseable") < 0.05:
+            return f"I think that {thought[0].lower()}{thought[1:]}\nLet me think about it some more."
+        if kind is K.NAVIGATE:
+            target = step.rpartition(" to ")[2]
+            return _format(thought, f"teleport to {draw.pick('room', [r for r in _ROOMS if r != target])}")
+        if kind is K.FOCUS and draw("fatal") < self.competence.fatal:
+            return _format(thought, f"focus on {draw.pick('object', ('air', 'agent'))}")
+        wrong = draw.pick("object", _DISTRACTORS)
+        words = step.split(" ")
+        return _format(thought, draw.pick("form", (f"{words[0]} {wrong}", f"examine {wrong}", "look around")))
+
+
+def read_progress(messages: Sequence[Message], plan: Sequence[str]) -> _Progress:
+    """Follows the prompt's actions along the plan: no state outside the prompt is needed."""
+    k, failures, last, away = 0, 0, "", ""
+    home = _room(messages[1].content) if len(messages) > 1 else ""
+    for said, seen in zip(messages[2::2], messages[3::2], strict=False):
+        action = said.content.rpartition("Action: ")[2].strip() if "Action: " in said.content else ""
+        failed = any(mark in seen.content.lower() for mark in _FAILED)
+        if away and action == f"teleport to {away}" and not failed:
+            away, failures = "", 0
+        elif not away and k < len(plan) and action == plan[k] and not failed:
+            k, failures = k + 1, 0
+            if step_kind(action) is K.NAVIGATE:
+                home = action.rpartition(" to ")[2]
+        else:
+            failures += 1
+            if action.startswith("teleport to ") and not failed:
+                away = home
+        last = action or last
+    return _Progress(k, failures if last else 0, last, away)
+
+
+def simulated_pool(prices: PriceTable) -> ModelPool:
+    """SMALL and LARGE, billed at the list prices of GPT-4.1-mini and GPT-4.1."""
+    models = tuple(
+        SimulatedModel(name, competence, prices.price(name))
+        for name, competence in (("simulated:small", SMALL), ("simulated:large", LARGE))
+    )
+    return ModelPool(
+        models,
+        label="simulated",
+        note="Simulated executors that follow the environment's expert plan and err by design; "
+        f"tokens are counted and billed at the list prices of GPT-4.1-mini / GPT-4.1 of {prices.date}.",
+        price_hash=prices.hash,
+    )
+
+
+class _Draws:
+    """Uniform draws that depend on (task, prompt, model, sample) and a label."""
+
+    def __init__(self, request: Request, model: str) -> None:
+        sample = request.sample if request.temperature > 0 else 0
+        prompt = "\x1e".join(m.content for m in request.messages[1:])
+        self.key = spawn_seed(request.task, prompt, model, sample)
+
+    def __call__(self, label: str) -> float:
+        return _uniform(self.key, label)
+
+    def pick(self, label: str, options: Sequence[str]) -> str:
+        return options[int(self(label) * len(options))]
+
+
+def _uniform(*parts: object) -> float:
+    return spawn_seed(*parts) / 2**63
+
+
+def _format(thought: str, action: str) -> str:
+    return f"Thought: {thought}\nAction: {action}"
+
+
+def _room(text: str) -> str:
+    found = re.search(r"(?:room is called the|You are in the|outside location is called the) ([a-z ]+)", text)
+    return found.group(1).strip() if found else "hallway"

@@ -1,0 +1,293 @@
+"""BoPO as an RLlib Algorithm: sample groups, compare them with the boundaries, learn, hand the weights back.
+
+Always true here: a group with a failed episode is dropped whole and counted; what a seed decides (which tasks, which
+samples, the order of rows) depends on (seed, iteration) alone, so that a restored run continues bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.utils.metrics import LEARNER_RESULTS
+from ray.rllib.utils.annotations import override
+
+from bopo_ray.errors import ConfigError, EngineError
+from bopo_ray.method.advantage import AdvantageMode, Anchor, boundary_anchor, group_advantage
+from bopo_ray.method.reward import beta_warning, cost_ranges, normalised_cost, reward
+from bopo_ray.method.taxonomy import BoundaryStats, boundary_stats
+from bopo_ray.records import CostMode, Difficulty, Episode, EpisodeSpec, Phase, spawn_seed
+from bopo_ray.rllib.batch import Group, bopo_batch
+from bopo_ray.rllib.collect import collect
+from bopo_ray.rllib.config import RouterAlgorithmConfig
+from bopo_ray.rllib.learner import BoPOTorchLearner
+from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL
+from bopo_ray.store import EpisodeStore
+
+__all__ = ["BoPO", "BoPOConfig", "Boundary", "module_state", "read_boundaries"]
+
+log = logging.getLogger(__name__)
+
+
+class BoPOConfig(RouterAlgorithmConfig):
+    """Settings of BoPO; defaults are the method's."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class or BoPO)
+        self.lam = 0.3
+        """lambda: price of the normalised cost, in units of success; at least 0."""
+        self.beta = 0.5
+        """Bonus for success on Hard tasks."""
+        self.advantage: str = AdvantageMode.HYBRID
+        """How rewards become advantages, see `AdvantageMode`."""
+        self.cost_mode: str = CostMode.USD
+        """Unit of C(tau)."""
+        self.group_size = 8
+        """G: policy episodes per task and update."""
+        self.tasks_per_update = 16
+        """Groups per update."""
+        self.difficulty_mix: dict[str, int] = {"hard": 2, "easy": 1, "intractable": 1}
+        """Shares of the classes among the tasks of an update."""
+        self.easy_at = 3
+        """Successes of always-small from which a task is Easy."""
+        self.clip, self.kl, self.entropy, self.anchor = 0.2, 0.02, 0.005, 0.5
+        """Coefficients of the loss, see `LossConfig`."""
+        self.boundary_dir: str | None = None
+        """Folder of boundary episodes: the tasks to learn on, their costs and anchors."""
+        self.price_hash = ""
+        """Price table that they were billed at."""
+        self.t_max = 40
+        """Step limit of the benchmark."""
+        self.resume_from: str | None = None
+        """Checkpoint folder of an interrupted run to continue."""
+        self.lr = 3e-4
+        self.num_epochs, self.minibatch_size = 1, 128
+
+    @override(RouterAlgorithmConfig)
+    def update_from_dict(self, config_dict: Mapping[str, Any]) -> BoPOConfig:
+        """As RLlib's; a key `point` (one cell of a sweep) sets lam, advantage, seed and resume_from together."""
+        settings = dict(config_dict)
+        settings.update(settings.pop("point", {}))
+        return super().update_from_dict(settings)  # type: ignore[no-any-return]
+
+    @override(RouterAlgorithmConfig)
+    def get_default_learner_class(self) -> type:
+        return BoPOTorchLearner
+
+    @override(RouterAlgorithmConfig)
+    def validate(self) -> None:
+        super().validate()
+        for name, ok, rule in (
+            ("lam", self.lam >= 0, "need lambda >= 0"),
+            ("beta", self.beta >= 0, "need beta >= 0"),
+            ("group_size", self.group_size >= 2, "need at least 2 episodes to compare"),
+            ("tasks_per_update", self.tasks_per_update >= 1, "need at least 1"),
+            ("advantage", self.advantage in set(AdvantageMode), f"one of {', '.join(AdvantageMode)}"),
+        ):
+            if not ok:
+                raise ConfigError(f"{name}={getattr(self, name)}: {rule}")
+
+
+class BoPO(Algorithm):
+    """Boundary-guided policy optimisation, section 4 of the method."""
+
+    config: BoPOConfig
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> BoPOConfig:
+        return BoPOConfig()
+
+    @override(Algorithm)
+    def setup(self, config: Any) -> None:
+        self.updates = 0
+        self.promotions: dict[str, int] = {}
+        super().setup(config)
+        cfg = self.config
+        if cfg.boundary_dir is None:
+            raise ConfigError("boundary_dir=None: BoPO needs the folder of the boundary episodes")
+        self.boundaries = read_boundaries(Path(cfg.boundary_dir), cfg.price_hash, CostMode(cfg.cost_mode))
+        self.ranges = cost_ranges({k: b.stats for k, b in self.boundaries.items()}, CostMode(cfg.cost_mode))
+        doubtful = beta_warning({k: b.stats for k, b in self.boundaries.items()}, cfg.beta, cfg.lam, cfg.easy_at)
+        if doubtful:
+            log.warning(
+                "lambda=%g, beta=%g: on %d Hard tasks a success costs more than it earns (first: %s)",
+                cfg.lam, cfg.beta, len(doubtful), doubtful[0],
+            )  # fmt: skip
+        self.learner_group.foreach_learner(lambda learner: learner.set_reference())
+        if cfg.resume_from:
+            self.restore_from_path(cfg.resume_from)
+
+    def difficulty(self, task: str) -> Difficulty:
+        """The task's class as of now: a success in training promotes Intractable to Hard."""
+        return self.boundaries[task].stats.promoted(self.promotions.get(task, 0)).difficulty(self.config.easy_at)
+
+    @override(Algorithm)
+    def training_step(self) -> None:
+        cfg = self.config
+        tasks = self._choose_tasks()
+        policy = f"bopo-{cfg.advantage}(lam={cfg.lam:g},seed={cfg.seed or 0})"
+        specs = [
+            EpisodeSpec(
+                self.boundaries[name].task, Phase.POLICY, policy, self.updates * cfg.tasks_per_update + g,
+                spawn_seed(self.updates, g, member) % 2**31, cfg.seed or 0,
+            )
+            for g, name in enumerate(tasks)
+            for member in range(cfg.group_size)
+        ]  # fmt: skip
+        results = collect(self.env_runner_group, specs, module_state(self), version=self.updates + 1)
+        by_task = [results[i * cfg.group_size : (i + 1) * cfg.group_size] for i in range(len(tasks))]
+        whole = [[e for e in group if isinstance(e, Episode)] for group in by_task]
+        groups = [self._group(g) for g in whole if len(g) == cfg.group_size]
+        if not groups:
+            failures = [str(e.reason) for g in by_task for e in g if not isinstance(e, Episode)]
+            raise EngineError(f"no group of update {self.updates} could be played: {failures[0]}")
+        self._log_rollouts([e for g in groups for e in g.episodes])
+        taught = [g for g in groups if np.any(g.advantages) or g.anchors]
+        self.metrics.log_dict(
+            {
+                "skipped_groups": float(len(groups) - len(taught)),
+                "dropped_groups": float(len(tasks) - len(groups)),
+                "anchored_groups": float(sum(bool(g.anchors) for g in groups)),
+            },
+            key="groups",
+            window=1,
+        )
+        rng = np.random.default_rng(spawn_seed("rows", cfg.seed, self.updates))
+        learners = max(1, cfg.num_learners)
+        batch = bopo_batch(taught, cfg.t_max, cfg.context, cfg.minibatch_size, learners, rng) if taught else None
+        if batch is not None:
+            results = self.learner_group.update(
+                batch=batch, num_epochs=cfg.num_epochs, minibatch_size=cfg.minibatch_size, shuffle_batch_per_epoch=False
+            )
+            self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        self.updates += 1
+
+    def _choose_tasks(self) -> list[str]:
+        """Tasks of this update: classes in the stated mix, each class in turns of its own shuffled list."""
+        cfg = self.config
+        classes: dict[str, list[str]] = {}
+        for name in sorted(self.boundaries):
+            classes.setdefault(self.difficulty(name), []).append(name)
+        mix = {c: cfg.difficulty_mix.get(c, 0) for c in classes if cfg.difficulty_mix.get(c, 0) > 0}
+        if not mix:
+            raise ConfigError(f"difficulty_mix={cfg.difficulty_mix}: none of the classes {sorted(classes)} has a share")
+        wanted = [c for c in sorted(mix, key=lambda c: -mix[c]) for _ in range(mix[c])]
+        chosen = []
+        counts = {c: 0 for c in mix}
+        for i in range(cfg.tasks_per_update):
+            counts[wanted[i % len(wanted)]] += 1
+        for c, count in counts.items():
+            cursor = self.updates * -(-cfg.tasks_per_update * mix[c] // len(wanted))
+            for k in range(cursor, cursor + count):
+                turn, position = divmod(k, len(classes[c]))
+                order = np.random.default_rng(spawn_seed("tasks", cfg.seed, c, turn)).permutation(len(classes[c]))
+                chosen.append(classes[c][order[position]])
+        return chosen
+
+    def _group(self, episodes: Sequence[Episode]) -> Group:
+        """Rewards and advantages of one task's episodes."""
+        cfg, name = self.config, episodes[0].spec.task.name
+        mode, boundary, cost_range = CostMode(cfg.cost_mode), self.boundaries[name], self.ranges[name]
+        successes = sum(e.success for e in episodes)
+        if successes and self.difficulty(name) is Difficulty.INTRACTABLE:
+            self.promotions[name] = self.promotions.get(name, 0) + successes
+        hard = self.difficulty(name) is Difficulty.HARD
+        outcomes = np.array([e.outcome for e in episodes])
+        cost = normalised_cost([e.cost(mode) for e in episodes], cost_range)
+        rewards = reward(outcomes, hard, cost, cfg.lam, cfg.beta)
+        imitable = [boundary.imitable(i) for i in range(2)]
+        anchors: list[Anchor] = [
+            boundary_anchor(
+                [e.outcome for e in rollouts], [e.cost(mode) for e in rollouts], hard, cost_range, cfg.lam, cfg.beta,
+                bool(imitable[i]),
+            )
+            for i, rollouts in enumerate((boundary.small, boundary.large))
+        ]  # fmt: skip
+        advantage = group_advantage(rewards, outcomes, anchors, AdvantageMode(cfg.advantage))
+        rng = np.random.default_rng(spawn_seed("anchors", cfg.seed, self.updates, name))
+        pulls = tuple(
+            (imitable[i][int(rng.integers(len(imitable[i])))], float(a))
+            for i, a in enumerate(advantage.anchor_advantages)
+            if a > 0
+        )
+        for value in rewards:
+            self.metrics.log_value(("rollouts", "reward"), float(value), reduce="mean", clear_on_reduce=True)
+        return Group(tuple(episodes), advantage.advantages, pulls)
+
+    def _log_rollouts(self, episodes: Sequence[Episode]) -> None:
+        n_models = len(episodes[0].steps[0].probabilities)
+        for e in episodes:
+            steps = max(1, len(e.steps))
+            figures = {
+                "success": float(e.success),
+                "outcome": e.outcome,
+                "cost_usd": e.cost_microusd / 1e6,
+                "steps": float(len(e.steps)),
+                "share_large": sum(s.model == n_models - 1 for s in e.steps) / steps,
+            }
+            for key in ("rollouts", f"rollouts_{self.difficulty(e.spec.task.name)}"):
+                for name, value in figures.items():
+                    self.metrics.log_value((key, name), value, reduce="mean", clear_on_reduce=True)
+        for name, total in (
+            ("episodes", len(episodes)),
+            ("calls", sum(len(e.steps) for e in episodes)),
+            ("spent_microusd", sum(e.cost_microusd for e in episodes)),
+        ):
+            self.metrics.log_value(("spend", name), total, reduce="lifetime_sum")
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    @override(Algorithm)
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return super().get_state(*args, **kwargs) | {"bopo": {"updates": self.updates, "promotions": self.promotions}}
+
+    @override(Algorithm)
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        if "bopo" in state:
+            self.updates, self.promotions = state["bopo"]["updates"], dict(state["bopo"]["promotions"])
+
+
+class Boundary:
+    """The cached boundary rollouts of one task."""
+
+    def __init__(self, small: Sequence[Episode], large: Sequence[Episode], mode: CostMode) -> None:
+        self.small, self.large = tuple(small), tuple(large)
+        self.task = small[0].spec.task
+        self.stats: BoundaryStats = boundary_stats(small, large, mode)
+
+    def imitable(self, boundary: int) -> tuple[Episode, ...]:
+        """Rollouts that an anchor term may imitate: of LARGE successes only; of SMALL successes if there are any."""
+        rollouts = (self.small, self.large)[boundary]
+        successes = tuple(e for e in rollouts if e.success)
+        return successes or (() if boundary else rollouts)
+
+
+def read_boundaries(folder: Path, price_hash: str, mode: CostMode) -> dict[str, Boundary]:
+    """The boundary episodes of a folder, by task; raises ConfigError when there is none."""
+    by_task: dict[str, dict[str, list[Episode]]] = {}
+    for e in EpisodeStore(folder, price_hash).read(Phase.BOUNDARY):
+        by_task.setdefault(e.spec.task.name, {ALWAYS_SMALL: [], ALWAYS_LARGE: []})[e.spec.policy].append(e)
+    found = {
+        name: Boundary(b[ALWAYS_SMALL], b[ALWAYS_LARGE], mode)
+        for name, b in sorted(by_task.items())
+        if b[ALWAYS_SMALL] and b[ALWAYS_LARGE]
+    }
+    if not found:
+        raise ConfigError(f"{folder} holds no task with boundary rollouts of both models; run the boundary stage first")
+    return found
+
+
+def module_state(algorithm: Algorithm) -> dict[str, Any]:
+    """The acting copy of the router's weights, as numpy arrays."""
+    state = algorithm.learner_group.get_state(
+        components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
+    )
+    weights: dict[str, Any] = state[COMPONENT_LEARNER][COMPONENT_RL_MODULE][DEFAULT_MODULE_ID]
+    return weights

@@ -1,0 +1,89 @@
+"""BoSFT as an RLlib Algorithm: supervised learning of the cheapest successful routing, section 3 of the method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics import LEARNER_RESULTS
+
+from bopo_ray.errors import ConfigError
+from bopo_ray.method.synthesis import Expert, step_weights
+from bopo_ray.records import Difficulty, spawn_seed
+from bopo_ray.rllib.batch import episode_ids, sft_batch
+from bopo_ray.rllib.config import RouterAlgorithmConfig
+from bopo_ray.rllib.learner import BoSFTTorchLearner
+
+__all__ = ["BoSFT", "BoSFTConfig"]
+
+
+class BoSFTConfig(RouterAlgorithmConfig):
+    """Settings of BoSFT."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class or BoSFT)
+        self.hard_share = 1 / 3
+        """Least share of the loss on Hard steps."""
+        self.lr = 1e-3
+        self.num_epochs, self.minibatch_size = 1, 64
+        self.env_runners(num_env_runners=0)
+
+    @override(RouterAlgorithmConfig)
+    def get_default_learner_class(self) -> type:
+        return BoSFTTorchLearner
+
+
+class BoSFT(Algorithm):
+    """One iteration is one epoch over the experts given to `set_experts`."""
+
+    config: BoSFTConfig
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> BoSFTConfig:
+        return BoSFTConfig()
+
+    @override(Algorithm)
+    def setup(self, config: Any) -> None:
+        self.experts: tuple[Expert, ...] = ()
+        self.epochs = 0
+        super().setup(config)
+
+    def set_experts(self, experts: Sequence[Expert]) -> None:
+        """What to imitate; raises ConfigError when empty."""
+        if not experts:
+            raise ConfigError("0 expert trajectories: need at least one task with boundary rollouts")
+        self.experts = tuple(experts)
+
+    @override(Algorithm)
+    def training_step(self) -> None:
+        cfg = self.config
+        steps = [e.difficulty for e in self.experts for _ in e.labels]
+        rng = np.random.default_rng(spawn_seed("sft", cfg.seed, self.epochs))
+        batch = sft_batch(
+            self.experts, step_weights(steps, cfg.hard_share), cfg.context, cfg.minibatch_size,
+            max(1, cfg.num_learners), rng,
+        )  # fmt: skip
+        results = self.learner_group.update(batch=batch, num_epochs=1, minibatch_size=cfg.minibatch_size)
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        self.epochs += 1
+
+    def p_large(self, experts: Sequence[Expert], difficulty: Difficulty | None = None) -> np.ndarray:
+        """pi(any model but the smallest) at each step of the experts' trajectories, [steps]."""
+        chosen = [e for e in experts if difficulty is None or e.difficulty is difficulty]
+        if not chosen:
+            return np.zeros(0)
+        ids = torch.from_numpy(np.concatenate([episode_ids(e.episode, self.config.context) for e in chosen]))
+
+        def probabilities(learner: Any) -> np.ndarray:
+            module = learner.module[DEFAULT_MODULE_ID].unwrapped()
+            with torch.no_grad():
+                logits = torch.cat([module.policy(c.to(learner.device)).cpu() for c in ids.split(256)])
+            return torch.softmax(logits, -1)[:, 1:].sum(-1).numpy()
+
+        return self.learner_group.foreach_learner(probabilities).result_or_errors[0].get()

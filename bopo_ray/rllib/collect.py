@@ -1,0 +1,118 @@
+"""One queue of episodes over all runners, whatever dies on the way.
+
+Always true here: every spec ends as exactly one episode or one counted failure; a runner that dies or goes silent is
+replaced by Ray, and the specs it had not finished go back to the queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+
+from bopo_ray.records import Episode, EpisodeSpec
+from bopo_ray.rllib.runner import ATTEMPTS, Failure
+
+__all__ = ["collect"]
+
+log = logging.getLogger(__name__)
+SILENCE_S = 600.0
+"""A runner that yields nothing for so long is killed and replaced."""
+
+
+def collect(
+    group: EnvRunnerGroup,
+    specs: Sequence[EpisodeSpec],
+    weights: Any = None,
+    version: int = 0,
+    on_episode: Callable[[Episode | Failure], None] | None = None,
+    silence_s: float = SILENCE_S,
+) -> list[Episode | Failure]:
+    """Plays `specs` on the group's runners; results in the order of `specs`.
+
+    Args:
+        group: runners (`GroupEnvRunner`), remote ones or the local one.
+        specs: what to play, with distinct ids.
+        weights, version: the learned router's, see `GroupEnvRunner.stream`.
+        on_episode: called in this process as each result arrives.
+        silence_s: see `SILENCE_S`.
+    """
+    results: dict[str, Episode | Failure] = {}
+
+    def arrived(result: Episode | Failure) -> None:
+        if result.spec.id not in results:
+            results[result.spec.id] = result
+            if on_episode:
+                on_episode(result)
+
+    if group.num_remote_env_runners() == 0:
+        for result in group.local_env_runner.stream(specs, weights, version):
+            arrived(result)
+    else:
+        _collect_remote(group, specs, weights, version, arrived, silence_s)
+    return [results[s.id] for s in specs]
+
+
+def _collect_remote(
+    group: EnvRunnerGroup, specs: Sequence[EpisodeSpec], weights: Any, version: int,
+    arrived: Callable[[Episode | Failure], None], silence_s: float,
+) -> None:  # fmt: skip
+    runners = group._worker_manager.actors()
+    lanes = group._remote_config.num_envs_per_env_runner
+    weights_ref = ray.put(weights) if weights is not None else None
+    waiting, losses = deque(specs), Counter[str]()
+    streams: dict[Any, tuple[int, dict[str, EpisodeSpec]]] = {}
+    heard: dict[Any, float] = {}
+
+    def dispatch(index: int) -> None:
+        share = max(lanes, -(-len(waiting) // (2 * len(runners))))
+        unit = [waiting.popleft() for _ in range(min(share, len(waiting)))]
+        if unit:
+            stream = runners[index].stream.options(num_returns="streaming").remote(unit, weights_ref, version)
+            streams[stream] = (index, {s.id: s for s in unit})
+            heard[stream] = time.monotonic()
+
+    def lost(stream: Any, reason: str) -> None:
+        index, unfinished = streams.pop(stream)
+        log.warning("env runner %d: %s; %d episodes go back to the queue", index, reason, len(unfinished))
+        for spec in unfinished.values():
+            losses[spec.id] += 1
+            if losses[spec.id] >= ATTEMPTS:
+                arrived(Failure(spec, f"lost with its runner {ATTEMPTS} times: {reason}"))
+            else:
+                waiting.append(spec)
+        dispatch(index)
+
+    for index in runners:
+        dispatch(index)
+    while streams:
+        ready, _ = ray.wait(list(streams), num_returns=1, timeout=5.0, fetch_local=True)
+        for stream in ready:
+            index, unfinished = streams[stream]
+            try:
+                result = ray.get(next(stream), timeout=silence_s)
+            except StopIteration:
+                del streams[stream]
+                dispatch(index)
+                continue
+            except RayTaskError:
+                raise
+            except (ActorDiedError, ActorUnavailableError, RayActorError, RayError) as error:
+                lost(stream, str(error).splitlines()[0])
+                continue
+            heard[stream] = time.monotonic()
+            unfinished.pop(result.spec.id, None)
+            arrived(result)
+        for stream in [s for s in streams if time.monotonic() - heard[s] > silence_s]:
+            ray.kill(runners[streams[stream][0]], no_restart=False)
+            lost(stream, f"silent for {silence_s:.0f} s")
+        if waiting:
+            idle = set(runners) - {index for index, _ in streams.values()}
+            for index in idle:
+                dispatch(index)

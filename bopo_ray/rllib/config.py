@@ -1,0 +1,58 @@
+"""What the two algorithms' configurations share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from bopo_ray.rllib.router_module import ROUTER_DEFAULTS, RouterModule
+from bopo_ray.rllib.runner import GroupEnvRunner
+
+__all__ = ["RouterAlgorithmConfig"]
+
+
+class RouterAlgorithmConfig(AlgorithmConfig):
+    """Runners, router and the settings of RLlib whose defaults hurt here."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class)
+        self.router_shape: dict[str, Any] = dict(ROUTER_DEFAULTS)
+        """The router's shape, see `ROUTER_DEFAULTS`."""
+        self.policy_dir: str | None = None
+        """Folder of a saved RouterModule to start from."""
+        self.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
+        self.env_runners(
+            env_runner_cls=GroupEnvRunner, num_env_runners=1, num_envs_per_env_runner=8, create_local_env_runner=False,
+            sample_timeout_s=None,
+        )  # fmt: skip
+        self.fault_tolerance(restart_failed_env_runners=True, max_num_env_runner_restarts=1000)
+        self.learners(num_learners=0)
+        self.framework("torch")
+        self.grad_clip, self.grad_clip_by = 1.0, "global_norm"
+        self.rl_module(rl_module_spec=RLModuleSpec(module_class=RouterModule, model_config=self.router_shape))
+        self.reporting(min_time_s_per_iteration=0, min_sample_timesteps_per_iteration=0)
+
+    def router(self, **shape: Any) -> RouterAlgorithmConfig:
+        """Sets the router's shape."""
+        self.router_shape = ROUTER_DEFAULTS | shape
+        self.rl_module(rl_module_spec=RLModuleSpec(module_class=RouterModule, model_config=self.router_shape))
+        return self
+
+    def start_from(self, folder: str) -> RouterAlgorithmConfig:
+        """Starts from a saved RouterModule instead of random weights."""
+        self.rl_module(
+            rl_module_spec=RLModuleSpec(
+                module_class=RouterModule, model_config=self.router_shape, load_state_path=folder
+            )
+        )
+        return self
+
+    @property
+    def context(self) -> int:
+        """Length of an encoded view, in tokens."""
+        return int(self.router_shape["context"])
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        return RLModuleSpec(module_class=RouterModule, model_config=self.router_shape)

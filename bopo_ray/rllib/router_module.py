@@ -1,0 +1,88 @@
+"""The router as an RLModule: a small transformer encoder over the text view, one logit per model."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+from bopo_ray.models.tokens import PAD, tokenizer
+
+__all__ = ["ROUTER_DEFAULTS", "RouterModule"]
+
+ROUTER_DEFAULTS: dict[str, Any] = {"width": 64, "layers": 2, "heads": 4, "context": 96}
+"""Hidden size, transformer layers, attention heads, and length of the encoded view in tokens."""
+
+
+class RouterModule(TorchRLModule, InferenceOnlyAPI):
+    """pi(model | view).
+
+    Batch: `Columns.OBS` int [B, context] as made by `encode_view`. Output: `Columns.ACTION_DIST_INPUTS`, float32
+    logits [B, n_models]. `reference` is the frozen policy of the KL term (BoSFT); it is part of the learner's state
+    and of checkpoints, and is left out of the copies that act.
+    """
+
+    def setup(self) -> None:
+        cfg = ROUTER_DEFAULTS | dict(self.model_config)
+        tok = tokenizer()
+        self.pad = tok.token_to_id(PAD)
+        self.policy = _Router(cfg, tok.get_vocab_size(), int(self.action_space.n), self.pad)
+        self.reference = None if self.inference_only else copy.deepcopy(self.policy).requires_grad_(False)
+
+    def set_reference(self) -> None:
+        """Freezes the present policy as the reference."""
+        if self.reference is not None:
+            self.reference.load_state_dict(self.policy.state_dict())
+
+    def get_non_inference_attributes(self) -> list[str]:
+        return ["reference"]
+
+    def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
+        return {Columns.ACTION_DIST_INPUTS: self.policy(batch[Columns.OBS])}
+
+    def reference_logits(self, obs: Tensor) -> Tensor:
+        """Logits [B, n_models] of the frozen policy."""
+        assert self.reference is not None
+        with torch.no_grad():
+            return self.reference(obs)
+
+
+class _Router(nn.Module):
+    """Encoder and head: the embedding of [CLS] beside the mean over the view decides."""
+
+    def __init__(self, cfg: dict[str, Any], vocabulary: int, n_models: int, pad: int) -> None:
+        super().__init__()
+        self.pad = pad
+        self.encoder = BertModel(
+            BertConfig(
+                vocab_size=vocabulary,
+                hidden_size=cfg["width"],
+                num_hidden_layers=cfg["layers"],
+                num_attention_heads=cfg["heads"],
+                intermediate_size=2 * cfg["width"],
+                max_position_embeddings=cfg["context"],
+                pad_token_id=pad,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+            ),
+            add_pooling_layer=False,
+        )
+        self.head = nn.Linear(2 * cfg["width"], n_models)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        ids_BT = ids_BT.long()
+        mask_BT = ids_BT != self.pad
+        length = max(1, int(mask_BT.sum(-1).max()))
+        ids_BT, mask_BT = ids_BT[:, :length], mask_BT[:, :length]
+        hidden_BTD = self.encoder(input_ids=ids_BT, attention_mask=mask_BT.long()).last_hidden_state
+        keep_BT1 = mask_BT.unsqueeze(-1).to(hidden_BTD.dtype)
+        mean_BD = (hidden_BTD * keep_BT1).sum(1) / keep_BT1.sum(1).clamp(min=1)
+        logits: Tensor = self.head(torch.cat([hidden_BTD[:, 0], mean_BD], -1))
+        return logits.float()

@@ -1,0 +1,265 @@
+"""GroupEnvRunner: an RLlib EnvRunner that plays many episodes at once without lock-step.
+
+RLlib's own runner passes no options to `reset`, so it can't be told which task to play, and steps its environments
+in lock-step, so the slowest model call holds all. This one takes a list of episode specs, runs each in a lane of
+its own (a thread that waits for the model and the environment), and lets the router decide for whatever lanes are
+ready, in one forward pass. Episodes are yielded as they finish.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import ray
+import torch
+from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.env import INPUT_ENV_SPACES
+from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.utils.checkpoints import Checkpointable
+
+import envs  # noqa: F401 (registers the benchmarks)
+from bopo_ray.errors import EngineError, ModelError
+from bopo_ray.models import load_pool
+from bopo_ray.records import Episode, EpisodeSpec, Step, StopReason, spawn_seed
+from bopo_ray.rllib.encode import encode_view
+from bopo_ray.rllib.router_module import ROUTER_DEFAULTS
+from bopo_ray.routers import LEARNED, Router, fixed_router
+from bopo_ray.routing_env import RoutingEnv
+from envs.base import text_space
+
+__all__ = ["Failure", "GroupEnvRunner", "make_routing_env"]
+
+ATTEMPTS = 3
+"""So often an episode is tried when the engine or a model fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An episode that could not be played: the infrastructure's fault, never scored."""
+
+    spec: EpisodeSpec
+    reason: str
+
+
+def make_routing_env(env_id: str, config: dict[str, Any]) -> RoutingEnv:
+    """The routing environment over benchmark `env_id`.
+
+    `config`: `models` (pool name), and optionally `env` (the benchmark's arguments) and `temperature`.
+    """
+    benchmark = gym.make(env_id, disable_env_checker=True, **config.get("env", {}))
+    return RoutingEnv(benchmark, load_pool(config["models"]), temperature=config.get("temperature", 0.7))
+
+
+@dataclass
+class _Lane:
+    """One environment and the episode that it plays."""
+
+    env: RoutingEnv | None = None
+    spec: EpisodeSpec | None = None
+    attempt: int = 0
+    view: str = ""
+    mask: tuple[bool, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    first: dict[str, Any] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+
+
+class GroupEnvRunner(EnvRunner, Checkpointable):
+    """See the module's docstring. Lanes: `config.num_envs_per_env_runner`."""
+
+    def __init__(self, *, config: Any, **kwargs: Any) -> None:
+        super().__init__(config=config, **kwargs)
+        torch.set_num_threads(1)
+        self._lanes = [_Lane() for _ in range(self.config.num_envs_per_env_runner)]
+        self._threads = ThreadPoolExecutor(len(self._lanes), thread_name_prefix="lane")
+        self._routers: dict[str, Router] = {}
+        self._version = -1
+        self._n_models = len(load_pool(self.config.env_config["models"]))
+        self._context = (ROUTER_DEFAULTS | self.config.router_shape)["context"]
+        self.module: Any = None
+
+    # -- RLlib's contract -------------------------------------------------------------------------------------------
+
+    def assert_healthy(self) -> None:
+        assert self._threads is not None
+
+    def make_module(self) -> None:
+        spec = self.config.get_multi_rl_module_spec(spaces=self.get_spaces(), inference_only=True)
+        self.module = spec.build()[DEFAULT_MODULE_ID]
+        self.module.eval()
+
+    def get_spaces(self) -> dict[str, tuple[gym.Space, gym.Space]]:
+        action = gym.spaces.Discrete(self._n_models)
+        ids = gym.spaces.Box(0, np.iinfo(np.int32).max, (self._context,), np.int32)
+        return {INPUT_ENV_SPACES: (text_space(), action), DEFAULT_MODULE_ID: (ids, action)}
+
+    def get_metrics(self) -> Any:
+        return self.metrics.reduce()
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        return {"version": self._version}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        if COMPONENT_RL_MODULE in state:
+            weights = state[COMPONENT_RL_MODULE]
+            weights = ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights
+            self._load(weights.get(DEFAULT_MODULE_ID, weights))
+
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (), {"config": self.config}
+
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        return []
+
+    def stop(self) -> None:
+        for lane in self._lanes:
+            if lane.env is not None:
+                lane.env.close()
+                lane.env = None
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # -- sampling ---------------------------------------------------------------------------------------------------
+
+    def sample(
+        self, specs: Sequence[EpisodeSpec] = (), weights: Any = None, version: int = 0, **_: Any
+    ) -> list[Episode | Failure]:
+        """Plays `specs`; see `stream`."""
+        return list(self.stream(specs, weights, version))
+
+    def stream(
+        self, specs: Sequence[EpisodeSpec], weights: Any = None, version: int = 0
+    ) -> Iterator[Episode | Failure]:
+        """Plays `specs`, yielding each episode when it ends.
+
+        `weights` (a module state) with `version` are the learned router's; loaded when the version is a new one.
+        A result depends on its spec and the weights alone, not on what runs beside it.
+        """
+        if weights is not None and version != self._version:
+            self._load(weights)
+            self._version = version
+        waiting, ready, busy = deque(specs), queue.SimpleQueue[_Lane](), 0
+        try:
+            for lane in self._lanes[: len(waiting)]:
+                self._begin(lane, waiting.popleft(), ready)
+                busy += 1
+            while busy:
+                lanes = [ready.get()]
+                while not ready.empty():
+                    lanes.append(ready.get())
+                deciding = []
+                for lane in lanes:
+                    result = self._result(lane, ready)
+                    if result is not None:
+                        yield result
+                        if waiting:
+                            self._begin(lane, waiting.popleft(), ready)
+                        else:
+                            busy -= 1
+                    elif lane.view:
+                        deciding.append(lane)
+                if deciding:
+                    self._decide(deciding, ready)
+        finally:
+            if busy:  # abandoned in mid-episode: its threads may still hold the lanes, so give them up
+                self._lanes = [_Lane() for _ in self._lanes]
+
+    def _begin(self, lane: _Lane, spec: EpisodeSpec, ready: queue.SimpleQueue[_Lane], attempt: int = 0) -> None:
+        lane.spec, lane.attempt, lane.steps, lane.view, lane.first = spec, attempt, [], "", {}
+        self._threads.submit(self._reset, lane, ready)
+
+    def _reset(self, lane: _Lane, ready: queue.SimpleQueue[_Lane]) -> None:
+        spec = lane.spec
+        assert spec is not None
+        try:
+            if lane.env is None:
+                lane.env = make_routing_env(spec.task.env_id, self.config.env_config)
+            options = {"task": spec.task.name, "sample": spec.member, "budget": spec.budget}
+            lane.view, info = lane.env.reset(seed=spawn_seed(spec.seed, spec.task.name) % 2**31, options=options)
+            lane.first, lane.mask = info, info["action_mask"]
+        except Exception as error:
+            lane.first = {"error": error}
+        ready.put(lane)
+
+    def _step(self, lane: _Lane, choice: int, ready: queue.SimpleQueue[_Lane]) -> None:
+        assert lane.env is not None
+        try:
+            lane.view, outcome, _, _, info = lane.env.step(choice)
+            if "reply" in info:
+                fields = ("model", "reply", "action", "observation", "prompt_tokens", "cached_tokens",
+                          "completion_tokens", "cost_microusd", "latency_s")  # fmt: skip
+                lane.steps.append(
+                    Step(probabilities=lane.probabilities, mask=lane.mask, **{f: info[f] for f in fields})
+                )
+            lane.mask = info["action_mask"]
+            if "stop" in info:
+                lane.first |= {"stop": info["stop"], "outcome": outcome, "success": info["success"],
+                               "score": info["score"]}  # fmt: skip
+        except Exception as error:
+            lane.first = {"error": error}
+        ready.put(lane)
+
+    def _result(self, lane: _Lane, ready: queue.SimpleQueue[_Lane]) -> Episode | Failure | None:
+        """The lane's episode when it is over, None when it goes on (or starts again after a failure)."""
+        spec, first = lane.spec, lane.first
+        assert spec is not None
+        if "error" in first:
+            error = first["error"]
+            if not isinstance(error, EngineError | ModelError):
+                raise error
+            if lane.attempt + 1 < ATTEMPTS:
+                self._begin(lane, spec, ready, lane.attempt + 1)
+                return None
+            return Failure(spec, f"{type(error).__name__}: {error}")
+        if "stop" not in first:
+            return None
+        assert lane.env is not None
+        return Episode(
+            spec, first["task_text"], first["first_observation"], lane.env.max_steps, tuple(lane.steps),
+            float(first["outcome"]), bool(first["success"]), float(first["score"]), StopReason(first["stop"]),
+        )  # fmt: skip
+
+    def _decide(self, lanes: list[_Lane], ready: queue.SimpleQueue[_Lane]) -> None:
+        learned = [lane for lane in lanes if lane.spec is not None and lane.spec.router == LEARNED]
+        by_lane = dict(zip(map(id, learned), self._probabilities([lane.view for lane in learned]), strict=True))
+        for lane in lanes:
+            assert lane.spec is not None
+            p = by_lane.get(id(lane)) or self._router(lane.spec.router)(lane.view, len(lane.steps), self._n_models)
+            masked = np.where(lane.mask, p, 0.0)
+            total = masked.sum()
+            masked = masked / total if total > 0 else np.asarray(lane.mask, float) / max(1, sum(lane.mask))
+            lane.probabilities = tuple(masked.tolist())
+            if lane.spec.greedy:
+                choice = int(masked.argmax())
+            else:
+                u = spawn_seed(lane.spec.stream, len(lane.steps)) / 2**63
+                choice = min(int((masked.cumsum() <= u).sum()), self._n_models - 1)
+            lane.view = ""
+            self._threads.submit(self._step, lane, choice, ready)
+
+    def _router(self, name: str) -> Router:
+        if name not in self._routers:
+            self._routers[name] = fixed_router(name)
+        return self._routers[name]
+
+    def _probabilities(self, views: list[str]) -> list[tuple[float, ...]]:
+        if not views:
+            return []
+        if self.module is None:
+            raise ValueError("a learned router was asked for and no weights have been given: pass weights to stream()")
+        ids = torch.from_numpy(np.stack([encode_view(v, self._context) for v in views]))
+        with torch.inference_mode():
+            logits = self.module.forward_inference({Columns.OBS: ids})[Columns.ACTION_DIST_INPUTS]
+        return [tuple(row) for row in torch.softmax(logits, -1).double().tolist()]
+
+    def _load(self, weights: Any) -> None:
+        if self.module is None:
+            self.make_module()
+        self.module.set_state(weights)

@@ -1,0 +1,208 @@
+"""Episodes on disk: Parquet shards with one schema, written whole or not at all.
+
+Always true here: a shard that has its final name is complete (temporary sibling, fsync, row count checked, rename);
+every shard names the schema version and the hash of the prices it was billed at, and a folder never mixes two;
+an episode counts once, whatever the number of shards that hold it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bopo_ray.errors import StoreError
+from bopo_ray.records import Budget, CostMode, Episode, EpisodeSpec, Phase, Step, StopReason
+from envs.base import Split, Task
+
+__all__ = ["SCHEMA", "SCHEMA_VERSION", "EpisodeStore", "write_table"]
+
+SCHEMA_VERSION = "1"
+_VERSION_KEY, _PRICE_KEY = b"bopo_ray.schema", b"bopo_ray.prices"
+
+_STEP = pa.struct(
+    [
+        ("model", pa.int8()),
+        ("probabilities", pa.list_(pa.float32())),
+        ("mask", pa.list_(pa.bool_())),
+        ("reply", pa.string()),
+        ("action", pa.string()),
+        ("observation", pa.string()),
+        ("prompt_tokens", pa.int32()),
+        ("cached_tokens", pa.int32()),
+        ("completion_tokens", pa.int32()),
+        ("cost_microusd", pa.int64()),
+        ("latency_s", pa.float32()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("env_id", pa.string()),
+        ("task", pa.string()),
+        ("split", pa.string()),
+        ("phase", pa.string()),
+        ("policy", pa.string()),
+        ("router", pa.string()),
+        ("group", pa.int32()),
+        ("member", pa.int32()),
+        ("seed", pa.int64()),
+        ("greedy", pa.bool_()),
+        ("budget_mode", pa.string()),
+        ("budget_cap", pa.int64()),
+        ("task_text", pa.string()),
+        ("first_observation", pa.string()),
+        ("max_steps", pa.int32()),
+        ("outcome", pa.float64()),
+        ("success", pa.bool_()),
+        ("score", pa.float64()),
+        ("stop", pa.string()),
+        ("cost_microusd", pa.int64()),
+        ("large_calls", pa.int32()),
+        ("steps", pa.list_(_STEP)),
+    ]
+)
+
+
+class EpisodeStore:
+    """A folder of episode shards. One writer at a time; any number of readers."""
+
+    def __init__(self, folder: Path, price_hash: str) -> None:
+        """Opens or creates the folder; raises StoreError for shards of another schema or price table."""
+        self.folder = folder
+        self._metadata = {_VERSION_KEY: SCHEMA_VERSION.encode(), _PRICE_KEY: price_hash.encode()}
+        folder.mkdir(parents=True, exist_ok=True)
+        for left_over in folder.glob("*.tmp"):
+            left_over.unlink()
+        self._ids: set[str] = set()
+        for shard in self._shards():
+            self._ids.update(self._checked(shard).column("id").to_pylist())
+
+    def __contains__(self, spec: EpisodeSpec) -> bool:
+        return spec.id in self._ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def append(self, episodes: Sequence[Episode]) -> None:
+        """Adds those episodes that are not there yet, durably."""
+        new = {e.spec.id: e for e in episodes if e.spec.id not in self._ids}
+        if not new:
+            return
+        table = pa.Table.from_pylist([_row(e) for e in new.values()], SCHEMA).replace_schema_metadata(self._metadata)
+        write_table(table, self.folder / f"part-{uuid.uuid4().hex[:12]}.parquet")
+        self._ids.update(new)
+
+    def missing(self, specs: Iterable[EpisodeSpec]) -> list[EpisodeSpec]:
+        """The specs that have no episode yet, in order."""
+        return [s for s in specs if s.id not in self._ids]
+
+    def read(self, phase: Phase | None = None, policy: str | None = None) -> Iterator[Episode]:
+        """All episodes, each once, in an order that does not depend on how they were written."""
+        rows: dict[str, dict[str, object]] = {}
+        filters = [(k, "=", str(v)) for k, v in (("phase", phase), ("policy", policy)) if v is not None]
+        for shard in self._shards():
+            for row in pq.read_table(shard, filters=filters or None).to_pylist():
+                rows.setdefault(row["id"], row)
+        for key in sorted(rows):
+            yield _episode(rows[key])
+
+    def compact(self) -> None:
+        """Merges all shards into one."""
+        shards = self._shards()
+        if len(shards) < 2:
+            return
+        episodes = list(self.read())
+        table = pa.Table.from_pylist([_row(e) for e in episodes], SCHEMA).replace_schema_metadata(self._metadata)
+        write_table(table, self.folder / f"part-{uuid.uuid4().hex[:12]}.parquet")
+        for shard in shards:
+            shard.unlink()
+
+    def _shards(self) -> list[Path]:
+        return sorted(self.folder.glob("part-*.parquet"))
+
+    def _checked(self, shard: Path) -> pa.Table:
+        """The ids of a shard; a damaged one is set aside so that its episodes are made again."""
+        try:
+            metadata = pq.read_schema(shard).metadata or {}
+        except (pa.ArrowInvalid, OSError) as error:
+            if getattr(error, "errno", None) not in (None, errno.EINVAL):
+                raise
+            shard.rename(shard.with_suffix(".corrupt"))
+            return pa.table({"id": pa.array([], pa.string())})
+        for key, what, mend in (
+            (_VERSION_KEY, "schema version", "read it with the version of bopo_ray that wrote it"),
+            (_PRICE_KEY, "price table", "restore the prices it was made with"),
+        ):
+            found, wanted = metadata.get(key, b"none").decode(), self._metadata[key].decode()
+            if found != wanted:
+                raise StoreError(f"{shard} has {what} {found}, this run has {wanted}; {mend}, or choose another --out")
+        return pq.read_table(shard, columns=["id"])
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Writes a Parquet file whole or not at all; raises StoreError when the disk is full."""
+    temporary = path.with_suffix(f".{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            pq.write_table(table, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        if pq.read_metadata(temporary).num_rows != table.num_rows:
+            raise OSError(errno.EIO, "row count differs after writing")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(
+            f"{path} can't be written ({error.strerror or error}); free some space or choose another --out, then run the same "
+            "command with --resume: what was finished before is kept"
+        ) from error
+
+
+def _row(episode: Episode) -> dict[str, object]:
+    spec = episode.spec
+    return {
+        "id": spec.id,
+        "env_id": spec.task.env_id,
+        "task": spec.task.name,
+        "split": str(spec.task.split),
+        "phase": str(spec.phase),
+        "policy": spec.policy,
+        "router": spec.router,
+        "group": spec.group,
+        "member": spec.member,
+        "seed": spec.seed,
+        "greedy": spec.greedy,
+        "budget_mode": str(spec.budget.mode) if spec.budget else None,
+        "budget_cap": spec.budget.cap if spec.budget else None,
+        "task_text": episode.task_text,
+        "first_observation": episode.first_observation,
+        "max_steps": episode.max_steps,
+        "outcome": episode.outcome,
+        "success": episode.success,
+        "score": episode.score,
+        "stop": str(episode.stop),
+        "cost_microusd": episode.cost_microusd,
+        "large_calls": episode.large_calls,
+        "steps": [{f: getattr(s, f) for f in Step.__dataclass_fields__} for s in episode.steps],
+    }
+
+
+def _episode(row: dict) -> Episode:  # type: ignore[type-arg]
+    budget = Budget(CostMode(row["budget_mode"]), row["budget_cap"]) if row["budget_mode"] else None
+    spec = EpisodeSpec(
+        Task(row["env_id"], row["task"], Split(row["split"])), Phase(row["phase"]), row["policy"], row["group"],
+        row["member"], row["seed"], row["greedy"], budget, row["router"],
+    )  # fmt: skip
+    steps = tuple(
+        Step(**{**s, "probabilities": tuple(s["probabilities"]), "mask": tuple(s["mask"])}) for s in row["steps"]
+    )
+    return Episode(
+        spec, row["task_text"], row["first_observation"], row["max_steps"], steps, row["outcome"], row["success"],
+        row["score"], StopReason(row["stop"]),
+    )  # fmt: skip
