@@ -1,0 +1,1 @@
+"""From evaluation episodes to frontiers, intervals, figures and the report page; no Ray, no torch."""

@@ -326,7 +326,9 @@ def _head(figure: Figure, title: str, subtitle: str, label: str) -> None:
 
 def _subtitle(summary: Mapping[str, Any]) -> str:
     level = f"{summary['bootstrap']['level']:.0%}"
-    return f"{summary['n_tasks']} tasks; marks are means over training seeds, bars are {level} intervals over tasks"
+    marks = f"{summary['n_tasks']} tasks; marks: means over training seeds; bars: {level} intervals"
+    dashed = "random" if "random" in {p["method"] for p in summary["operating_points"]} else "between the boundaries"
+    return f"{marks}; steps: each method's own front; dashed: {dashed}"
 
 
 def _ordered(methods: Sequence[Any]) -> list[Any]:

@@ -124,6 +124,7 @@ def render_report(context: ReportContext) -> str:
         rows=_rows(context.frontier),
         points=context.summary["operating_points"],
         summary=context.summary,
+        volumes=sorted(context.summary["hypervolumes"].items(), key=lambda item: -item[1]["estimate"]),
         difficulties=_difficulties(context.summary),
         figures={  # our own drawings, checked by ReportContext
             "frontier": Markup(context.frontier_svg or ""),

@@ -116,7 +116,7 @@ def summary(episodes: pd.DataFrame, settings: Settings | None = None) -> dict[st
         "hypervolumes": {
             method: {
                 **_interval_record(interval),
-                "own_points": len(own.get(method, [])),
+                "own_points": len(_by_operating_point(own.get(method, []))),
                 "train_seeds": len({row.seed for row in own.get(method, []) if row.seed is not None}),
             }
             for method, interval in compared.hypervolumes.items()
@@ -126,7 +126,7 @@ def summary(episodes: pd.DataFrame, settings: Settings | None = None) -> dict[st
             method: {**_interval_record(gap.interval), "p": gap.p} for method, gap in compared.differences.items()
         },
         "cost_saved": {method: _cost_saved(rows, boundary, settings) for method, rows in own.items()},
-        "spend_by_difficulty": spend_by_difficulty(episodes),
+        "spend_by_difficulty": spend_by_difficulty(episodes[episodes["task"].astype(str).isin(data.tasks)]),
         "reference": {"cost_usd": reference.cost, "success": reference.success},
         "bootstrap": {"n": settings.n, "seed": settings.seed, "level": settings.level, "method": "percentile"},
         "n_tasks": len(data.tasks),

@@ -103,7 +103,7 @@ def test_summary_by_hand() -> None:
     # boundary: (1, .5), (4, 1): .5 * 3 + 1 * 1 = 2.5 of 5.  seed 0 adds (2, .75): .5 + 1.5 + 1 = 3; seed 1 (2, 1): 3.5
     assert found["hypervolumes"][BOUNDARY]["estimate"] == pytest.approx(0.5)
     assert found["hypervolumes"]["bopo-hybrid"]["estimate"] == pytest.approx((0.6 + 0.7) / 2)
-    assert found["hypervolumes"]["bopo-hybrid"]["own_points"] == 2
+    assert found["hypervolumes"]["bopo-hybrid"]["own_points"] == 1
     assert found["hypervolumes"]["bopo-hybrid"]["train_seeds"] == 2
     assert found["differences"][BOUNDARY]["estimate"] == pytest.approx(0.15)
     # seeds together: cost 2, success .875; always-large has 1 at cost 4
@@ -146,9 +146,18 @@ def test_order_of_episodes_does_not_matter() -> None:
     pd.testing.assert_frame_equal(frontier(episodes, QUICK), frontier(shuffled, QUICK))
 
 
+@pytest.mark.parametrize("dtypes", [{"lam": object, "train_seed": object}, {"train_seed": "Int64"}])
+def test_keys_may_be_objects_or_nullable_integers(dtypes: dict[str, object]) -> None:
+    typed = HAND.astype(dtypes)
+    if "lam" in dtypes:
+        typed = typed.where(typed.notna(), None)
+    pd.testing.assert_frame_equal(frontier(typed, QUICK), frontier(HAND, QUICK))
+
+
 def test_tasks_that_a_policy_lacks_are_left_out_and_said() -> None:
     lacking = HAND[~((HAND["policy"] == "x s1") & (HAND["task"] == "a/1"))]
-    found = summary(lacking, QUICK)
+    found = summary(lacking.assign(difficulty=lacking["task"].map({"a/0": "easy", "a/1": "hard"})), QUICK)
+    assert found["spend_by_difficulty"]["bopo-hybrid"] == {"easy": 1.0}
     assert found["n_tasks"] == 1
     assert "1 of 2 tasks left out" in found["warnings"][0] and "x s1" in found["warnings"][0]
     assert found["points"][0]["success_low"] is None  # one task: nothing to resample
