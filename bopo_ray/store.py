@@ -63,6 +63,7 @@ SCHEMA = pa.schema(
         ("score", pa.float64()),
         ("stop", pa.string()),
         ("cost_microusd", pa.int64()),
+        ("calls", pa.int32()),
         ("large_calls", pa.int32()),
         ("steps", pa.list_(_STEP)),
     ]
@@ -188,6 +189,7 @@ def _row(episode: Episode) -> dict[str, object]:
         "score": episode.score,
         "stop": str(episode.stop),
         "cost_microusd": episode.cost_microusd,
+        "calls": len(episode.steps),
         "large_calls": episode.large_calls,
         "steps": [{f: getattr(s, f) for f in Step.__dataclass_fields__} for s in episode.steps],
     }

@@ -61,6 +61,8 @@ class BoPOConfig(RouterAlgorithmConfig):
         """Folder of boundary episodes: the tasks to learn on, their costs and anchors."""
         self.price_hash = ""
         """Price table that they were billed at."""
+        self.episode_dir: str | None = None
+        """Folder for the policy episodes, one store per trial; None keeps none."""
         self.t_max = 40
         """Step limit of the benchmark."""
         self.resume_from: str | None = None
@@ -147,6 +149,9 @@ class BoPO(Algorithm):
         if not groups:
             failures = [str(e.reason) for g in by_task for e in g if not isinstance(e, Episode)]
             raise EngineError(f"no group of update {self.updates} could be played: {failures[0]}")
+        if cfg.episode_dir is not None:
+            store = EpisodeStore(Path(cfg.episode_dir) / self._trial_folder(), cfg.price_hash)
+            store.append([e for g in whole for e in g])
         self._log_rollouts([e for g in groups for e in g.episodes])
         taught = [g for g in groups if np.any(g.advantages) or g.anchors]
         self.metrics.log_dict(
@@ -167,6 +172,10 @@ class BoPO(Algorithm):
             )
             self.metrics.aggregate(results, key=LEARNER_RESULTS)
         self.updates += 1
+        self.metrics.log_value("updates", self.updates, window=1)
+
+    def _trial_folder(self) -> str:
+        return f"{self.config.advantage}_lam{self.config.lam:g}_seed{self.config.seed or 0}"
 
     def _choose_tasks(self) -> list[str]:
         """Tasks of this update: classes in the stated mix, each class in turns of its own shuffled list."""
@@ -242,6 +251,13 @@ class BoPO(Algorithm):
             self.metrics.log_value(("spend", name), total, reduce="lifetime_sum")
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    @override(Algorithm)
+    def save_checkpoint(self, checkpoint_dir: str) -> Any:
+        """As RLlib's; then, last of all, `updates.json`: a checkpoint without it is not whole."""
+        result = super().save_checkpoint(checkpoint_dir)
+        (Path(checkpoint_dir) / "updates.json").write_text(str(self.updates))
+        return result
 
     @override(Algorithm)
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

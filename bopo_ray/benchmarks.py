@@ -1,0 +1,66 @@
+"""Benchmarks by their Gymnasium id, and which of their tasks a run uses."""
+
+from __future__ import annotations
+
+import importlib
+
+import gymnasium as gym
+import numpy as np
+
+import envs  # noqa: F401 (registers the benchmarks)
+from bopo_ray.errors import ConfigError
+from bopo_ray.records import spawn_seed
+from envs.base import Split, Task, TextEnv
+
+__all__ = ["env_class", "select_tasks"]
+
+
+def env_class(env_id: str) -> type[TextEnv]:
+    """The class behind an id ("ScienceWorld-v0", or "package.module:Name-v0" for one's own).
+
+    Raises ConfigError for an unknown id or a class without task lists.
+    """
+    module, _, name = env_id.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+        entry = gym.spec(name).entry_point
+        if isinstance(entry, str):
+            path, _, attribute = entry.partition(":")
+            entry = getattr(importlib.import_module(path), attribute)
+    except (gym.error.Error, ImportError, AttributeError) as error:
+        own = sorted(k for k, s in gym.registry.items() if str(s.entry_point).startswith("envs."))
+        raise ConfigError(
+            f"unknown environment {env_id!r} ({error}); known: {', '.join(own)}, or your own as package.module:Name-v0"
+        ) from error
+    if not hasattr(entry, "tasks"):
+        raise ConfigError(f"environment {env_id!r} has no task lists; see envs/base.py for what an environment needs")
+    return entry  # type: ignore[return-value]
+
+
+def select_tasks(env_id: str, split: Split, count: int, seed: int, names: tuple[str, ...] = ()) -> tuple[Task, ...]:
+    """`count` tasks of a split, spread evenly over the kinds: each kind in turn gives one of its own shuffled list.
+
+    The rule looks at nothing but the names. `names` picks by name instead. Raises ConfigError when nothing is left.
+    """
+    tasks = env_class(env_id).tasks(split)
+    if names:
+        by_name = {t.name: t for t in tasks}
+        unknown = [n for n in names if n not in by_name]
+        if unknown:
+            raise ConfigError(f"unknown {split} task {unknown[0]!r} of {env_id}; for example {tasks[0].name!r}")
+        return tuple(by_name[n] for n in names)
+    if count < 1 or not tasks:
+        raise ConfigError(f"{count} {split} tasks of {env_id} asked for, {len(tasks)} there; need at least 1")
+    kinds: dict[str, list[Task]] = {}
+    for task in tasks:
+        kinds.setdefault(task.kind, []).append(task)
+    for kind, members in kinds.items():
+        order = np.random.default_rng(spawn_seed("select", seed, split, kind)).permutation(len(members))
+        kinds[kind] = [members[i] for i in order]
+    chosen: list[Task] = []
+    depth = 0
+    while len(chosen) < min(count, len(tasks)):
+        chosen += [members[depth] for members in kinds.values() if depth < len(members)]
+        depth += 1
+    return tuple(chosen[:count])

@@ -1,0 +1,209 @@
+"""Greedy evaluation on held-out test tasks, the same for all, and what is made of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+from rich.table import Table
+
+from bopo_ray.analysis import plots, report, tables
+from bopo_ray.models.pricing import price_table
+from bopo_ray.pipeline.run import Run, write_json
+from bopo_ray.pipeline.stages import load_policy
+from bopo_ray.pipeline.sweep import Point, Sweep, training_curves
+from bopo_ray.records import Episode, EpisodeSpec, Phase
+from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL, LEARNED
+from envs.base import Task
+
+__all__ = ["evaluate_stage", "report_stage"]
+
+FIRST_LARGE = (2, 5, 10)
+"""K of the first-large baselines."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One row of the results."""
+
+    name: str
+    method: str
+    router: str = LEARNED
+    lam: float | None = None
+    seed: int | None = None
+    folder: Path | None = None
+    """Of the saved router, for a learned one."""
+
+
+def evaluate_stage(run: Run) -> pd.DataFrame:
+    """Plays every policy on the test tasks; returns one row per episode, see `bopo_ray.analysis.tables`.
+
+    Learned routers take their most probable model; each random(p) matches the share of large calls of one BoPO
+    policy.
+    """
+    store = run.store("evaluation")
+    fixed = [Policy(ALWAYS_SMALL, "always-small", ALWAYS_SMALL), Policy(ALWAYS_LARGE, "always-large", ALWAYS_LARGE)]
+    fixed += [Policy(f"first-large({k})", "first-large", f"first-large({k})") for k in FIRST_LARGE]
+    sweep = Sweep(run)
+    learned = [Policy("bosft", "bosft", folder=run.out / "policies" / "bosft")]
+    learned += [Policy(p.name, p.method, LEARNED, p.lam, p.seed, sweep.policy(p.name)) for p in sweep.points]
+    specs = [s for p in fixed for s in _specs(run, p)]
+    run.play("evaluating baselines", store, specs)
+    for i, policy in enumerate(learned):
+        todo = list(_specs(run, policy))
+        if store.missing(todo):
+            assert policy.folder is not None
+            run.play(f"evaluating {policy.name}", store, todo, load_policy(run, policy.folder), version=i + 1)
+    matched = _matched_random(run, store.read(Phase.EVALUATION), sweep.points)
+    run.play("evaluating random", store, [s for p in matched for s in _specs(run, p)])
+    run.stop_runners()
+    policies = {p.name: p for p in (*fixed, *learned, *matched)}
+    return pd.DataFrame([_row(e, policies[e.spec.policy]) for e in store.read() if e.spec.policy in policies])
+
+
+def _specs(run: Run, policy: Policy) -> Iterator[EpisodeSpec]:
+    for task in run.test:
+        for member in range(run.settings.eval_samples):
+            yield EpisodeSpec(
+                task, Phase.EVALUATION, policy.name, 0, member, 0, greedy=policy.router == LEARNED,
+                router=policy.router,
+            )  # fmt: skip
+
+
+def _matched_random(run: Run, episodes: Iterator[Episode], points: Sequence[Point]) -> list[Policy]:
+    calls: dict[str, list[int]] = {}
+    for e in episodes:
+        total = calls.setdefault(e.spec.policy, [0, 0])
+        total[0] += e.large_calls
+        total[1] += len(e.steps)
+    headline = [p.name for p in points if p.method == "bopo-hybrid"] or [p.name for p in points]
+    shares = sorted({round(calls[n][0] / max(1, calls[n][1]), 2) for n in headline})
+    return [Policy(f"random({p:g})", "random", f"random({p:g})") for p in shares if 0 < p < 1]
+
+
+def _row(e: Episode, policy: Policy) -> dict[str, Any]:
+    task: Task = e.spec.task
+    return {
+        "policy": policy.name, "method": policy.method, "lam": policy.lam, "train_seed": policy.seed,
+        "task": task.name, "kind": task.kind, "member": e.spec.member, "success": e.success, "outcome": e.outcome,
+        "score": e.score, "cost_usd": e.cost_microusd / 1e6, "large_calls": e.large_calls, "steps": len(e.steps),
+        "prompt_tokens": sum(s.prompt_tokens for s in e.steps),
+        "completion_tokens": sum(s.completion_tokens for s in e.steps), "stop": str(e.stop),
+    }  # fmt: skip
+
+
+def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, Any]:
+    """frontier.csv, summary.json, frontier.png, report.html; prints the table. Returns the summary."""
+    s, out = run.settings, run.out
+    frontier, summary = tables.frontier(evaluation), tables.summary(evaluation)
+    label = f"{run.pool.label} pair"
+    title = f"{s.env.rpartition(':')[2].removesuffix('-v0')}: success against cost, {len(run.test)} held-out tasks"
+    spend = _spend(run)
+    boundaries = pq.read_table(out / "boundaries.parquet").to_pandas()
+    taxonomy = {str(k): int(v) for k, v in boundaries["difficulty"].value_counts().items()}
+    summary |= {
+        "label": label, "note": run.pool.note, "env": s.env, "scale": s.scale, "taxonomy": taxonomy,
+        "spend": {"episodes": spend.episodes, "calls": spend.model_calls, "usd": spend.cost_microusd / 1e6},
+        "bosft": json.loads((out / "bosft.json").read_text()), "price_hash": run.pool.price_hash, "command": command,
+    }  # fmt: skip
+    frontier.to_csv(out / "frontier.csv", index=False)
+    write_json(out / "summary.json", summary)
+    figure = plots.frontier_figure(frontier, summary, title, label, run.pool.note)
+    plots.save_png(figure, out / "frontier.png")
+    curves = training_curves(out / "tune")
+    prices = price_table()
+    context = report.ReportContext(
+        title=title,
+        label=run.pool.note,
+        setting=report.Setting(
+            environment=f"{s.env}, {len(run.train)} training and {len(run.test)} test tasks, at most {s.max_steps} steps",
+            models=tuple(m.name for m in run.pool.models),
+            scale=f"{s.scale}: {len(s.lambdas)} lambdas, {s.updates} updates of {s.tasks_per_update} x {s.group_size}",
+            seeds=s.seeds,
+            command=command,
+            prices=tuple(
+                report.Price(m.name, m.price.input / 1e6, m.price.cached_input / 1e6, m.price.output / 1e6)
+                for m in run.pool.models
+            ),
+            prices_date=prices.date,
+            prices_hash=run.pool.price_hash,
+            versions={p: version(p) for p in ("ray", "torch", "transformers", "gymnasium", "scienceworld")},
+        ),
+        frontier=frontier,
+        summary=summary,
+        spend=spend,
+        taxonomy=taxonomy,
+        frontier_svg=plots.to_svg(figure, title),
+        taxonomy_svg=plots.to_svg(plots.taxonomy_figure(boundaries, label=label), "Tasks by difficulty"),
+        curves_svg=plots.to_svg(plots.training_curves_figure(curves, label=label), "Training curves")
+        if len(curves)
+        else None,
+        episodes=_examples(run, frontier),
+    )
+    report.write_report(out / "report.html", context)
+    _print(run, frontier, summary)
+    return summary
+
+
+def _spend(run: Run) -> report.Spend:
+    """What all stored episodes used."""
+    episodes = calls = cost = 0
+    for shard in run.episodes.rglob("part-*.parquet"):
+        table = pq.read_table(shard, columns=["cost_microusd", "calls"])
+        episodes += table.num_rows
+        cost += sum(table.column("cost_microusd").to_pylist())
+        calls += sum(table.column("calls").to_pylist())
+    return report.Spend(episodes, calls, cost)
+
+
+def _examples(run: Run, frontier: pd.DataFrame, count: int = 4) -> list[Episode]:
+    """A few evaluation episodes of the middle BoPO policy, successes and failures, for the viewer."""
+    own = frontier[frontier["method"] == "bopo-hybrid"]
+    own = own if len(own) else frontier[frontier["lam"].notna()]
+    if not len(own):
+        return []
+    policy = own.sort_values("lam").iloc[len(own) // 2]["policy"]
+    episodes = [e for e in run.store("evaluation").read(policy=policy) if e.steps]
+    mixed = [e for e in episodes if 0 < e.large_calls < len(e.steps)] or episodes
+    good, bad = [e for e in mixed if e.success], [e for e in mixed if not e.success]
+    return (good[: count - 1] + bad[:1])[:count] or episodes[:count]
+
+
+def _print(run: Run, frontier: pd.DataFrame, summary: dict[str, Any]) -> None:
+    def interval(row: Any, name: str, form: str) -> str:
+        return f"{row[name]:{form}} [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"
+
+    table = Table(title=f"{len(run.test)} held-out tasks, {run.pool.label} pair; 95% bootstrap intervals over tasks")
+    for name in ("method", "lambda", "seed", "success", "mean score", "cost per task, $", "large calls", "front"):
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    for _, row in frontier.iterrows():
+        learned = not pd.isna(row["lam"])
+        table.add_row(
+            row["method"] if learned else row["policy"], f"{row['lam']:g}" if learned else "",
+            f"{row['train_seed']:.0f}" if learned else "", interval(row, "success", ".2f"), f"{row['score']:.1f}",
+            interval(row, "cost_usd", ".4f"), f"{row['large_calls']:.1f}", "*" if row["on_front"] else "",
+        )  # fmt: skip
+    run.console.print(table)
+    volumes = Table(title="hypervolume (success x dollars; each method together with the two boundary policies)")
+    for name in ("method", "hypervolume", f"{summary['headline']} less this", "p"):
+        volumes.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    for method, v in sorted(summary["hypervolumes"].items(), key=lambda kv: -kv[1]["estimate"]):
+        d = summary["differences"].get(method)
+        volumes.add_row(
+            method, f"{v['estimate']:.4f} [{v['low']:.4f}, {v['high']:.4f}]",
+            f"{d['estimate']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]" if d else "", f"{d['p']:.3f}" if d else "",
+        )  # fmt: skip
+    run.console.print(volumes)
+    spend = summary["spend"]
+    run.console.print(
+        f"{spend['episodes']:,} episodes, {spend['calls']:,} model calls, ${spend['usd']:.2f} at list prices. "
+        f"{run.pool.note}"
+    )
+    for name in ("report.html", "frontier.png", "frontier.csv", "summary.json"):
+        run.console.print(f"  {run.out / name}", soft_wrap=True)

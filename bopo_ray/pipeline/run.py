@@ -1,0 +1,200 @@
+"""A run: its settings, its folder, its runners and its progress display."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from bopo_ray.benchmarks import select_tasks
+from bopo_ray.errors import EngineError, StoreError
+from bopo_ray.models import load_pool
+from bopo_ray.pipeline.settings import Settings, check_same, load_settings, save
+from bopo_ray.records import CostMode, Episode, EpisodeSpec
+from bopo_ray.rllib.bopo import BoPOConfig
+from bopo_ray.rllib.collect import collect
+from bopo_ray.rllib.runner import Failure
+from bopo_ray.store import EpisodeStore
+from envs.base import Split, Task
+
+__all__ = ["Run", "write_json"]
+
+log = logging.getLogger(__name__)
+QUIET = {
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_V2_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONWARNINGS": "ignore",
+}
+"""Environment of the Ray processes: less noise, no surprises."""
+
+
+class Run:
+    """One run in one folder. Use as a context manager: it holds the folder's lock and stops its runners."""
+
+    def __init__(self, settings: Settings, out: Path, resume: bool, console: Console) -> None:
+        """Opens the folder; raises StoreError when it holds another run, or one and `resume` is not set."""
+        self.settings, self.out, self.console = settings, out, console
+        self.pool = load_pool(settings.models)
+        self.train = select_tasks(settings.env, Split.TRAIN, settings.train_tasks, 0)
+        self.test = select_tasks(settings.env, Split.TEST, settings.test_tasks, 0)
+        self._group: EnvRunnerGroup | None = None
+        path = out / "settings.yaml"
+        if path.exists():
+            if not resume:
+                raise StoreError(f"{out} holds a run already; continue it with --resume, or choose another --out")
+            check_same(load_settings(path), settings, path)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            self._lock = (out / ".lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            save(settings, path)
+        except BlockingIOError as error:
+            raise StoreError(f"{out} is in use by another run; wait for it, or choose another --out") from error
+        except OSError as error:
+            raise StoreError(f"{out} can't be written ({error.strerror}); choose another --out") from error
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop_runners()
+        self._lock.close()
+
+    # -- Ray --------------------------------------------------------------------------------------------------------
+
+    def start_ray(self) -> None:
+        """Connects to the cluster this runs on, or starts Ray on this machine."""
+        if ray.is_initialized():
+            return
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        for name in ("ray.rllib", "ray.tune", "ray.train", "ray._common.deprecation"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        os.environ.update({k: v for k, v in QUIET.items() if k not in os.environ})
+        address = os.environ.get("RAY_ADDRESS")
+        local = {} if address else {"num_cpus": self.settings.cpus or os.cpu_count()}
+        context = ray.init(
+            address=address, logging_level=logging.ERROR, log_to_driver=False,
+            runtime_env={"env_vars": QUIET}, **local,
+        )  # fmt: skip
+        if context.dashboard_url:
+            self.console.print(f"Ray dashboard: http://{context.dashboard_url}")
+        self.console.print(f"Ray's logs:    {context.address_info['session_dir']}/logs", soft_wrap=True)
+        self.console.print(f"TensorBoard:   tensorboard --logdir {self.out / 'tune'}", soft_wrap=True)
+
+    @property
+    def cpus(self) -> int:
+        """CPUs that may be used."""
+        return self.settings.cpus or int(ray.cluster_resources().get("CPU", 1))
+
+    def config(self) -> BoPOConfig:
+        """The settings that all of this run's algorithms and runners share."""
+        s = self.settings
+        cfg = BoPOConfig()
+        cfg.environment(
+            s.env,
+            env_config={"models": s.models, "temperature": s.temperature, "env": {"max_steps": s.max_steps}},
+        )
+        cfg.env_runners(num_envs_per_env_runner=s.lanes)
+        cfg.router(**s.router_shape)
+        cfg.lr, cfg.beta, cfg.cost_mode = s.lr, s.beta, s.cost
+        cfg.group_size, cfg.tasks_per_update, cfg.t_max = s.group_size, s.tasks_per_update, s.max_steps
+        cfg.boundary_dir, cfg.price_hash = str(self.episodes / "boundary"), self.pool.price_hash
+        return cfg
+
+    def runners(self) -> EnvRunnerGroup:
+        """Env runners on all CPUs, for everything outside of the sweep."""
+        if self._group is None:
+            cfg = self.config().env_runners(num_env_runners=self.cpus)
+            cfg.validate()
+            self._group = EnvRunnerGroup(config=cfg, local_env_runner=False)
+        return self._group
+
+    def stop_runners(self) -> None:
+        """Frees the CPUs and memory of `runners`."""
+        if self._group is not None:
+            self._group.stop()
+            self._group = None
+
+    # -- episodes ---------------------------------------------------------------------------------------------------
+
+    @property
+    def mode(self) -> CostMode:
+        """Unit of C(tau)."""
+        return CostMode(self.settings.cost)
+
+    @property
+    def episodes(self) -> Path:
+        """Folder of all episodes."""
+        return self.out / "episodes"
+
+    def store(self, name: str) -> EpisodeStore:
+        """The episodes called `name`."""
+        return EpisodeStore(self.episodes / name, self.pool.price_hash)
+
+    def play(
+        self, title: str, store: EpisodeStore, specs: Sequence[EpisodeSpec], weights: Any = None, version: int = 0
+    ) -> None:
+        """Plays what `store` does not hold yet, writing episodes as they come; raises EngineError when one failed."""
+        missing = store.missing(specs)
+        if not missing:
+            return
+        pending: list[Episode] = []
+        failures: list[Failure] = []
+        with self.progress(title, len(specs), len(specs) - len(missing)) as advance:
+
+            def on_episode(result: Episode | Failure) -> None:
+                if isinstance(result, Failure):
+                    failures.append(result)
+                else:
+                    pending.append(result)
+                    if len(pending) >= 16:
+                        store.append(pending)
+                        pending.clear()
+                advance()
+
+            try:
+                collect(self.runners(), missing, weights, version, on_episode)
+            finally:
+                store.append(pending)
+        store.compact()
+        if failures:
+            raise EngineError(
+                f"{len(failures)} of {len(specs)} episodes could not be played (first: {failures[0].spec.task.name}: "
+                f"{failures[0].reason}); the others are kept: run the same command with --resume to try these again"
+            )
+
+    @contextmanager
+    def progress(self, title: str, total: int, done: int = 0) -> Iterator[Any]:
+        """A progress bar with how far and how long still; yields a function that advances it."""
+        columns = (
+            TextColumn("{task.description:<28}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=self.console, transient=False) as bar:
+            task = bar.add_task(title, total=total, completed=done)
+            yield lambda n=1, **kwargs: bar.update(task, advance=n, **kwargs)
+
+    def by_task(self, tasks: Sequence[Task]) -> dict[str, Task]:
+        """Tasks by name."""
+        return {t.name: t for t in tasks}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1))
+    temporary.replace(path)

@@ -1,0 +1,203 @@
+"""The settings of a run: defaults by scale, then a YAML file, then the command line; saved beside the results."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+from dataclasses import dataclass, fields
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bopo_ray.errors import ConfigError, StoreError
+from bopo_ray.method.advantage import AdvantageMode
+from bopo_ray.records import CostMode
+
+__all__ = ["SCALES", "Settings", "check_same", "field_docs", "load_settings", "resolve", "save"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All that decides a run's results. Each field's line says what it is, with its unit."""
+
+    env: str = "ScienceWorld-v0"
+    """Gymnasium id of the benchmark; your own as package.module:Name-v0"""
+    models: str = "simulated"
+    """pool of models, small to large"""
+    scale: str = "quick"
+    """preset of sizes: tiny (minutes), quick (under 20 minutes on 2 cores), paper"""
+    lambdas: tuple[float, ...] = (0.1, 0.3, 0.8)
+    """prices of the normalised cost, in units of success; one point of the frontier each"""
+    seeds: tuple[int, ...] = (0,)
+    """training seeds"""
+    advantage: tuple[str, ...] = ("hybrid", "vanilla")
+    """how rewards become advantages: hybrid (BoPO), augmented, vanilla (GRPO)"""
+    cost: str = "usd"
+    """unit of the cost in the reward: usd (measured tokens) or calls (of the large model)"""
+    train_tasks: int = 60
+    """training tasks, spread over the task kinds"""
+    test_tasks: int = 60
+    """held-out test tasks"""
+    max_steps: int = 40
+    """agent steps per episode"""
+    temperature: float = 0.7
+    """sampling temperature of the models"""
+    k: int = 5
+    """rollouts of each boundary policy per training task"""
+    strata: int = 10
+    """stratified rollouts of a Hard task: P(large) = 0/N, 1/N .. N/N"""
+    sft_epochs: int = 12
+    """passes of BoSFT over the expert steps"""
+    sft_lr: float = 1e-3
+    """learning rate of BoSFT"""
+    ignore_gate: bool = False
+    """go on when BoSFT leaves too little probability on the large model"""
+    beta: float = 0.5
+    """bonus for success on Hard tasks, in units of success"""
+    group_size: int = 8
+    """policy episodes per task and update"""
+    tasks_per_update: int = 8
+    """tasks per update"""
+    updates: int = 10
+    """updates per trial"""
+    lr: float = 1e-3
+    """learning rate of BoPO"""
+    eval_samples: int = 2
+    """evaluation episodes per test task and policy"""
+    width: int = 64
+    """hidden size of the small router"""
+    layers: int = 2
+    """transformer layers of the small router"""
+    context: int = 96
+    """tokens of history that the small router reads"""
+    cpus: int = 0
+    """CPUs to use, 0 for all of this machine or cluster"""
+    lanes: int = 8
+    """episodes in flight per env runner"""
+
+    def __post_init__(self) -> None:
+        rules: list[tuple[str, bool, str]] = [
+            (n, getattr(self, n) >= 1, "need at least 1")
+            for n in ("train_tasks", "test_tasks", "max_steps", "k", "strata", "sft_epochs", "tasks_per_update",
+                      "updates", "eval_samples", "width", "layers", "lanes")
+        ]  # fmt: skip
+        rules += [
+            ("lambdas", bool(self.lambdas) and all(x >= 0 for x in self.lambdas), "need one or more numbers >= 0"),
+            ("seeds", bool(self.seeds) and all(x >= 0 for x in self.seeds), "need one or more whole numbers >= 0"),
+            ("advantage", bool(self.advantage) and set(self.advantage) <= set(AdvantageMode),
+             f"need some of {', '.join(AdvantageMode)}"),
+            ("cost", self.cost in set(CostMode), f"need one of {', '.join(CostMode)}"),
+            ("scale", self.scale in SCALES, f"need one of {', '.join(SCALES)}"),
+            ("temperature", self.temperature >= 0, "need a number >= 0"),
+            ("beta", self.beta >= 0, "need a number >= 0"),
+            ("group_size", self.group_size >= 2, "need at least 2 episodes to compare"),
+            ("context", self.context >= 80, "need at least 80: the task and budget lines must fit"),
+            ("cpus", self.cpus >= 0, "need 0 (all) or more"),
+            ("lr", self.lr > 0, "need a number > 0"),
+            ("sft_lr", self.sft_lr > 0, "need a number > 0"),
+        ]  # fmt: skip
+        for name, ok, rule in rules:
+            if not ok:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: {rule}; set it with --{name.replace('_', '-')}")
+
+    @property
+    def router_shape(self) -> dict[str, int]:
+        """The router's shape, as `RouterModule` takes it."""
+        return {"width": self.width, "layers": self.layers, "context": self.context}
+
+
+SCALES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "lambdas": (0.2, 0.8), "train_tasks": 6, "test_tasks": 4, "k": 2, "strata": 3, "sft_epochs": 4, "updates": 2,
+        "tasks_per_update": 3, "group_size": 3, "eval_samples": 1, "lanes": 4, "max_steps": 20,
+    },
+    "quick": {},
+    "paper": {
+        "lambdas": (0.1, 0.2, 0.3, 0.5, 0.8), "seeds": (0, 1, 2), "train_tasks": 2120, "test_tasks": 200,
+        "tasks_per_update": 32, "updates": 100, "eval_samples": 1, "lanes": 32,
+    },
+}  # fmt: skip
+"""What each scale changes."""
+
+_NOT_RESULTS = {"cpus", "lanes"}
+"""Fields that may differ between a run and its continuation."""
+
+
+def resolve(file: Path | None, given: dict[str, Any]) -> Settings:
+    """Scale's defaults, then the YAML file, then what the command line gave. Raises ConfigError."""
+    from_file: dict[str, Any] = {}
+    if file is not None:
+        try:
+            from_file = yaml.safe_load(file.read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"settings file {file} can't be read: {' '.join(str(error).split())}") from error
+        known = {f.name for f in fields(Settings)}
+        if not isinstance(from_file, dict) or set(from_file) - known:
+            wrong = sorted(set(from_file) - known) if isinstance(from_file, dict) else [type(from_file).__name__]
+            raise ConfigError(f"settings file {file}: unknown {wrong[0]!r}; allowed: {', '.join(sorted(known))}")
+    scale = given.get("scale") or from_file.get("scale") or Settings.__dataclass_fields__["scale"].default
+    if scale not in SCALES:
+        raise ConfigError(f"scale={scale!r}: need one of {', '.join(SCALES)}; set it with --scale")
+    merged = SCALES[scale] | from_file | given | {"scale": scale}
+    return _typed(merged)
+
+
+def _typed(values: dict[str, Any]) -> Settings:
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        default = Settings.__dataclass_fields__[name].default
+        try:
+            if isinstance(default, tuple):
+                items = value if isinstance(value, list | tuple) else str(value).split(",")
+                out[name] = tuple(type(default[0])(x) for x in items)
+            elif isinstance(default, bool):
+                if not isinstance(value, bool):
+                    raise ValueError(value)
+                out[name] = value
+            else:
+                out[name] = type(default)(value)
+        except (TypeError, ValueError) as error:
+            kind = type(default[0] if isinstance(default, tuple) else default).__name__
+            raise ConfigError(f"{name}={value!r}: need {kind}; set it with --{name.replace('_', '-')}") from error
+    return Settings(**out)
+
+
+def load_settings(path: Path) -> Settings:
+    """Reads what `save` wrote; raises StoreError when it is another version's."""
+    try:
+        return _typed(yaml.safe_load(path.read_text()))
+    except (OSError, yaml.YAMLError, ConfigError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{path} can't be read ({error}); choose another --out") from error
+
+
+def save(settings: Settings, path: Path) -> None:
+    """Writes the resolved settings."""
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items()}
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def check_same(old: Settings, new: Settings, path: Path) -> None:
+    """Raises StoreError when a continuation would mix two settings in one folder."""
+    for f in fields(Settings):
+        a, b = getattr(old, f.name), getattr(new, f.name)
+        if a != b and f.name not in _NOT_RESULTS:
+            raise StoreError(
+                f"{path.parent} holds a run with {f.name}={a!r}, this one has {b!r}; "
+                "give the same settings to continue it, or choose another --out"
+            )
+
+
+@cache
+def field_docs() -> dict[str, str]:
+    """The line under each field of `Settings`, for --help."""
+    source = ast.parse(inspect.getsource(Settings)).body[0]
+    assert isinstance(source, ast.ClassDef)
+    docs = {}
+    for field, doc in pairwise(source.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
+            docs[ast.unparse(field.target)] = str(doc.value.value)
+    return docs

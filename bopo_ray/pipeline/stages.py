@@ -1,0 +1,135 @@
+"""Boundary rollouts, the taxonomy and BoSFT: made once, shared by all trials of a sweep."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from bopo_ray.method.synthesis import Expert, choose_expert, gate, stratified_shares
+from bopo_ray.method.taxonomy import counts
+from bopo_ray.pipeline.run import Run, write_json
+from bopo_ray.records import Difficulty, Episode, EpisodeSpec, Phase
+from bopo_ray.rllib.bopo import Boundary, read_boundaries
+from bopo_ray.rllib.bosft import BoSFT, BoSFTConfig
+from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL
+from bopo_ray.store import write_table
+
+__all__ = ["boundary_stage", "bosft_stage", "load_policy"]
+
+
+def boundary_stage(run: Run) -> dict[str, Boundary]:
+    """K rollouts of each boundary policy on each training task; writes boundaries.parquet."""
+    specs = [
+        EpisodeSpec(task, Phase.BOUNDARY, policy, 0, member, 0, router=policy)
+        for task in run.train
+        for policy in (ALWAYS_SMALL, ALWAYS_LARGE)
+        for member in range(run.settings.k)
+    ]
+    store = run.store("boundary")
+    run.play("boundary rollouts", store, specs)
+    boundaries = read_boundaries(store.folder, run.pool.price_hash, run.mode)
+    rows = [
+        {
+            "task": name, "difficulty": str(b.stats.difficulty()), "successes_small": b.stats.successes_small,
+            "successes_large": b.stats.successes_large, "k": b.stats.k_small,
+            "cost_small_usd": float(np.mean([e.cost_microusd for e in b.small])) / 1e6,
+            "cost_large_usd": float(np.mean([e.cost_microusd for e in b.large])) / 1e6,
+            "outcome_small": b.stats.outcome_small, "outcome_large": b.stats.outcome_large,
+            "steps_small": float(np.mean([len(e.steps) for e in b.small])), "steps_large": b.stats.steps_large,
+        }
+        for name, b in boundaries.items()
+    ]  # fmt: skip
+    write_table(pa.Table.from_pylist(rows), run.out / "boundaries.parquet")
+    shares = counts({name: b.stats.difficulty() for name, b in boundaries.items()})
+    inverted = sum(r["cost_small_usd"] > r["cost_large_usd"] for r in rows)
+    run.console.print(
+        "taxonomy: "
+        + ", ".join(f"{n} {d}" for d, n in shares.items())
+        + f"; always-small costs more than always-large on {inverted} of {len(rows)} tasks"
+    )
+    return boundaries
+
+
+def bosft_stage(run: Run, boundaries: dict[str, Boundary]) -> Path:
+    """Stratified rollouts of the Hard tasks, then supervised learning of the cheapest successes.
+
+    Returns the folder of the saved router. Raises GateError when it gives LARGE too little probability.
+    """
+    s, folder = run.settings, run.out / "policies" / "bosft"
+    hard = [b.task for b in boundaries.values() if b.stats.difficulty() is Difficulty.HARD]
+    specs = [
+        EpisodeSpec(task, Phase.STRATIFIED, f"random({p:g})", 0, i, 0, router=f"random({p:g})")
+        for task in hard
+        for i, p in enumerate(stratified_shares(s.strata))
+    ]
+    store = run.store("stratified")
+    if specs:
+        run.play("stratified rollouts", store, specs)
+    run.stop_runners()
+    report = run.out / "bosft.json"
+    if not report.exists():
+        stratified: dict[str, list[Episode]] = {}
+        for e in store.read():
+            stratified.setdefault(e.spec.task.name, []).append(e)
+        experts = [
+            expert
+            for name, b in boundaries.items()
+            if (expert := choose_expert(b.stats.difficulty(), b.small, b.large, stratified.get(name, []), run.mode))
+        ]
+        write_json(report, _train(run, experts, folder))
+    figures = json.loads(report.read_text())
+    p = gate(np.array([figures["p_large_hard"]] if figures["hard_steps"] else []), override=s.ignore_gate)
+    run.console.print(
+        f"BoSFT: {figures['experts']} expert trajectories, {figures['steps']} steps; loss {figures['loss']:.3f} "
+        f"(validation {figures['validation_loss']:.3f}), accuracy {figures['accuracy']:.0%}; "
+        f"mean pi(LARGE) on Hard training states {p:.2f} (gate: 0.10)"
+    )
+    return folder
+
+
+def _train(run: Run, experts: list[Expert], folder: Path) -> dict[str, Any]:
+    s = run.settings
+    cfg = BoSFTConfig().environment(s.env, env_config=run.config().env_config).router(**s.router_shape)
+    cfg.lr = s.sft_lr
+    cfg.debugging(seed=0)
+    algorithm = cfg.build_algo()
+    assert isinstance(algorithm, BoSFT)
+    held_out = experts[::8] if len(experts) >= 16 else []
+    algorithm.set_experts([e for e in experts if e not in held_out] if held_out else experts)
+    with run.progress("BoSFT", s.sft_epochs) as advance:
+        for _ in range(s.sft_epochs):
+            result = algorithm.train()
+            advance()
+    learned = result["learners"]["default_policy"]
+    p_hard = algorithm.p_large(experts, Difficulty.HARD)
+    validation = held_out or experts
+    p = np.clip(algorithm.p_large(validation), 1e-6, 1 - 1e-6)
+    labels = np.concatenate([np.asarray(e.labels) > 0 for e in validation])
+    temporary = folder.with_suffix(".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    algorithm.get_module().save_to_path(str(temporary.resolve()))
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+    algorithm.stop()
+    return {
+        "experts": len(experts), "steps": sum(len(e.labels) for e in experts), "hard_steps": int(p_hard.size),
+        "loss": float(learned["sft_loss"]), "accuracy": float(learned["accuracy"]),
+        "validation_loss": float(-np.mean(np.where(labels, np.log(p), np.log(1 - p)))),
+        "p_large_hard": float(p_hard.mean()) if p_hard.size else 0.0,
+    }  # fmt: skip
+
+
+def load_policy(run: Run, folder: Path) -> Any:
+    """The acting weights of a saved router, as numpy arrays."""
+    from ray.rllib.core.rl_module import RLModule
+
+    from bopo_ray.rllib.router_module import RouterModule
+
+    module = RLModule.from_checkpoint(str(folder.resolve()))
+    assert isinstance(module, RouterModule)
+    return {k: v for k, v in module.get_state(inference_only=True).items() if not k.startswith("reference.")}

@@ -1,0 +1,187 @@
+"""The Ray Tune sweep over lambda, seed and advantage mode: the points of the frontier.
+
+Always true here: a finished point is in the ledger with its saved router and is not trained again; an interrupted
+one goes on from its newest usable checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ray import tune
+from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig
+
+from bopo_ray.errors import EngineError
+from bopo_ray.method.advantage import AdvantageMode
+from bopo_ray.pipeline.run import Run, write_json
+from bopo_ray.rllib.bopo import BoPO
+
+__all__ = ["Point", "Sweep", "training_curves"]
+
+log = logging.getLogger(__name__)
+MODULE = Path("learner_group/learner/rl_module/default_policy")
+"""Where RLlib keeps the router in an algorithm's checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One trial."""
+
+    advantage: str
+    lam: float
+    seed: int
+
+    @property
+    def method(self) -> str:
+        """The method's name in results."""
+        return "grpo-vanilla" if self.advantage == AdvantageMode.VANILLA else f"bopo-{self.advantage}"
+
+    @property
+    def name(self) -> str:
+        """Unique in a sweep; names its folders."""
+        return f"{self.method}_lam{self.lam:g}_seed{self.seed}"
+
+
+class Sweep:
+    """All points of a run."""
+
+    def __init__(self, run: Run) -> None:
+        s = run.settings
+        self.run = run
+        self.points = [Point(a, lam, seed) for a in s.advantage for lam in s.lambdas for seed in s.seeds]
+        self.ledger = run.out / "ledger.json"
+        self.folder = run.out / "tune"
+
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """Ledger entries of finished points, by name."""
+        entries = json.loads(self.ledger.read_text()) if self.ledger.exists() else {}
+        return {k: v for k, v in entries.items() if self.policy(k).exists()}
+
+    def policy(self, name: str) -> Path:
+        """Folder of a point's saved router."""
+        return self.run.out / "policies" / name
+
+    def train(self, start: Path) -> None:
+        """Trains all unfinished points from the router in `start`; raises EngineError when one failed for good."""
+        s, run = self.run.settings, self.run
+        done = self.finished()
+        todo = [p for p in self.points if p.name not in done]
+        if not todo:
+            return
+        cfg = run.config().start_from(str(start.resolve()))
+        cfg.episode_dir = str((run.episodes / "policy").resolve())
+        cfg.boundary_dir = str(Path(str(cfg.boundary_dir)).resolve())
+        cfg.env_runners(num_env_runners=1, num_cpus_per_env_runner=0.5)
+        cfg.resources(num_cpus_for_main_process=0.5)
+        space = cfg.to_dict() | {
+            "point": tune.grid_search(
+                [{"advantage": p.advantage, "lam": p.lam, "seed": p.seed, "resume_from": self._checkpoint(p)}
+                 for p in todo]
+            )
+        }  # fmt: skip
+        attempt = f"attempt-{len(list(self.folder.glob('attempt-*')))}"
+        total = len(self.points) * s.updates
+        resumed = sum(_updates(self._checkpoint(p)) for p in todo)
+        with run.progress("BoPO sweep", total, len(done) * s.updates + resumed) as advance:
+            tuner = tune.Tuner(
+                BoPO,
+                param_space=space,
+                tune_config=tune.TuneConfig(
+                    trial_name_creator=_trial_name, trial_dirname_creator=_trial_name, metric=None,
+                    max_concurrent_trials=max(1, run.cpus),
+                ),
+                run_config=RunConfig(
+                    name=attempt, storage_path=str(self.folder.resolve()), verbose=0,
+                    stop={"updates": s.updates}, failure_config=FailureConfig(max_failures=3),
+                    checkpoint_config=CheckpointConfig(checkpoint_frequency=1, checkpoint_at_end=True, num_to_keep=2),
+                    callbacks=[_Ledger(self, advance)],
+                ),
+            )  # fmt: skip
+            results = tuner.fit()
+        if results.errors:
+            raise EngineError(
+                f"{len(results.errors)} of {len(todo)} trials failed: {_last_line(results.errors[0])}; "
+                f"finished points are kept: run the same command with --resume. Details: {self.folder / attempt}"
+            )
+
+    def _checkpoint(self, point: Point) -> str | None:
+        """The newest usable checkpoint of an interrupted point."""
+        folders = sorted(self.folder.glob(f"attempt-*/{point.name}/checkpoint_*"), key=_updates, reverse=True)
+        return next((str(f.resolve()) for f in folders if _updates(f) > 0), None)
+
+
+class _Ledger(Callback):
+    """Keeps the progress bar and the ledger of finished points."""
+
+    def __init__(self, sweep: Sweep, advance: Any) -> None:
+        self.sweep, self.advance = sweep, advance
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks for a restore of its own, which is not used: the ledger does that here."""
+        return {}
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+        self.advance()
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        target, name = self.sweep.policy(str(trial)), str(trial)
+        temporary = target.with_suffix(".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(Path(trial.checkpoint.path) / MODULE, temporary)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        spend = trial.last_result.get("spend", {})
+        entry = {"updates": trial.last_result["updates"], "checkpoint": trial.checkpoint.path} | {
+            k: float(spend.get(k, 0)) for k in ("episodes", "calls", "spent_microusd")
+        }
+        write_json(self.sweep.ledger, self.sweep.finished() | {name: entry})
+
+
+def _trial_name(trial: Any) -> str:
+    p = trial.config["point"]
+    return Point(p["advantage"], p["lam"], p["seed"]).name
+
+
+def _updates(checkpoint: Path | str | None) -> int:
+    """Updates that a checkpoint holds; 0 for none or a damaged one."""
+    try:
+        return int((Path(checkpoint) / "updates.json").read_text()) if checkpoint else 0
+    except (OSError, ValueError):
+        return 0
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def training_curves(folder: Path) -> pd.DataFrame:
+    """One row per trial and update, over all attempts: see `plots.training_curves_figure`."""
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    for file in sorted(folder.glob("attempt-*/*/result.json")):
+        for line in file.read_text().splitlines():
+            try:
+                r = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the last line of a killed trial
+            p = r["config"]["point"]
+            point = Point(p["advantage"], p["lam"], p["seed"])
+            learner = r.get("learners", {}).get("default_policy", {})
+            rollouts, hard = r.get("rollouts", {}), r.get("rollouts_hard", {})
+            rows[point.name, int(r["updates"])] = {
+                "trial": point.name, "method": point.method, "lam": point.lam, "seed": point.seed,
+                "iteration": int(r["updates"]),
+                "reward": rollouts.get("reward"), "success": rollouts.get("success"),
+                "cost_usd": rollouts.get("cost_usd"), "share_large": rollouts.get("share_large"),
+                "share_large_hard": hard.get("share_large"), "success_hard": hard.get("success"),
+                "kl": learner.get("kl"), "entropy": learner.get("entropy"),
+                "clip_fraction": learner.get("clip_fraction"),
+                "grad_norm": learner.get("gradients_default_optimizer_global_norm"),
+                "skipped_groups": r.get("groups", {}).get("skipped_groups"),
+            }  # fmt: skip
+    return pd.DataFrame([rows[k] for k in sorted(rows)])

@@ -1,0 +1,85 @@
+"""The main job: boundary rollouts, taxonomy, BoSFT, BoPO for each lambda, and the Pareto frontier.
+
+    python -m experiments.frontier                          # quick: under 20 minutes on 2 cores
+    python -m experiments.frontier --scale tiny             # everything once, in minutes
+    python -m experiments.frontier --out results/x --resume # go on where a run was stopped
+
+Expect a table on the screen and results/<run>/: report.html, frontier.png, frontier.csv, summary.json, episodes as
+Parquet, the trained routers, and TensorBoard logs. The default pair of models is simulated, and labelled so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ray.exceptions import RayTaskError
+from rich.console import Console
+
+from bopo_ray.errors import ConfigError, EngineError
+from bopo_ray.pipeline.evaluate import evaluate_stage, report_stage
+from bopo_ray.pipeline.run import Run
+from bopo_ray.pipeline.settings import Settings, field_docs, resolve
+from bopo_ray.pipeline.stages import boundary_stage, bosft_stage
+from bopo_ray.pipeline.sweep import Sweep
+
+__all__ = ["main"]
+
+
+def parser() -> argparse.ArgumentParser:
+    """One option per field of `Settings`, and where to write."""
+    p = argparse.ArgumentParser(
+        prog="python -m experiments.frontier", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--out", type=Path, help="folder of results (default results/<env>-<models>-<scale>)")
+    p.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
+    p.add_argument("--settings", type=Path, metavar="YAML", help="file of settings; options given here win over it")
+    for field in dataclasses.fields(Settings):
+        flag, doc = f"--{field.name.replace('_', '-')}", field_docs()[field.name]
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        if isinstance(field.default, bool):
+            p.add_argument(flag, action="store_const", const=True, dest=field.name, help=doc)
+        else:
+            p.add_argument(flag, dest=field.name, metavar="VALUE", help=f"{doc} (quick: {default})")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0, 1 (the machine failed), 2 (the user's mistake), 130 (interrupted)."""
+    console = Console(stderr=False)
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    args = parser().parse_args(arguments)
+    given = {f.name: v for f in dataclasses.fields(Settings) if (v := getattr(args, f.name)) is not None}
+    command = f"python -m experiments.frontier {shlex.join(arguments)}".strip()
+    try:
+        settings = resolve(args.settings, given)
+        name = f"{settings.env.rpartition(':')[2]}-{settings.models}-{settings.scale}".lower()
+        out = args.out or Path("results") / name
+        with Run(settings, out, args.resume, console) as run:
+            started = time.monotonic()
+            run.start_ray()
+            boundaries = boundary_stage(run)
+            bosft = bosft_stage(run, boundaries)
+            Sweep(run).train(bosft)
+            report_stage(run, evaluate_stage(run), command)
+            console.print(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
+        return 0
+    except (ConfigError, EngineError, RayTaskError, OSError) as error:
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        kind = 2 if isinstance(cause, ConfigError) else 1
+        if isinstance(error, RayTaskError) and not isinstance(cause, ConfigError | EngineError):
+            raise
+        print(f"error: {' '.join(str(cause).split())}", file=sys.stderr)
+        return kind
+    except KeyboardInterrupt:
+        print("interrupted: finished episodes and points are kept; run the same command with --resume", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
