@@ -3,7 +3,9 @@
 What always holds:
 
 * an `Engine` is one simulator inside the shared process; several are independent of each other, also interleaved and
-  in threads (an engine itself is used by one thread at a time);
+  in threads (an engine itself is used by one thread at a time). The simulator draws from one random generator per
+  process (bees fly, plants breed), so the engines of a process take turns, each with the generator's state as it left
+  it: more cores need more Python processes;
 * each call has a deadline. A process that hangs is killed; a process that is gone makes every engine on it raise
   `EngineError`, in one line; the next `acquire` starts a fresh process;
 * after `MAX_LOADS` loads a process takes no new engines or episodes; it ends when the last engine on it is released;
@@ -28,12 +30,14 @@ import weakref
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from py4j.java_gateway import GatewayClient, GatewayParameters, JavaGateway, JavaObject, find_jar_path
 from py4j.protocol import Py4JError, Py4JJavaError, Py4JNetworkError
 
 from envs.errors import ConfigError, EngineError
+
+T = TypeVar("T")
 
 __all__ = ["MAX_LOADS", "Engine", "Jvm", "acquire", "shutdown"]
 
@@ -50,8 +54,11 @@ JAVA_OPTIONS = (
     "-XX:-UsePerfData",
     "-XX:+UnlockExperimentalVMOptions",
     "-XX:hashCode=2",
+    "--add-opens=java.base/java.util=ALL-UNNAMED",
 )
-"""Bounded memory, no threads for collection, die rather than limp on, deterministic order."""
+"""Bounded memory, no threads for collection, die rather than limp on, deterministic order, readable random state."""
+_SCRAMBLE = 0x5DEECE66D
+"""`java.util.Random.setSeed(s)` makes the state s XOR this."""
 
 # py4j logs a traceback for each call that fails; every such failure reaches the user as one EngineError instead.
 logging.getLogger("py4j").setLevel(logging.CRITICAL + 1)
@@ -85,6 +92,10 @@ class Jvm:
         self.owner = os.getpid()
         self.loads = 0
         self.engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+        self.turn = threading.Lock()
+        """Held by the engine that computes."""
+        self.latest: weakref.ref[Engine] | None = None
+        """The engine whose random state the process holds."""
         self._failure = ""
         self._lock = threading.Lock()
         command = [
@@ -172,11 +183,22 @@ class Engine:
         self._broken = ""
         self._gateway = jvm.connect(timeout_s)
         self._server: JavaObject | None = None
+        self._random: JavaObject | None = None
+        self._saved = 0
 
     def start(self) -> Engine:
         """Make the simulator."""
-        package = self._gateway.jvm
-        self._server = self._guard("start", lambda: package.scienceworld.runtime.pythonapi.PythonInterface())
+
+        def make() -> JavaObject:
+            java = self._gateway.jvm
+            self._state = java.java.lang.Class.forName("java.util.Random").getDeclaredField("seed")
+            self._state.setAccessible(True)
+            self._random = getattr(getattr(java.scala.util, "Random$"), "MODULE$")
+            self._generator = self._random.self()
+            self._take_over()  # only now that the state can be read: the constructor draws too
+            return java.scienceworld.runtime.pythonapi.PythonInterface()
+
+        self._server = self._alone("start", make)
         return self
 
     @property
@@ -185,40 +207,82 @@ class Engine:
         return not self._broken and self.jvm.usable
 
     def load(self, task: str, variation: int, simplifications: str, gold: bool = False) -> None:
-        """Start an episode; with `gold` the engine also plans it (0.1-7 s)."""
+        """Start an episode; with `gold` the engine also plans it (0.1-10 s)."""
+
+        def load() -> str:
+            self._random.setSeed(0)
+            return self._server.load(task, variation, simplifications, gold)
+
         self.jvm.loads += 1
-        answer = self.call("load", task, variation, simplifications, gold)
-        if answer:  # the simulator reports errors as text and does nothing when it does not know the task
+        if answer := self._alone("load", load):  # the simulator reports errors as text
             raise EngineError(f"ScienceWorld could not load {task}/{variation} ({simplifications!r}): {answer}")
 
-    def call(self, method: str, *args: str | int | bool) -> Any:
-        """Call a method of the simulator's `PythonInterface`."""
-        return self._guard(method, lambda: getattr(self._server, method)(*args))
+    def step(self, action: str) -> tuple[str, int, bool]:
+        """Take an action. Return the observation, the score (0..100, or -100) and whether the simulator ended."""
+
+        def step() -> tuple[str, int, bool]:
+            server = self._server
+            return server.step(action), round(100 * server.getScore()), server.getCompleted()
+
+        return self._alone("step", step)
+
+    def call(self, method: str, *args: str | int) -> Any:
+        """Call a method of the simulator's `PythonInterface` that only reads."""
+        return self._alone(method, lambda: getattr(self._server, method)(*args))
 
     def strings(self, method: str) -> tuple[str, ...]:
-        """Call a method that returns a list of one-line strings, in one round trip."""
-        text = self._guard(
-            method, lambda: self._gateway.jvm.java.lang.String.join("\n", getattr(self._server, method)())
-        )
+        """Call a method that returns a list of one-line strings, in one round trip, leaving the random state alone."""
+
+        def read() -> str:
+            state = self._read_state()
+            text = self._gateway.jvm.java.lang.String.join("\n", getattr(self._server, method)())
+            self._write_state(state)
+            return text
+
+        text = self._alone(method, read)
         return tuple(text.split("\n")) if text else ()
 
-    def _guard(self, what: str, call: Callable[[], Any]) -> Any:
+    def _read_state(self) -> int:
+        return self._state.get(self._generator)
+
+    def _write_state(self, state: int) -> None:
+        self._random.setSeed(state ^ _SCRAMBLE)
+
+    def _take_over(self) -> None:
+        """Keep the random state for the engine that computed last, and continue with this one's own."""
+        latest = self.jvm.latest and self.jvm.latest()
+        if latest is self or self._random is None:
+            return
+        if latest is not None:
+            latest._saved = self._read_state()
+        self._write_state(self._saved)
+        self.jvm.latest = weakref.ref(self)
+
+    def _alone(self, what: str, call: Callable[[], T]) -> T:
+        """Run `call` while no other engine of the process computes; turn what goes wrong into one EngineError."""
+        hung = f"did not answer {what!r} within {self.timeout_s:g} s and was killed"
         if self._broken:
             raise EngineError(self._broken)
+        if not self.jvm.turn.acquire(timeout=self.timeout_s):
+            self._fail(self.jvm.kill(hung))
         try:
+            self._take_over()
             return call()
         except Py4JNetworkError as error:
-            hung = isinstance(error.cause, TimeoutError)
-            why = self.jvm.kill(f"did not answer {what!r} within {self.timeout_s:g} s and was killed" if hung else "")
+            self._fail(self.jvm.kill(hung if isinstance(error.cause, TimeoutError) else ""))
         except Py4JJavaError as error:
-            why = f"raised {str(error.java_exception.toString()).splitlines()[0]} in {what!r}"
+            self._fail(f"raised {str(error.java_exception.toString()).splitlines()[0]} in {what!r}")
         except Py4JError as error:
-            why = f"could not answer {what!r} ({str(error).splitlines()[0]})"
+            self._fail(f"could not answer {what!r} ({str(error).splitlines()[0]})")
+        finally:
+            self.jvm.turn.release()
+
+    def _fail(self, why: str) -> NoReturn:
         self._broken = (
             f"ScienceWorld's Java process {self.jvm.process.pid} {why}: reset the environment to go on afresh"
         )
         self.release()
-        raise EngineError(self._broken)
+        raise EngineError(self._broken) from None
 
     def release(self) -> None:
         """Give the simulator back. May be called again."""

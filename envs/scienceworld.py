@@ -88,8 +88,8 @@ def parse_task(name: object) -> tuple[str, int]:
 class ScienceWorldEnv(gymnasium.Env[str, str]):
     """One ScienceWorld episode at a time; see `envs.base` for the contract.
 
-    All environments of a process share one Java process, from any number of threads; one environment is used by one
-    thread at a time.
+    All environments of a process share one Java process, in which they take turns, from any number of threads; one
+    environment is used by one thread at a time.
 
     Args:
         max_steps: steps until the episode is truncated.
@@ -155,7 +155,7 @@ class ScienceWorldEnv(gymnasium.Env[str, str]):
         engine = self._fresh_engine()
         simplifications = _allowed(kind, self.simplifications)
         engine.load(kind, variation, simplifications)
-        self._text = engine.call("step", "look around")
+        self._text, *_ = engine.step("look around")
         self._score, self._moves, self._over = 0, 0, False
         info = {"task": name, "task_text": engine.call("getTaskDescription"), **self._info()}
         if options.get("expert_plan"):
@@ -173,12 +173,10 @@ class ScienceWorldEnv(gymnasium.Env[str, str]):
         if self._over or self._engine is None:
             raise ResetNeeded("The episode is over: call reset() before step().")
         self._over = True  # until the engine has answered
-        engine = self._engine
-        self._text = engine.call("step", action.encode("utf-8", "replace").decode())
-        score = _score(engine)
+        self._text, score, completed = self._engine.step(action.encode("utf-8", "replace").decode())
         reward, self._score = (score - self._score) / 100, score
         self._moves += 1
-        terminated = score < 0 or score >= 100 or engine.call("getCompleted")
+        terminated = completed or not 0 <= score < 100
         truncated = not terminated and self._moves >= self.max_steps
         info = self._info()
         self._over = terminated or truncated
@@ -243,21 +241,16 @@ def _allowed(kind: str, simplifications: str) -> str:
     return ",".join(name for name in simplifications.split(",") if name != "noElectricalAction")
 
 
-def _score(engine: jvm.Engine) -> int:
-    return round(100 * engine.call("getScore"))
-
-
 def _replay(engine: jvm.Engine, plan: Sequence[str]) -> Plan:
     """Play a plan on a freshly loaded task, up to the step that succeeds or fails; wait a little at the end."""
-    engine.call("step", "look around")
+    engine.step("look around")
     done: list[str] = []
     for action in (*plan, *["wait"] * MAX_FINAL_WAITS):
-        engine.call("step", action)
+        _, score, completed = engine.step(action)
         done.append(action)
-        score = _score(engine)
         if score >= 100:
             return Plan(tuple(done), verified=True)
-        if score < 0 or engine.call("getCompleted"):
+        if score < 0 or completed:
             break
     return Plan(tuple(plan), verified=False)
 

@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gymnasium
@@ -186,7 +187,7 @@ def test_candidates_are_shorter_unique_sorted_and_keep_the_deeds(gold: list[str]
         assert [a for a in plan if a in deeds] == [a for a in gold if a in deeds]
 
 
-def _replay(succeeds: set[tuple[str, ...]]):  # noqa: ANN202
+def _replay(succeeds: set[tuple[str, ...]]) -> Callable[[Sequence[str]], Plan]:
     return lambda plan: Plan(tuple(plan), tuple(plan) in succeeds)
 
 

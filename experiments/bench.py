@@ -1,0 +1,77 @@
+"""How fast the parts are, beside a naive way to do the same and beside what the machine allows.
+
+    python -m experiments.bench envs              # a table
+    python -m experiments.bench envs --json       # the same rows as a list of objects
+    python -m experiments.bench envs --seconds 60 # longer, steadier
+
+`envs` takes about half a minute. Expect ours within a few per cent of the engine's raw step, and several times the
+simulator's own Python environment, which computes all valid actions at each step. The ways take turns in one run, so
+that a machine that slows down slows all of them. A bench is a function `seconds -> rows` in the module that `BENCHES`
+names; it is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+
+__all__ = ["BENCHES", "Row", "main"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure of a bench, the same unit for all three ways."""
+
+    name: str
+    unit: str
+    """Of `ours`, `naive` and `limit`, e.g. "steps/s"."""
+    ours: float
+    naive: float | None
+    """The straightforward way to do it; None where there is none."""
+    limit: float | None
+    """What no way of doing it can beat; None where it is unknown."""
+
+    def as_dict(self) -> dict[str, str | float | None]:
+        """The row with its two ratios; the keys of `--json`."""
+        return asdict(self) | {
+            "ratio_to_limit": self.ours / self.limit if self.limit else None,
+            "ratio_to_naive": self.ours / self.naive if self.naive else None,
+        }
+
+
+BENCHES = {"envs": "experiments.bench_envs"}
+"""Name on the command line -> module with `run(seconds) -> Sequence[Row]`."""
+
+
+def _print_table(rows: Sequence[Row]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for column in ("name", "unit", "ours", "naive", "limit", "ours / limit", "ours / naive"):
+        table.add_column(column, justify="left" if column in ("name", "unit") else "right")
+    for row in rows:
+        name, unit, *numbers = row.as_dict().values()
+        table.add_row(str(name), str(unit), *("-" if n is None else f"{n:,.3g}" for n in numbers))
+    Console().print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benches named on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("bench", nargs="+", choices=sorted(BENCHES))
+    parser.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
+    parser.add_argument("--seconds", type=float, default=20.0, help="time to measure for, per bench (default: 20)")
+    args = parser.parse_args(argv)
+    rows = [row for name in args.bench for row in import_module(BENCHES[name]).run(args.seconds)]
+    if args.json:
+        print(json.dumps([row.as_dict() for row in rows], indent=2))
+    else:
+        _print_table(rows)
+
+
+if __name__ == "__main__":
+    main()
