@@ -1,0 +1,56 @@
+# make frontier          the main job: a Pareto frontier of success and cost, with its report, in results/
+# make test              everything CI runs: lint, types, unit tests, integration tests
+# make venv lint unit integration clean distclean
+#
+#   make frontier SCALE=tiny ENV=ScienceWorld-v0 ARGS="--lambdas 0.1,0.5"
+
+SHELL := /bin/bash
+.NOTPARALLEL:
+.PHONY: frontier test lint unit integration venv clean distclean
+
+ENV = ScienceWorld-v0
+SCALE = quick
+ARGS =
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+INSTALL = $(PY) -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
+
+frontier: $(STAMP)
+	$(PY) -m experiments.frontier --scale $(SCALE) --env $(ENV) --resume $(ARGS)
+
+test: lint unit integration
+
+lint: $(STAMP)
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+
+unit: $(STAMP)
+	$(PY) -m pytest tests/unit -q --durations=10
+
+integration: $(STAMP)
+	$(PY) -m pytest tests/integration -q --durations=10
+
+venv: $(STAMP)
+
+# PyTorch goes first: without a GPU, the package index's own build would bring gigabytes of CUDA. There a build that pip
+# has at hand (find-links) is taken, else one from TORCH_INDEX, whose 2.13.0+cpu pip ranks above plain 2.13.0.
+$(STAMP): setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "bopo_ray needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@echo "Installing into $(VENV) (about 2 GB; a few minutes)"
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@if nvidia-smi >/dev/null 2>&1; then $(INSTALL) torch; \
+	else $(INSTALL) --no-index --no-deps torch 2>/dev/null || $(INSTALL) --extra-index-url $(TORCH_INDEX) torch; fi
+	@$(INSTALL) -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find bopo_ray envs experiments tests -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv
