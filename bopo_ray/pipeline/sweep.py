@@ -169,8 +169,7 @@ def training_curves(folder: Path) -> pd.DataFrame:
                 r = json.loads(line)
             except json.JSONDecodeError:
                 continue  # the last line of a killed trial
-            p = r["config"]["point"]
-            point = Point(p["advantage"], p["lam"], p["seed"])
+            point = Point(*(r["config"][k] for k in ("advantage", "lam", "seed")))
             learner = r.get("learners", {}).get("default_policy", {})
             rollouts, hard = r.get("rollouts", {}), r.get("rollouts_hard", {})
             rows[point.name, int(r["updates"])] = {
