@@ -1,0 +1,50 @@
+"""Shared by all tests: a quiet environment, one cache of expert plans, one Ray for the tests that want it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Read by the libraries when they are imported, here and in the processes that Ray starts.
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "MPLBACKEND": "Agg",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_V2_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+# The tests start a Ray of their own, also where a cluster runs.
+os.environ.pop("RAY_ADDRESS", None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what stands in tests/integration, so that `-m "not integration"` leaves it out."""
+    folder = Path(__file__).parent / "integration"
+    for item in items:
+        if folder in item.path.parents:
+            item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plan_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One folder of expert plans for the session, unless BOPO_RAY_CACHE names one: they take long to make."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not os.environ.get("BOPO_RAY_CACHE"):
+            patch.setenv("BOPO_RAY_CACHE", str(tmp_path_factory.mktemp("bopo_ray_cache")))
+        yield Path(os.environ["BOPO_RAY_CACHE"])
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[Any]:
+    """A local Ray with 2 CPUs for the session's tests; yields the context of `ray.init`. They must not shut it down."""
+    import ray
+
+    yield ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.shutdown()

@@ -1,0 +1,85 @@
+"""cluster.yaml: Ray itself accepts it, offline, and it fits this package."""
+
+from __future__ import annotations
+
+import copy
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import ValidationError
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
+def check(config: dict[str, Any]) -> dict[str, Any]:
+    """Ray's own check, as `ray up` makes it, without asking the cloud; returns the config with Ray's defaults."""
+    prepared = prepare_config(copy.deepcopy(config))
+    validate_config(prepared)
+    return prepared
+
+
+def test_ray_accepts_it(config: dict[str, Any]) -> None:
+    prepared = check(config)
+    assert set(prepared["available_node_types"]) == set(config["available_node_types"]), "Ray adds no nodes of its own"
+    # What is not named here comes from Ray's defaults: nothing that installs or starts something else.
+    ours = [*config["setup_commands"], *config["head_setup_commands"]]
+    assert prepared["head_setup_commands"] == ours
+    assert prepared["worker_setup_commands"] == config["setup_commands"]
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [((), "max_worker"), (("available_node_types", "rollouts"), "min_worker"), (("docker",), "imagee")],
+)
+def test_ray_rejects_a_misspelt_key(config: dict[str, Any], path: tuple[str, ...], key: str) -> None:
+    inner = config
+    for name in path:
+        inner = inner[name]
+    inner[key] = 1
+    with pytest.raises(ValidationError, match=key):
+        check(config)
+
+
+def test_workers_start_from_none_and_fit_the_cluster(config: dict[str, Any]) -> None:
+    types = check(config)["available_node_types"]
+    workers = {name: t for name, t in types.items() if name != config["head_node_type"]}
+    assert all(t["min_workers"] == 0 for t in workers.values())
+    assert sum(t["max_workers"] for t in workers.values()) <= config["max_workers"]
+    spot = {name for name, t in types.items() if "InstanceMarketOptions" in t["node_config"]}
+    assert spot == {"rollouts"}, "a lost head or learner costs the run; a lost rollout node only its episodes"
+
+
+def test_learners_have_a_gpu_and_its_image(config: dict[str, Any]) -> None:
+    with_gpu = {name for name, t in config["available_node_types"].items() if t["resources"].get("GPU")}
+    gpu_image = {
+        n for n, t in config["available_node_types"].items() if "-gpu" in t.get("docker", {}).get("worker_image", "")
+    }
+    assert with_gpu == gpu_image == {"learners"}
+
+
+def test_the_nodes_get_this_checkout_without_history_results_or_keys(config: dict[str, Any]) -> None:
+    assert config["file_mounts"] == {"/home/ray/bopo_ray": "."}
+    assert {".git", ".env"} <= set(config["rsync_exclude"])
+    assert config["rsync_filter"] == [".gitignore"]
+    assert {"results/", ".venv*/"} <= set((ROOT / ".gitignore").read_text().split())
+
+
+def test_the_images_have_the_tested_ray(config: dict[str, Any]) -> None:
+    images = re.findall(r"rayproject/ray:\S+", (ROOT / "cluster.yaml").read_text())
+    assert len(images) == 3
+    assert all(re.fullmatch(rf"rayproject/ray:{re.escape(version('ray'))}-py311-[cg]pu", image) for image in images)
+
+
+def test_it_holds_no_secret() -> None:
+    text = (ROOT / "cluster.yaml").read_text()
+    assert re.findall(r"AKIA\w+|sk-\w{8,}|(?i:password|secret|api_?key|access_key|token)\s*[:=]", text) == []
