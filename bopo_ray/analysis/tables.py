@@ -138,9 +138,9 @@ def summary(episodes: pd.DataFrame, settings: Settings | None = None) -> dict[st
 
 
 def spend_by_difficulty(episodes: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Per method, the share of its dollars spent on tasks of each difficulty; empty without that column or without spend.
+    """Per method, the share of its dollars spent on tasks of each difficulty.
 
-    Tasks without a difficulty are under "unknown". The shares of a method sum to 1.
+    Empty without that column or without spend. Tasks without a difficulty are under "unknown". The shares of a method sum to 1.
     """
     if "difficulty" not in episodes or episodes["difficulty"].isna().all():
         return {}
@@ -305,7 +305,8 @@ def _notes(settings: Settings) -> list[str]:
         "A hypervolume takes the best of several measured points: a method with more points has a small advantage.",
         f"Intervals: {level} percentile, {n} paired bootstrap resamples of tasks, and of a method's training seeds.",
         "Cost saved: always-large against the cheapest measured operating point that keeps the share of its success.",
-        "Cost saved does not interpolate; the point is chosen on the same tasks, in each resample anew; seeds averaged.",
+        "Cost saved does not interpolate; "
+        "the point is chosen on the same tasks, in each resample anew; seeds averaged.",
     ]
 
 
