@@ -140,7 +140,8 @@ def summary(episodes: pd.DataFrame, settings: Settings | None = None) -> dict[st
 def spend_by_difficulty(episodes: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Per method, the share of its dollars spent on tasks of each difficulty.
 
-    Empty without that column or without spend. Tasks without a difficulty are under "unknown". The shares of a method sum to 1.
+    Empty without that column or without spend. Tasks without a difficulty are under "unknown". The shares of a method
+    sum to 1.
     """
     if "difficulty" not in episodes or episodes["difficulty"].isna().all():
         return {}
