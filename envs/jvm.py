@@ -1,4 +1,4 @@
-"""One Java process per Python process, shared by all its ScienceWorld environments.
+"""One Java process per Python process, shared by its ScienceWorld environments (up to `MAX_ENGINES` of them).
 
 What always holds:
 
@@ -39,10 +39,12 @@ from envs.errors import ConfigError, EngineError
 
 T = TypeVar("T")
 
-__all__ = ["MAX_LOADS", "Engine", "Jvm", "acquire", "shutdown"]
+__all__ = ["MAX_ENGINES", "MAX_LOADS", "Engine", "Jvm", "acquire", "shutdown"]
 
 MAX_LOADS = 500
 """Loads after which a process is replaced (its memory grows slowly with each)."""
+MAX_ENGINES = 24
+"""Engines per process: 32 worlds fit the heap of 512 MB, with little to spare. More engines start another process."""
 START_TIMEOUT_S = 60.0
 """Seconds that a process may take to listen."""
 OUT_OF_MEMORY = 3
@@ -315,7 +317,7 @@ def acquire(timeout_s: float = 60.0) -> Engine:
     """
     with _lock:
         _reap()
-        jvm = next((jvm for jvm in _jvms if jvm.usable), None)
+        jvm = next((jvm for jvm in _jvms if jvm.usable and len(jvm.engines) < MAX_ENGINES), None)
         if jvm is None:
             jvm = Jvm()
             _jvms.append(jvm)

@@ -88,8 +88,8 @@ def parse_task(name: object) -> tuple[str, int]:
 class ScienceWorldEnv(gymnasium.Env[str, str]):
     """One ScienceWorld episode at a time; see `envs.base` for the contract.
 
-    All environments of a process share one Java process, in which they take turns, from any number of threads; one
-    environment is used by one thread at a time.
+    The environments of a process share a Java process (one for every 24 of them), in which they take turns, from any
+    number of threads; one environment is used by one thread at a time.
 
     Args:
         max_steps: steps until the episode is truncated.
