@@ -26,7 +26,9 @@ FEEDBACK = "Your reply held no action. Answer with a line 'Thought: ...' and a l
 DROPPED = "[earlier observation dropped]"
 MAX_ACTION_CHARS = 200
 
-_ACTION = re.compile(r"^[\s>*_`#-]*action\s*(?:\d+\s*)?[*_`]*\s*[:=][*_`]*\s*(.*)$", re.IGNORECASE | re.MULTILINE)
+# Matched line by line, and no two neighbouring runs share a character: linear time on whatever a model writes.
+_ACTION = re.compile(r"[\s>*_`#-]*action(?:[ \t]*\d+)?[ \t*_`]*[:=](.*)", re.IGNORECASE | re.DOTALL)
+_FENCE = re.compile(r"\s*```\w*\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +42,15 @@ class Turn:
 
 
 def parse_action(reply: str) -> str:
-    """The action in a reply: the last `Action:` line, or a bare one-line reply; empty when there is none."""
-    found = [m.group(1) for m in _ACTION.finditer(reply)]
-    lines = [line for line in reply.strip().splitlines() if line.strip()]
-    text = found[-1] if found else (lines[0] if len(lines) == 1 and ":" not in lines[0] else "")
-    return " ".join(text.strip("`*\"' \t.").split())[:MAX_ACTION_CHARS]
+    """The action in a reply: the last `Action:` line, or a bare one-line reply; empty when there is none.
+
+    An action may stand on the line below its label; the fences of code blocks count as no line.
+    """
+    lines = [line for line in reply.splitlines() if line.strip() and not _FENCE.fullmatch(line)]
+    bare = ["" if ":" in line else _clean(line) for line in lines] + [""]
+    found = [_clean(m.group(1)) or bare[i + 1] for i, line in enumerate(lines) if (m := _ACTION.match(line))]
+    actions = [action for action in found if action] or (bare[:1] if len(lines) == 1 else [])
+    return actions[-1][:MAX_ACTION_CHARS] if actions else ""
 
 
 def chat_messages(
@@ -67,7 +73,10 @@ def chat_messages(
         if excess <= 0:
             break
         dropped = Message("user", DROPPED)
-        excess -= count((pairs[i][1],)) - count((dropped,))
+        saved = count((pairs[i][1],)) - count((dropped,))
+        if saved <= 0:
+            continue
+        excess -= saved
         pairs[i] = (pairs[i][0], dropped)
         messages = head + tuple(m for pair in pairs for m in pair)
     return messages
@@ -108,3 +117,7 @@ def episode_views(episode: Episode) -> list[str]:
 
 def _flat(text: str) -> str:
     return " ".join(text.split())
+
+
+def _clean(text: str) -> str:
+    return _flat(text).strip("`*\"' .")

@@ -28,7 +28,7 @@ def env_class(env_id: str) -> type[TextEnv]:
         if isinstance(entry, str):
             path, _, attribute = entry.partition(":")
             entry = getattr(importlib.import_module(path), attribute)
-    except (gym.error.Error, ImportError, AttributeError) as error:
+    except (gym.error.Error, ImportError, AttributeError, TypeError) as error:
         own = sorted(k for k, s in gym.registry.items() if str(s.entry_point).startswith("envs."))
         raise ConfigError(
             f"unknown environment {env_id!r} ({error}); known: {', '.join(own)}, or your own as package.module:Name-v0"

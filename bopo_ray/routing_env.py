@@ -59,6 +59,7 @@ class RoutingEnv(gym.Env[str, np.int64]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Starts an episode; raises EngineError (retry), UnknownTaskError (don't)."""
+        self._needs_reset = True
         super().reset(seed=seed)
         options = options or {}
         env_options = {"expert_plan": self.pool.needs_plan}
@@ -82,7 +83,11 @@ class RoutingEnv(gym.Env[str, np.int64]):
         }
 
     def step(self, action: np.int64 | int) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """One model call and one environment step; raises ModelError or EngineError when either fails."""
+        """One model call and one environment step.
+
+        Raises ModelError when the call fails (nothing was spent, it may be stepped again), EngineError when the
+        environment does (the episode is lost: reset).
+        """
         if self._needs_reset:
             raise gym.error.ResetNeeded("Cannot call env.step() before calling env.reset() or after the episode ended.")
         if not any(self._mask):
@@ -93,16 +98,16 @@ class RoutingEnv(gym.Env[str, np.int64]):
         model = self.pool.models[index]
         started = time.perf_counter()
         reply = model.complete(
-            Request(
-                self._messages, self._sample, self.temperature, self.max_completion_tokens, self._task, self._plan
-            )
+            Request(self._messages, self._sample, self.temperature, self.max_completion_tokens, self._task, self._plan)
         )
         cost = model.price.cost(reply.usage)
         self._spent += cost if self._budget is None or self._budget.mode is CostMode.USD else int(index > 0)
         act = parse_action(reply.text)
         terminated = truncated = False
         if act:
+            self._needs_reset = True
             observation, _, terminated, truncated, self._last = self.env.step(act)
+            self._needs_reset = False
         else:
             observation = FEEDBACK
         self._turns.append(Turn(reply.text, act, observation))
@@ -120,9 +125,7 @@ class RoutingEnv(gym.Env[str, np.int64]):
         }
         if terminated or truncated:
             success = bool(self._last["success"])
-            stop = (
-                StopReason.SUCCESS if success else StopReason.FAILURE if terminated else StopReason.STEP_LIMIT
-            )
+            stop = StopReason.SUCCESS if success else StopReason.FAILURE if terminated else StopReason.STEP_LIMIT
             return self._finish(stop, info)
         self._prepare()
         return self._view(), 0.0, False, False, info | self._status()
@@ -139,9 +142,7 @@ class RoutingEnv(gym.Env[str, np.int64]):
         if self._budget is None:
             self._mask: tuple[bool, ...] = (True,) * len(self.pool)
             return
-        worst = [
-            m.price.cost(Usage(m.count(self._messages), self.max_completion_tokens)) for m in self.pool.models
-        ]
+        worst = [m.price.cost(Usage(m.count(self._messages), self.max_completion_tokens)) for m in self.pool.models]
         self._mask = affordable_mask(self._budget.mode, remaining(self._budget.cap, self._spent), worst)
 
     def _view(self) -> str:

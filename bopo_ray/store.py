@@ -28,7 +28,7 @@ _VERSION_KEY, _PRICE_KEY = b"bopo_ray.schema", b"bopo_ray.prices"
 _STEP = pa.struct(
     [
         ("model", pa.int8()),
-        ("probabilities", pa.list_(pa.float32())),
+        ("probabilities", pa.list_(pa.float64())),
         ("mask", pa.list_(pa.bool_())),
         ("reply", pa.string()),
         ("action", pa.string()),
@@ -37,7 +37,7 @@ _STEP = pa.struct(
         ("cached_tokens", pa.int32()),
         ("completion_tokens", pa.int32()),
         ("cost_microusd", pa.int64()),
-        ("latency_s", pa.float32()),
+        ("latency_s", pa.float64()),
     ]
 )
 SCHEMA = pa.schema(
@@ -78,8 +78,6 @@ class EpisodeStore:
         self.folder = folder
         self._metadata = {_VERSION_KEY: SCHEMA_VERSION.encode(), _PRICE_KEY: price_hash.encode()}
         folder.mkdir(parents=True, exist_ok=True)
-        for left_over in folder.glob("*.tmp"):
-            left_over.unlink()
         self._ids: set[str] = set()
         for shard in self._shards():
             self._ids.update(self._checked(shard).column("id").to_pylist())
@@ -95,8 +93,7 @@ class EpisodeStore:
         new = {e.spec.id: e for e in episodes if e.spec.id not in self._ids}
         if not new:
             return
-        table = pa.Table.from_pylist([_row(e) for e in new.values()], SCHEMA).replace_schema_metadata(self._metadata)
-        write_table(table, self.folder / f"part-{uuid.uuid4().hex[:12]}.parquet")
+        self._write(list(new.values()))
         self._ids.update(new)
 
     def missing(self, specs: Iterable[EpisodeSpec]) -> list[EpisodeSpec]:
@@ -118,11 +115,15 @@ class EpisodeStore:
         shards = self._shards()
         if len(shards) < 2:
             return
-        episodes = list(self.read())
-        table = pa.Table.from_pylist([_row(e) for e in episodes], SCHEMA).replace_schema_metadata(self._metadata)
-        write_table(table, self.folder / f"part-{uuid.uuid4().hex[:12]}.parquet")
+        self._write(list(self.read()))
         for shard in shards:
             shard.unlink()
+
+    def _write(self, episodes: Sequence[Episode]) -> None:
+        for left_over in self.folder.glob("*.tmp"):  # of a writer that died: there is no other one now
+            left_over.unlink(missing_ok=True)
+        table = pa.Table.from_pylist([_row(e) for e in episodes], SCHEMA).replace_schema_metadata(self._metadata)
+        write_table(table, self.folder / f"part-{uuid.uuid4().hex[:12]}.parquet")
 
     def _shards(self) -> list[Path]:
         return sorted(self.folder.glob("part-*.parquet"))
@@ -160,8 +161,8 @@ def write_table(table: pa.Table, path: Path) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise StoreError(
-            f"{path} can't be written ({error.strerror or error}); free some space or choose another --out, then run the same "
-            "command with --resume: what was finished before is kept"
+            f"{path} can't be written ({error.strerror or error}); free some space or choose another --out, then run "
+            "the same command with --resume: what was finished before is kept"
         ) from error
 
 

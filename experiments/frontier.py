@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 1 (the machine failed), 2 (the user's mistake), 130 (interrupted)."""
-    console = Console(stderr=False)
+    console = Console(width=None if sys.stdout.isatty() else 130)
     arguments = sys.argv[1:] if argv is None else list(argv)
     args = parser().parse_args(arguments)
     given = {f.name: v for f in dataclasses.fields(Settings) if (v := getattr(args, f.name)) is not None}

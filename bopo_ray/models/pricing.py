@@ -83,7 +83,7 @@ def price_table(path: Path = _DEFAULT) -> PriceTable:
             for name, p in raw["models"].items()
         )
         table = PriceTable(str(raw["date"]), prices, tuple((raw.get("billed_as") or {}).items()))
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ArithmeticError) as error:
+    except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ConfigError(f"price list {path} can't be read ({error!r}); see the shipped prices.yaml") from error
     for name, p in table.prices:
         if min(p.input, p.cached_input, p.output) < 0:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,11 +27,13 @@ from bopo_ray.rllib.bopo import BoPOConfig
 from bopo_ray.rllib.collect import collect
 from bopo_ray.rllib.runner import Failure
 from bopo_ray.store import EpisodeStore
-from envs.base import Split, Task
+from envs.base import Split
 
 __all__ = ["Run", "write_json"]
 
 log = logging.getLogger(__name__)
+LOG_EVERY_S = 20.0
+"""Between two lines of progress where the output is not a terminal."""
 QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -180,17 +183,40 @@ class Run:
     @contextmanager
     def progress(self, title: str, total: int, done: int = 0) -> Iterator[Any]:
         """A progress bar with how far and how long still; yields a function that advances it."""
+        if not self.console.is_terminal:
+            with self._log_progress(title, total, done) as advance:
+                yield advance
+            return
         columns = (
             TextColumn("{task.description:<28}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("left"), TimeRemainingColumn(),
         )  # fmt: skip
-        with Progress(*columns, console=self.console, transient=False) as bar:
+        with Progress(*columns, console=self.console) as bar:
             task = bar.add_task(title, total=total, completed=done)
-            yield lambda n=1, **kwargs: bar.update(task, advance=n, **kwargs)
+            yield lambda n=1: bar.update(task, advance=n)
 
-    def by_task(self, tasks: Sequence[Task]) -> dict[str, Task]:
-        """Tasks by name."""
-        return {t.name: t for t in tasks}
+    @contextmanager
+    def _log_progress(self, title: str, total: int, done: int) -> Iterator[Any]:
+        """The same for a log file: a line when it starts, at most one every LOG_EVERY_S seconds, one at the end."""
+        started = said = time.monotonic()
+        count = done
+
+        def say() -> None:
+            spent = time.monotonic() - started
+            left = spent / max(1, count - done) * (total - count)
+            when = f", {left:.0f} s left" if 0 < count - done and count < total else ""
+            self.console.print(f"{title}: {count}/{total}, {spent:.0f} s{when}", highlight=False)
+
+        def advance(n: int = 1) -> None:
+            nonlocal count, said
+            count += n
+            if time.monotonic() - said >= LOG_EVERY_S:
+                said = time.monotonic()
+                say()
+
+        say()
+        yield advance
+        say()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -112,7 +112,7 @@ def _train(run: Run, experts: list[Expert], folder: Path) -> dict[str, Any]:
     labels = np.concatenate([np.asarray(e.labels) > 0 for e in validation])
     temporary = folder.with_suffix(".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    algorithm.get_module().save_to_path(str(temporary.resolve()))
+    algorithm.save_router(temporary.resolve())
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     algorithm.stop()

@@ -27,6 +27,8 @@ __all__ = ["Point", "Sweep", "training_curves"]
 log = logging.getLogger(__name__)
 MODULE = Path("learner_group/learner/rl_module/default_policy")
 """Where RLlib keeps the router in an algorithm's checkpoint."""
+CONTENTS = "contents.json"
+"""In a checkpoint: its files and their sizes in bytes, written when all of them are there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,10 @@ class Sweep:
     def train(self, start: Path) -> None:
         """Trains all unfinished points from the router in `start`; raises EngineError when one failed for good."""
         s, run = self.run.settings, self.run
+        for point in self.points:  # ended when the run was killed before it was in the ledger
+            checkpoint = self._checkpoint(point)
+            if checkpoint and _updates(checkpoint) >= s.updates and point.name not in self.finished():
+                self.finish(point.name, Path(checkpoint))
         done = self.finished()
         todo = [p for p in self.points if p.name not in done]
         if not todo:
@@ -110,6 +116,17 @@ class Sweep:
                 f"finished points are kept: run the same command with --resume. Details: {self.folder / attempt}"
             )
 
+    def finish(self, name: str, checkpoint: Path) -> None:
+        """Keeps the router of a point's last checkpoint and enters the point in the ledger."""
+        target = self.policy(name)
+        temporary = target.with_suffix(".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(checkpoint / MODULE, temporary)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        entry = {"updates": _updates(checkpoint), "checkpoint": str(checkpoint)}
+        write_json(self.ledger, self.finished() | {name: entry})
+
     def _checkpoint(self, point: Point) -> str | None:
         """The newest usable checkpoint of an interrupted point."""
         folders = sorted(self.folder.glob(f"attempt-*/{point.name}/checkpoint_*"), key=_updates, reverse=True)
@@ -129,18 +146,13 @@ class _Ledger(Callback):
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
         self.advance()
 
+    def on_checkpoint(self, iteration: int, trials: Any, trial: Any, checkpoint: Any, **info: Any) -> None:
+        folder = Path(checkpoint.path)
+        sizes = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
+        write_json(folder / CONTENTS, sizes)
+
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        target, name = self.sweep.policy(str(trial)), str(trial)
-        temporary = target.with_suffix(".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(Path(trial.checkpoint.path) / MODULE, temporary)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-        spend = trial.last_result.get("spend", {})
-        entry = {"updates": trial.last_result["updates"], "checkpoint": trial.checkpoint.path} | {
-            k: float(spend.get(k, 0)) for k in ("episodes", "calls", "spent_microusd")
-        }
-        write_json(self.sweep.ledger, self.sweep.finished() | {name: entry})
+        self.sweep.finish(str(trial), Path(trial.checkpoint.path))
 
 
 def _trial_name(trial: Any) -> str:
@@ -150,8 +162,13 @@ def _trial_name(trial: Any) -> str:
 
 def _updates(checkpoint: Path | str | None) -> int:
     """Updates that a checkpoint holds; 0 for none or a damaged one."""
+    if checkpoint is None:
+        return 0
+    folder = Path(checkpoint)
     try:
-        return int((Path(checkpoint) / "updates.json").read_text()) if checkpoint else 0
+        sizes = json.loads((folder / CONTENTS).read_text())
+        whole = all((folder / name).stat().st_size == size for name, size in sizes.items())
+        return int((folder / "updates.json").read_text()) if whole else 0
     except (OSError, ValueError):
         return 0
 

@@ -17,7 +17,18 @@ from bopo_ray.method.synthesis import Expert
 from bopo_ray.records import Episode
 from bopo_ray.rllib.encode import encode_view
 
-__all__ = ["ADVANTAGE", "ANCHOR", "LABEL", "MASK", "OLD_LOGP", "REFERENCE", "WEIGHT", "Group", "bopo_batch", "sft_batch"]
+__all__ = [
+    "ADVANTAGE",
+    "ANCHOR",
+    "LABEL",
+    "MASK",
+    "OLD_LOGP",
+    "REFERENCE",
+    "WEIGHT",
+    "Group",
+    "bopo_batch",
+    "sft_batch",
+]
 
 ADVANTAGE, ANCHOR, WEIGHT, MASK = "advantages", "anchor_advantages", "row_weights", "action_mask"
 OLD_LOGP, REFERENCE, LABEL = "old_logp", "reference_logits", "labels"
@@ -38,7 +49,8 @@ class Group:
 
 def episode_ids(episode: Episode, context: int) -> NDArray[np.int32]:
     """What the router saw at each step, encoded: [steps, context]."""
-    return np.stack([encode_view(v, context) for v in episode_views(episode)])
+    rows = [encode_view(v, context) for v in episode_views(episode)]
+    return np.stack(rows) if rows else np.empty((0, context), np.int32)
 
 
 def bopo_batch(
@@ -91,9 +103,7 @@ def _rows(
     ]
 
 
-def _finish(
-    table: dict[str, NDArray[Any]], minibatch: int, learners: int, rng: np.random.Generator
-) -> MultiAgentBatch:
+def _finish(table: dict[str, NDArray[Any]], minibatch: int, learners: int, rng: np.random.Generator) -> MultiAgentBatch:
     n = len(table[WEIGHT])
     order = rng.permutation(n)
     unit = minibatch * learners

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,12 @@ class BoSFT(Algorithm):
         results = self.learner_group.update(batch=batch, num_epochs=1, minibatch_size=cfg.minibatch_size)
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         self.epochs += 1
+
+    def save_router(self, folder: Path) -> None:
+        """Saves the learner's router: `get_module()` is an env runner's copy, which does not follow the training."""
+        self.learner_group.foreach_learner(
+            lambda learner: learner.module[DEFAULT_MODULE_ID].unwrapped().save_to_path(str(folder))
+        )
 
     def p_large(self, experts: Sequence[Expert], difficulty: Difficulty | None = None) -> np.ndarray:
         """pi(any model but the smallest) at each step of the experts' trajectories, [steps]."""

@@ -13,7 +13,7 @@ from bopo_ray.models.tokens import CLS, PAD, SEP, encode, tokenizer
 
 __all__ = ["TASK_TOKENS", "encode_view"]
 
-TASK_TOKENS, BUDGET_TOKENS, NEWEST_TOKENS, OLDER_TOKENS = 36, 12, 24, 10
+TASK_TOKENS, BUDGET_TOKENS, NEWEST_TOKENS, OLDER_TOKENS = 36, 16, 24, 10
 """At most so many tokens of the task, the budget, the newest and each older history line."""
 
 

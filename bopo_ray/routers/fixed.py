@@ -29,9 +29,7 @@ def _one_hot(index: int, n: int) -> tuple[float, ...]:
 
 def _random(p: float) -> Router:
     """LARGE with probability p, independently per step, else SMALL."""
-    return lambda view, step, n: tuple(
-        (1 - p) * float(i == 0) + p * float(i == n - 1) for i in range(n)
-    )
+    return lambda view, step, n: tuple((1 - p) * float(i == 0) + p * float(i == n - 1) for i in range(n))
 
 
 def _first_large(k: float) -> Router:
@@ -41,7 +39,7 @@ def _first_large(k: float) -> Router:
 
 _FAMILIES: dict[str, tuple[Callable[[float], Router], Callable[[float], bool], str]] = {
     "random": (_random, lambda p: 0 <= p <= 1, "a probability in [0, 1]"),
-    "first-large": (_first_large, lambda k: k >= 0 and k == int(k), "a whole number of steps >= 0"),
+    "first-large": (_first_large, lambda k: k >= 0 and k.is_integer(), "a whole number of steps >= 0"),
 }
 
 
