@@ -1,18 +1,26 @@
 """A small text benchmark for tests of the machinery: real episodes in microseconds, and faults on request.
 
 Used as `tests.toy:Toy-v0`. A task "<kind>/<n>" is a chain of actions; the expert's plan solves it. Kinds whose name
-starts with "fault" misbehave.
+starts with "fault" misbehave. Where the variable TOY_HOLD names a file that holds a number n, each process plays n
+episodes and then waits for as long as the file is there, beside which it leaves a file named by its process id.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 
+from bopo_ray.models import load_pool
+from bopo_ray.models.pricing import Price, Usage
+from bopo_ray.models.protocol import Message, ModelPool, Reply, Request
+from bopo_ray.records import Budget, Episode, EpisodeSpec, Phase, Step, StopReason, spawn_seed
+from bopo_ray.routing_env import RoutingEnv
 from envs.base import Split, Task, text_space
 from envs.errors import EngineError, UnknownTaskError
 
@@ -44,6 +52,7 @@ class Toy(gym.Env[str, str]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
+        _hold(next(_EPISODES))
         self.name = (options or {}).get("task", "fetch/0")
         kind = self.name.rpartition("/")[0]
         if kind not in PLANS:
@@ -85,3 +94,78 @@ class Toy(gym.Env[str, str]):
 
 
 gym.register("Toy-v0", entry_point=Toy)
+
+_EPISODES = itertools.count()
+"""Of this process."""
+
+
+def _hold(episode: int) -> None:
+    path = os.environ.get("TOY_HOLD")
+    while path and (file := Path(path)).exists() and episode >= int(file.read_text()):
+        file.with_name(str(os.getpid())).touch()
+        time.sleep(0.05)
+
+
+class Scripted:
+    """A language model that answers step t with `replies[t]`; a token is a word, so that bills are worked by hand."""
+
+    needs_plan = False
+
+    def __init__(self, name: str, price: Price, reply: Callable[[int], str]) -> None:
+        self.name, self.price, self.reply = name, price, reply
+        self.calls = 0
+
+    def count(self, messages: tuple[Message, ...]) -> int:
+        return sum(len(m.content.split()) for m in messages)
+
+    def complete(self, request: Request) -> Reply:
+        self.calls += 1
+        text = self.reply((len(request.messages) - 2) // 2)
+        return Reply(text, Usage(self.count(request.messages), min(len(text.split()), request.max_tokens)), 0.25)
+
+
+def scripted_pool(replies: Sequence[str]) -> ModelPool:
+    """Two models that both say `replies`, at $1/$2 and $10/$20 per million words."""
+    prices = (Price(1_000_000, 500_000, 2_000_000), Price(10_000_000, 5_000_000, 20_000_000))
+    names = ("scripted:small", "scripted:large")
+    models = tuple(
+        Scripted(n, p, lambda t: replies[min(t, len(replies) - 1)]) for n, p in zip(names, prices, strict=True)
+    )
+    return ModelPool(models, "scripted", "Scripted replies.", "scripted")
+
+
+def routing_env(pool: ModelPool | None = None, max_steps: int = 20, scratch: str = "", **settings: Any) -> RoutingEnv:
+    """RoutingEnv over Toy, with the simulated pair unless told otherwise."""
+    toy = gym.make(ID, disable_env_checker=True, max_steps=max_steps, scratch=scratch)
+    return RoutingEnv(toy, pool or load_pool("simulated"), **settings)
+
+
+def toy_spec(
+    name: str = "fetch/0", router: str = "random(0.5)", member: int = 0, budget: Budget | None = None, **more: Any
+) -> EpisodeSpec:
+    """An evaluation episode of one toy task."""
+    fields = {"phase": Phase.EVALUATION, "policy": router, "group": 0, "seed": 0} | more
+    return EpisodeSpec(Task(ID, name, Split.TRAIN), member=member, budget=budget, router=router, **fields)
+
+
+def play(spec: EpisodeSpec, env: RoutingEnv | None = None, p_large: float = 0.5) -> tuple[Episode, list[str]]:
+    """A real episode by a coin of its own, and the views that RoutingEnv returned before each step."""
+    env = env or routing_env()
+    options = {"task": spec.task.name, "sample": spec.member, "budget": spec.budget}
+    view, first = env.reset(seed=0, options=options)
+    mask, views, steps, info, outcome = first["action_mask"], [], [], {}, 0.0
+    while "stop" not in info:
+        choice = int(spawn_seed("toy", spec.id, len(steps)) / 2**63 < p_large)
+        before, before_mask = view, mask
+        view, outcome, _, _, info = env.step(choice)
+        mask = info["action_mask"]
+        if "reply" in info:
+            views.append(before)
+            names = ("model", "reply", "action", "observation", "prompt_tokens", "cached_tokens", "completion_tokens",
+                     "cost_microusd", "latency_s")  # fmt: skip
+            steps.append(Step(probabilities=(1 - p_large, p_large), mask=before_mask, **{n: info[n] for n in names}))
+    episode = Episode(
+        spec, first["task_text"], first["first_observation"], env.max_steps, tuple(steps), outcome, info["success"],
+        info["score"], StopReason(info["stop"]),
+    )  # fmt: skip
+    return episode, views

@@ -1,0 +1,127 @@
+"""Train batches: row weights by hand, padding, order, anchors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+
+from bopo_ray.agent import episode_views
+from bopo_ray.method.synthesis import Expert
+from bopo_ray.models.tokens import PAD, tokenizer
+from bopo_ray.records import Budget, CostMode, Difficulty, Episode
+from bopo_ray.rllib.batch import ADVANTAGE, ANCHOR, LABEL, MASK, WEIGHT, Group, bopo_batch, episode_ids, sft_batch
+from bopo_ray.rllib.encode import encode_view
+from tests.toy import play, toy_spec
+
+CONTEXT, T_MAX = 96, 20
+LONG = play(toy_spec("long/0"))[0]
+assert len(LONG.steps) == T_MAX
+
+
+def episode(steps: int, member: int = 0) -> Episode:
+    """The first `steps` steps of an episode."""
+    return dataclasses.replace(LONG, spec=toy_spec("long/0", member=member), steps=LONG.steps[:steps])
+
+
+def group(lengths: list[int], advantages: list[float], anchors: tuple[tuple[Episode, float], ...] = ()) -> Group:
+    return Group(tuple(episode(n, i) for i, n in enumerate(lengths)), np.asarray(advantages, float), anchors)
+
+
+def batch(groups: list[Group], minibatch: int = 4, learners: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
+    made = bopo_batch(groups, T_MAX, CONTEXT, minibatch, learners, np.random.default_rng(seed))
+    assert made is not None
+    return dict(made.policy_batches[DEFAULT_MODULE_ID])
+
+
+def test_weights_by_hand() -> None:
+    # Two groups, G = 2, T_max = 20: a policy row weighs 1/(2 * 20 * 2) = 1/80, an anchor row 1/(20 * 2) = 1/40.
+    # Rows: 1 + 2 + 3 + 1 policy and 2 anchor = 9, padded to 12 = 3 minibatches of 4, so all times 3.
+    groups = [group([1, 2], [0.5, -0.5]), group([3, 1], [1.0, -1.0], ((episode(2, 9), 0.7),))]
+    rows = batch(groups)
+    assert all(len(v) == 12 for v in rows.values())
+    for value, count, weight in ((0.5, 1, 3 / 80), (-0.5, 2, 3 / 80), (1.0, 3, 3 / 80), (-1.0, 1, 3 / 80)):
+        chosen = (rows[ADVANTAGE] == np.float32(value)) & (rows[WEIGHT] != 0)
+        assert chosen.sum() == count and rows[WEIGHT][chosen] == pytest.approx(weight)
+    anchors = (rows[ANCHOR] == np.float32(0.7)) & (rows[WEIGHT] != 0)
+    assert anchors.sum() == 2 and rows[WEIGHT][anchors] == pytest.approx(3 / 40) and not rows[ADVANTAGE][anchors].any()
+    assert (rows[WEIGHT][9:] == 0).all() and (rows[WEIGHT][:9] > 0).all()
+
+
+def test_with_two_learners_each_minibatch_still_estimates_the_whole() -> None:
+    # 3 rows on 2 learners in minibatches of 1: padded to 4 rows = 2 minibatches per learner, gradients averaged.
+    rows = batch([group([1, 2], [1.0, -1.0])], minibatch=1, learners=2)
+    assert len(rows[WEIGHT]) == 4 and rows[WEIGHT][:3] == pytest.approx(2 * 2 / (2 * T_MAX))
+
+
+def test_rows_hold_what_the_router_saw_and_did() -> None:
+    played, _ = play(toy_spec("mix/1", budget=Budget(CostMode.CALLS, 2)))
+    rows = batch([Group((played, played), np.array([1.0, 1.0]), ())], minibatch=1)
+    views = episode_views(played)
+    expected = sorted((encode_view(v, CONTEXT).tolist(), s.model, list(s.mask))
+                      for v, s in zip(views, played.steps, strict=True))  # fmt: skip
+    found = sorted(zip(rows[Columns.OBS].tolist(), rows[Columns.ACTIONS].tolist(), rows[MASK].tolist(), strict=True))
+    assert found == sorted(expected * 2) and [False] in [m[1:] for _, _, m in found]
+    assert rows[Columns.OBS].dtype == np.int32 and rows[MASK].dtype == bool and rows[ADVANTAGE].dtype == np.float32
+
+
+def test_the_order_is_a_permutation_that_the_generator_decides() -> None:
+    groups = [group([5, 7, 3], [1.0, 0.25, -1.25])]
+    a, b, c = batch(groups, seed=1), batch(groups, seed=1), batch(groups, seed=2)
+    assert all((a[k] == b[k]).all() for k in a)
+    assert not (a[ADVANTAGE] == c[ADVANTAGE]).all()
+    assert sorted(a[ADVANTAGE][:15]) == sorted(c[ADVANTAGE][:15]) == [-1.25] * 3 + [0.25] * 7 + [1.0] * 5
+
+
+def test_nothing_to_teach_is_no_batch() -> None:
+    rng = np.random.default_rng(0)
+    assert bopo_batch([], T_MAX, CONTEXT, 4, 1, rng) is None
+    # Episodes that no call could be paid for have no step, hence no row.
+    broke, _ = play(toy_spec(budget=Budget(CostMode.USD, 0)))
+    assert not broke.steps and episode_ids(broke, CONTEXT).shape == (0, CONTEXT)
+    assert bopo_batch([Group((broke, broke), np.zeros(2), ())], T_MAX, CONTEXT, 4, 1, rng) is None
+    assert len(batch([Group((broke, episode(2)), np.array([0.0, 1.0]), ())], minibatch=1)[WEIGHT]) == 2
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(1, 6), min_size=2, max_size=4), min_size=1, max_size=3),
+    st.lists(st.integers(1, 5), max_size=2), st.integers(1, 9), st.integers(1, 3),
+)  # fmt: skip
+def test_weights_add_up_whatever_the_sizes(
+    lengths: list[list[int]], anchor_lengths: list[int], minibatch: int, learners: int
+) -> None:
+    anchors = tuple((episode(n, 50 + i), 0.5) for i, n in enumerate(anchor_lengths))
+    groups = [group(ls, [1.0] * len(ls), anchors if i == 0 else ()) for i, ls in enumerate(lengths)]
+    rows = batch(groups, minibatch, learners)
+    n = sum(map(sum, lengths)) + sum(anchor_lengths)
+    unit = minibatch * learners
+    assert len(rows[WEIGHT]) % unit == 0 and n <= len(rows[WEIGHT]) < n + unit
+    assert (rows[WEIGHT] != 0).sum() == n
+    # By the method: the sum over groups of sum_i |tau_i| / (G * T_max * n_groups), and anchors.
+    whole = sum(sum(ls) / len(ls) for ls in lengths) / (T_MAX * len(lengths))
+    whole += sum(anchor_lengths) / (T_MAX * len(lengths))
+    # Each learner averages over its minibatches, and the learners' gradients are averaged.
+    assert rows[WEIGHT].sum() / (len(rows[WEIGHT]) / minibatch) == pytest.approx(whole, rel=1e-4)
+
+
+def test_the_sft_batch_keeps_labels_with_their_views_and_weights() -> None:
+    experts = [Expert(episode(3), (0, 1, 0), Difficulty.HARD), Expert(episode(2, 1), (1, 1), Difficulty.HARD)]
+    weights = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
+    made = sft_batch(experts, weights, CONTEXT, 4, 1, np.random.default_rng(3))
+    rows = dict(made.policy_batches[DEFAULT_MODULE_ID])
+    assert len(rows[WEIGHT]) == 8 and (rows[WEIGHT][5:] == 0).all() and made.env_steps() == 5
+    found = sorted(zip(rows[WEIGHT].tolist(), rows[LABEL].tolist(), rows[Columns.OBS].tolist(), strict=True))[3:]
+    views = [encode_view(v, CONTEXT).tolist() for e in experts for v in episode_views(e.episode)]
+    assert found == list(zip(weights.tolist(), [0, 1, 0, 1, 1], views, strict=True))
+    assert (weights == [1, 2, 3, 4, 5]).all()  # the caller's array is left alone
+
+
+def test_padding_ids_are_padding() -> None:
+    ids = episode_ids(episode(1), CONTEXT)
+    assert ids.shape == (1, CONTEXT) and ids[0, -1] == tokenizer().token_to_id(PAD)

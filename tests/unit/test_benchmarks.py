@@ -1,0 +1,65 @@
+"""Benchmarks by id, and the choice of tasks."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bopo_ray.benchmarks import env_class, select_tasks
+from bopo_ray.errors import ConfigError
+from envs.base import Split
+from envs.scienceworld import ScienceWorldEnv
+from tests.toy import ID, PLANS, Toy
+
+KINDS = [k for k in PLANS if "fault" not in k]
+
+
+def test_classes_by_id() -> None:
+    assert env_class("ScienceWorld-v0") is ScienceWorldEnv
+    assert env_class(ID).__name__ == Toy.__name__ and env_class(ID).tasks(Split.DEV)[0].name == "fetch/100"
+
+
+@pytest.mark.parametrize(
+    "env_id", ["Nowhere-v0", "no.such.module:Toy-v0", "tests.toy:Nowhere-v0", "", "a b", "..:Toy-v0"]
+)
+def test_an_unknown_id_lists_the_known_ones(env_id: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"unknown environment .*; known: .*ScienceWorld-v0.* package\.module:Name-v0"
+    ):
+        env_class(env_id)
+
+
+def test_an_environment_without_task_lists_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'CartPole-v1' has no task lists"):
+        env_class("CartPole-v1")
+
+
+@settings(max_examples=50)
+@given(st.sampled_from(Split), st.integers(1, 40), st.integers(0, 5))
+def test_the_choice_is_even_over_kinds_reproducible_and_without_repeats(split: Split, count: int, seed: int) -> None:
+    tasks = select_tasks(ID, split, count, seed)
+    assert tasks == select_tasks(ID, split, count, seed)
+    assert len(tasks) == len(set(tasks)) == min(count, 8 * len(KINDS)) and all(t.split is split for t in tasks)
+    per_kind = Counter(t.kind for t in tasks)
+    shares = [per_kind[k] for k in KINDS]
+    assert max(shares) - min(shares) <= 1
+    # A larger choice contains the smaller one: growing a run keeps what it has played.
+    assert select_tasks(ID, split, count + 3, seed)[: len(tasks)] == tasks
+
+
+def test_another_seed_chooses_other_tasks() -> None:
+    assert len({select_tasks(ID, Split.TRAIN, 8, seed) for seed in range(5)}) > 1
+
+
+def test_tasks_by_name_keep_their_order() -> None:
+    assert [t.name for t in select_tasks(ID, Split.TRAIN, 1, 0, ("mix/3", "fetch/0"))] == ["mix/3", "fetch/0"]
+    with pytest.raises(ConfigError, match=r"unknown train task 'mix/103' of tests\.toy:Toy-v0; for example 'fetch/0'"):
+        select_tasks(ID, Split.TRAIN, 1, 0, ("fetch/0", "mix/103"))
+
+
+def test_no_task_is_a_mistake() -> None:
+    with pytest.raises(ConfigError, match=r"0 train tasks of tests\.toy:Toy-v0 asked for, 32 there; need at least 1"):
+        select_tasks(ID, Split.TRAIN, 0, 0)

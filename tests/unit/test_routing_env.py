@@ -1,0 +1,269 @@
+"""RoutingEnv on the toy benchmark: the Gymnasium contract, endings, bills and hard budgets."""
+
+from __future__ import annotations
+
+import warnings
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import check_env
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bopo_ray.agent import FEEDBACK
+from bopo_ray.errors import EngineError, ModelError, UnknownTaskError
+from bopo_ray.models import load_pool
+from bopo_ray.models.pricing import Usage
+from bopo_ray.records import Budget, CostMode, StopReason
+from tests.toy import PLANS, play, routing_env, scripted_pool, toy_spec
+
+FETCH = [f"Action: {a}" for a in PLANS["fetch"]]
+
+
+def options(task: str = "fetch/0", sample: int = 0, budget: Budget | None = None) -> dict[str, object]:
+    return {"task": task, "sample": sample, "budget": budget}
+
+
+def test_gymnasium_finds_nothing_to_complain_of() -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*render.*")
+        check_env(routing_env(), skip_render_check=True)
+
+
+def test_a_success_pays_at_the_end_only() -> None:
+    env = routing_env(scripted_pool(FETCH))
+    view, first = env.reset(seed=0, options=options())
+    assert first["task"] == "fetch/0" and first["action_mask"] == (True, True)
+    assert view == "\n".join([f"task: {first['task_text']}", "budget: unlimited; steps left 20",
+                              f"| {first['first_observation']}"])  # fmt: skip
+    for _ in range(3):
+        view, reward, terminated, truncated, info = env.step(0)
+        assert (reward, terminated, truncated) == (0.0, False, False) and "stop" not in info
+    assert view.endswith("\n> teleport to workshop | You teleport to workshop.") and "steps left 17" in view
+    _, reward, terminated, truncated, info = env.step(0)
+    assert (reward, terminated, truncated) == (1.0, True, False)
+    assert info["stop"] is StopReason.SUCCESS and info["success"] and info["score"] == 100.0
+
+
+def test_the_bill_of_an_episode_by_hand() -> None:
+    env = routing_env(scripted_pool(FETCH))
+    _, first = env.reset(seed=0, options=options())
+    prompt = env.pool.models[0].count(env._messages)
+    system = len(env._messages[0].content.split())
+    assert prompt == system + len(f"Task: {first['task_text']} Observation: {first['first_observation']}".split())
+    *_, a = env.step(0)
+    # "Action: teleport to kitchen" has 4 words; small: $1 and $2 per million words.
+    assert (a["prompt_tokens"], a["completion_tokens"], a["cost_microusd"]) == (prompt, 4, prompt + 8)
+    assert a["latency_s"] == 0.25 and a["cached_tokens"] == 0
+    *_, b = env.step(1)
+    # The prompt grew by the reply (4) and "Observation: You teleport to kitchen." (5); large: $10 and $20, 4 words.
+    assert (b["prompt_tokens"], b["cost_microusd"]) == (prompt + 9, 10 * (prompt + 9) + 80)
+
+
+def test_a_failure_the_benchmark_declares() -> None:
+    env = routing_env(scripted_pool(["Action: focus on air"]))
+    env.reset(options=options())
+    _, reward, terminated, truncated, info = env.step(1)
+    assert (reward, terminated, truncated, info["stop"]) == (0.0, True, False, StopReason.FAILURE)
+    assert info["score"] == -100.0 and not info["success"]
+
+
+def test_the_step_limit_truncates_and_keeps_what_was_achieved() -> None:
+    env = routing_env(scripted_pool([*FETCH[:2], "Action: look"]), max_steps=3)
+    env.reset(options=options())
+    assert [env.step(0)[2:4] for _ in range(2)] == [(False, False)] * 2
+    _, reward, terminated, truncated, info = env.step(0)
+    assert (reward, terminated, truncated, info["stop"]) == (0.5, False, True, StopReason.STEP_LIMIT)  # 2 of 4 steps
+
+
+def test_a_reply_without_an_action_is_a_step_with_feedback_and_no_move() -> None:
+    env = routing_env(scripted_pool(["Hm.\nHm."]), max_steps=3)
+    env.reset(options=options())
+    view, _, _, _, info = env.step(0)
+    assert (info["action"], info["observation"], info["cost_microusd"] > 0) == ("", FEEDBACK, True)
+    assert view.endswith(f"> (no action) | {FEEDBACK}") and env.env.unwrapped.moves == 0
+    env.step(0)
+    *_, truncated, info = env.step(0)  # the benchmark saw no step, so the limit is ours
+    assert truncated and info["stop"] is StopReason.STEP_LIMIT and env.env.unwrapped.moves == 0
+
+
+def test_stepping_needs_a_reset_before_and_after() -> None:
+    env = routing_env(scripted_pool(["Action: focus on air"]))
+    with pytest.raises(ResetNeeded):
+        env.step(0)
+    env.reset(options=options())
+    env.step(0)
+    with pytest.raises(ResetNeeded):
+        env.step(0)
+    env.reset(options=options())
+    with pytest.raises(UnknownTaskError, match="unknown task 'no/1'"):
+        env.reset(options=options("no/1"))
+    with pytest.raises(ResetNeeded):  # not the old episode, of which the benchmark knows nothing any more
+        env.step(0)
+
+
+def test_an_engine_that_dies_loses_the_episode_and_the_next_reset_starts_afresh(tmp_path: Path) -> None:
+    env = routing_env(scripted_pool([f"Action: {a}" for a in PLANS["fault-once"]]), scratch=str(tmp_path))
+    env.reset(options=options("fault-once/0"))
+    with pytest.raises(EngineError):
+        env.step(0)
+    with pytest.raises(ResetNeeded):
+        env.step(0)
+    env.reset(options=options("fault-once/0"))
+    env.step(0)
+    assert env.step(0)[4]["stop"] is StopReason.SUCCESS
+
+
+def test_a_model_that_gives_no_answer_spends_nothing() -> None:
+    def silent(step: int) -> str:
+        if pool.models[0].calls == 1:
+            raise ModelError("no answer")
+        return "Action: focus on air"
+
+    pool = scripted_pool([""])
+    pool.models[0].reply = silent
+    env = routing_env(pool)
+    before, _ = env.reset(options=options(budget=Budget(CostMode.USD, 10**6)))
+    with pytest.raises(ModelError):
+        env.step(0)
+    assert env._view() == before
+    assert env.step(0)[4]["stop"] is StopReason.FAILURE
+
+
+def test_a_reset_forgets_the_episode_before_it() -> None:
+    env = routing_env(scripted_pool(FETCH))
+    fresh = env.reset(seed=0, options=options(budget=Budget(CostMode.CALLS, 1)))
+    env.step(1)
+    assert env.reset(seed=0, options=options(budget=Budget(CostMode.CALLS, 1))) == fresh
+    env.step(1)
+    assert env.reset(options={})[1]["action_mask"] == (True, True)  # no budget unless given
+
+
+def test_the_plan_is_asked_for_only_by_models_that_follow_it() -> None:
+    for pool, plan in ((load_pool("simulated"), PLANS["mix"]), (scripted_pool([""]), ())):
+        env = routing_env(pool)
+        view, info = env.reset(options=options("mix/1"))
+        assert env._plan == plan
+        assert "expert_plan" not in info and not any(step in view for step in PLANS["mix"])
+
+
+# -- hard budgets ---------------------------------------------------------------------------------------------------
+
+
+def test_small_is_forced_when_the_large_calls_are_used_up() -> None:
+    env = routing_env(scripted_pool(["Action: look"]), max_steps=6)
+    view, first = env.reset(options=options(budget=Budget(CostMode.CALLS, 2)))
+    seen = [(first["action_mask"], view.split("\n")[1])]
+    models = []
+    for _ in range(5):
+        view, _, _, _, info = env.step(1)
+        models.append(info["model"])
+        seen.append((info["action_mask"], view.split("\n")[1]))
+    assert models == [1, 1, 0, 0, 0]
+    assert [m for m, _ in seen] == [(True, True)] * 2 + [(True, False)] * 4
+    assert seen[1][1] == "budget: 1 large calls; steps left 5" and seen[5][1] == "budget: 0 large calls; steps left 1"
+
+
+@pytest.mark.parametrize("mode", CostMode)
+def test_a_small_call_under_a_budget_of_large_calls_is_free(mode: CostMode) -> None:
+    env = routing_env(scripted_pool(["Action: look"]))
+    env.reset(options=options(budget=Budget(mode, 10**6)))
+    *_, info = env.step(0)
+    assert env._spent == (0 if mode is CostMode.CALLS else info["cost_microusd"])
+
+
+def test_a_cap_below_one_small_call_stops_before_any_call() -> None:
+    pool = scripted_pool(FETCH)
+    env = routing_env(pool, max_completion_tokens=10)
+    env.reset(options=options())
+    worst = env.pool.models[0].count(env._messages) + 2 * 10  # $1 per million words in, $2 out
+    view, first = env.reset(options=options(budget=Budget(CostMode.USD, worst - 1)))
+    assert first["action_mask"] == (False, False) and f"budget: ${(worst - 1) / 1e6:.4f}" in view
+    _, reward, terminated, truncated, info = env.step(1)
+    assert (reward, terminated, truncated, info["stop"]) == (0.0, False, True, StopReason.BUDGET)
+    assert "reply" not in info and sum(m.calls for m in pool.models) == 0
+    with pytest.raises(ResetNeeded):
+        env.step(0)
+    # One micro-dollar more pays for exactly one small call, not for a large one.
+    assert env.reset(options=options(budget=Budget(CostMode.USD, worst)))[1]["action_mask"] == (True, False)
+    assert env.step(1)[4]["model"] == 0
+
+
+def test_a_masked_choice_is_made_by_the_best_model_that_can_be_paid() -> None:
+    pool = scripted_pool(["Action: look"])
+    three = type(pool)((*pool.models, pool.models[1]), "three", "", "")
+    env = routing_env(three)
+    for mask, asked, made in (
+        ((True, True, False), 2, 1), ((True, False, False), 2, 0), ((True, False, True), 1, 0),
+        ((True, True, True), 1, 1), ((False, True, False), 0, 1), ((False, True, True), 2, 2),
+    ):  # fmt: skip
+        env.reset(options=options(budget=Budget(CostMode.CALLS, 9)))
+        env._mask = mask
+        assert env.step(asked)[4]["model"] == made, (mask, asked)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["fetch/0", "measure/1", "mix/2", "long/0"]), st.integers(0, 9), st.integers(0, 60_000),
+    st.sampled_from([0.0, 0.3, 1.0]),
+)  # fmt: skip
+def test_a_cap_in_dollars_is_never_exceeded(task: str, member: int, cap: int, p_large: float) -> None:
+    spec = toy_spec(task, member=member, budget=Budget(CostMode.USD, cap))
+    episode, views = play(spec, p_large=p_large)
+    assert episode.cost_microusd <= cap
+    env, spent = routing_env(), 0
+    env.reset(options=options(task, member, spec.budget))
+    for step in episode.steps:
+        worst = [m.price.cost(Usage(step.prompt_tokens, env.max_completion_tokens)) for m in env.pool.models]
+        assert step.mask == tuple(cap - spent >= w for w in worst) and step.mask[step.model]
+        assert step.cost_microusd <= worst[step.model]
+        spent += step.cost_microusd
+    if episode.stop is StopReason.BUDGET:
+        assert not episode.success and len(episode.steps) < env.max_steps
+    else:
+        assert episode.steps and len(views) == len(episode.steps)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["fetch/0", "measure/1", "mix/2", "long/0"]), st.integers(0, 9), st.integers(0, 8),
+    st.sampled_from([0.0, 0.5, 1.0]),
+)  # fmt: skip
+def test_a_cap_in_calls_is_never_exceeded(task: str, member: int, cap: int, p_large: float) -> None:
+    episode, _ = play(toy_spec(task, member=member, budget=Budget(CostMode.CALLS, cap)), p_large=p_large)
+    assert episode.large_calls <= cap and episode.stop is not StopReason.BUDGET
+    used = 0
+    for step in episode.steps:
+        assert step.mask == (True, used < cap)
+        used += step.model
+    if p_large == 1.0:  # nothing is held back
+        assert episode.large_calls == min(cap, len(episode.steps))
+
+
+def test_a_budget_that_does_not_bind_changes_nothing_but_the_view() -> None:
+    free, _ = play(toy_spec("mix/1", member=3))
+    for budget in (Budget(CostMode.CALLS, 99), Budget(CostMode.USD, 10**7)):
+        # The same coin as the episode without a budget: `play` draws by the spec's id, so draw here.
+        env = routing_env()
+        env.reset(seed=0, options=options("mix/1", 3, budget))
+        replies = [env.step(step.model)[4]["reply"] for step in free.steps]
+        assert replies == [step.reply for step in free.steps]
+
+
+def test_a_long_history_is_cut_to_the_prompt_limit() -> None:
+    def prompts(limit: int) -> list[int]:
+        env = routing_env(scripted_pool(["Action: examine " + "page " * 20]), max_prompt_tokens=limit)
+        env.reset(options=options("long/0"))
+        return [env.step(0)[4]["prompt_tokens"] for _ in range(19)]
+
+    whole = prompts(10**6)
+    # A turn adds a reply of 22 words and an observation of 23, and a dropped observation saves 20 of them.
+    assert [b - a for a, b in pairwise(whole)] == [45] * 18
+    limit = whole[6] + 10
+    cut = prompts(limit)
+    assert cut[:7] == whole[:7] and all(c < w for c, w in zip(cut[7:], whole[7:], strict=True))
+    # Up to 25 words a turn can't be dropped: k turns need whole[0] + 25 * k + 20 at least.
+    assert cut == [max(w - 20 * max(0, -(-(w - limit) // 20)), whole[0] + 25 * k + (20 if k else 0))
+                   for k, w in enumerate(whole)]  # fmt: skip

@@ -1,0 +1,168 @@
+"""Settings: who wins over whom, and one line for every mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bopo_ray.errors import ConfigError, StoreError
+from bopo_ray.pipeline.settings import SCALES, Settings, check_same, field_docs, load_settings, resolve, save
+from experiments.frontier import parser
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_scale(tmp_path: Path) -> None:
+    file = write(tmp_path, "scale: tiny\ntrain_tasks: 7\nupdates: 9\nlambdas: [0.4]\n")
+    settings = resolve(file, {"updates": "11", "seeds": "3,4"})
+    assert settings.scale == "tiny"
+    assert settings.k == SCALES["tiny"]["k"] == 2  # the scale
+    assert settings.train_tasks == 7 and settings.lambdas == (0.4,)  # the file over the scale
+    assert settings.updates == 11 and settings.seeds == (3, 4)  # the command line over the file
+    assert settings.beta == Settings().beta == 0.5  # the default where nobody says anything
+
+
+def test_the_command_lines_scale_wins_over_the_files(tmp_path: Path) -> None:
+    assert resolve(write(tmp_path, "scale: tiny\n"), {"scale": "paper"}).train_tasks == 2120
+    assert resolve(None, {}) == Settings()
+    assert resolve(write(tmp_path, ""), {}) == Settings()
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scale_is_valid_and_names_fields_only(scale: str) -> None:
+    assert set(SCALES[scale]) <= {f.name for f in dataclasses.fields(Settings)}
+    assert resolve(None, {"scale": scale}).scale == scale
+
+
+def test_values_of_the_command_line_become_the_fields_types() -> None:
+    given = vars(parser().parse_args(["--lambdas", "0.2,0.8", "--train-tasks", "5", "--lr", "1e-4", "--ignore-gate",
+                                      "--advantage", "vanilla", "--cost", "calls"]))  # fmt: skip
+    names = {f.name for f in dataclasses.fields(Settings)}
+    settings = resolve(None, {k: v for k, v in given.items() if k in names and v is not None})
+    assert (settings.lambdas, settings.train_tasks, settings.lr) == ((0.2, 0.8), 5, 1e-4)
+    assert settings.ignore_gate is True and settings.advantage == ("vanilla",) and settings.cost == "calls"
+
+
+BAD: list[tuple[str, Any, str]] = [
+    *[(name, 0, "need at least 1") for name in (
+        "train_tasks", "test_tasks", "max_steps", "k", "strata", "sft_epochs", "tasks_per_update", "updates",
+        "eval_samples", "width", "layers", "lanes",
+    )],
+    ("lambdas", (-0.1,), "need one or more numbers >= 0"),
+    ("lambdas", (), "need one or more numbers >= 0"),
+    ("lambdas", (float("nan"),), "need one or more numbers >= 0"),
+    ("seeds", (), "need one or more whole numbers >= 0"),
+    ("seeds", (-1,), "need one or more whole numbers >= 0"),
+    ("advantage", (), "need some of vanilla, augmented, hybrid"),
+    ("advantage", ("grpo",), "need some of vanilla, augmented, hybrid"),
+    ("cost", "eur", "need one of calls, usd"),
+    ("scale", "huge", "need one of tiny, quick, paper"),
+    ("temperature", -0.1, "need a number >= 0"),
+    ("temperature", float("nan"), "need a number >= 0"),
+    ("beta", -1.0, "need a number >= 0"),
+    ("group_size", 1, "need at least 2 episodes to compare"),
+    ("context", 79, "need at least 80: the task and budget lines must fit"),
+    ("cpus", -1, r"need 0 \(all\) or more"),
+    ("lr", 0.0, "need a number > 0"),
+    ("sft_lr", 0.0, "need a number > 0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value", "rule"), BAD, ids=lambda x: str(x)[:24])
+def test_a_value_out_of_range_is_one_line_with_field_value_rule_and_flag(name: str, value: Any, rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule) as error:
+        Settings(**{name: value})
+    text = str(error.value)
+    assert text.startswith(f"{name}={value!r}: ") and text.endswith(f"; set it with --{name.replace('_', '-')}")
+    assert "\n" not in text
+
+
+def test_every_number_has_a_lower_bound() -> None:
+    numbers = {f.name for f in dataclasses.fields(Settings) if isinstance(f.default, int | float | tuple)}
+    assert numbers - {name for name, _, _ in BAD} == {"ignore_gate"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("train_tasks", "many", "int"), ("train_tasks", "2.5", "int"), ("lr", "fast", "float"),
+        ("lambdas", "0.1,x", "float"), ("lambdas", {"a": 1}, "float"), ("seeds", "1,,2", "int"), ("k", None, "int"),
+        ("ignore_gate", "yes", "bool"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_one_line(name: str, value: Any, kind: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        resolve(None, {name: value})
+    assert str(error.value) == f"{name}={value!r}: need {kind}; set it with --{name.replace('_', '-')}"
+
+
+def test_a_scale_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="scale='huge': need one of tiny, quick, paper; set it with --scale"):
+        resolve(write(tmp_path, "scale: huge\n"), {})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trian_tasks: 5\n", "unknown 'trian_tasks'; allowed: advantage, beta, "),
+        ("- a\n- b\n", "unknown 'list'"),
+        ("just words\n", "unknown 'str'"),
+        ("lambdas: [0.1\n", "can't be read: while parsing"),
+    ],
+)
+def test_a_settings_file_that_can_not_be_used(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        resolve(write(tmp_path, text), {})
+    assert "settings.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_settings_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"settings file .*none\.yaml can't be read"):
+        resolve(tmp_path / "none.yaml", {})
+
+
+def test_every_field_has_its_line_in_the_help() -> None:
+    assert list(field_docs()) == [f.name for f in dataclasses.fields(Settings)]
+    assert all(doc and "\n" not in doc for doc in field_docs().values())
+    text = " ".join(parser().format_help().split())
+    for name in field_docs():
+        assert f"--{name.replace('_', '-')}" in text
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_saved_settings_come_back_equal(tmp_path: Path, scale: str) -> None:
+    settings = resolve(None, {"scale": scale, "lr": "1e-05", "ignore_gate": True, "advantage": "augmented"})
+    save(settings, tmp_path / "settings.yaml")
+    assert load_settings(tmp_path / "settings.yaml") == settings
+
+
+@pytest.mark.parametrize("text", ["", "gone: 1\n", "- 1\n", "k: [\n", "k: 0\n"])
+def test_settings_of_another_version_are_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(StoreError, match="choose another --out"):
+        load_settings(write(tmp_path, text))
+
+
+def test_a_continuation_must_not_mix_settings(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "settings.yaml"
+    old = Settings()
+    check_same(old, dataclasses.replace(old, cpus=2, lanes=3), path)  # the machine may change
+    for field in dataclasses.fields(Settings):
+        if field.name in ("cpus", "lanes"):
+            continue
+        new = Settings()
+        object.__setattr__(new, field.name, "other")
+        with pytest.raises(StoreError) as error:
+            check_same(old, new, path)
+        text = str(error.value)
+        assert (
+            f"{tmp_path / 'run'} holds a run with {field.name}={getattr(old, field.name)!r}, this one has 'other'"
+            in text
+        )
+        assert "choose another --out" in text
