@@ -102,8 +102,20 @@ class EpisodeSpec:
         """Unique and reproducible: a file or a retry that holds the same id holds the same episode."""
         cap = f"{self.budget.mode}:{self.budget.cap}" if self.budget else "-"
         return "|".join(
-            map(str, (self.task.env_id, self.task.name, self.phase, self.policy, self.group, self.member, self.seed,
-                      int(self.greedy), cap))
+            map(
+                str,
+                (
+                    self.task.env_id,
+                    self.task.name,
+                    self.phase,
+                    self.policy,
+                    self.group,
+                    self.member,
+                    self.seed,
+                    int(self.greedy),
+                    cap,
+                ),
+            )
         )
 
     @property

@@ -57,6 +57,11 @@ class Task:
 class TextEnv(Protocol):
     """What a benchmark's class offers beyond `gymnasium.Env`."""
 
+    max_steps: int
+    """Agent steps per episode."""
+    action_guide: str
+    """How an agent acts here, for its system prompt."""
+
     @classmethod
     def tasks(cls, split: Split) -> tuple[Task, ...]:
         """All tasks of a split, in the benchmark's own order."""

@@ -25,7 +25,7 @@ from bopo_ray.errors import ConfigError, EngineError
 from bopo_ray.pipeline.evaluate import evaluate_stage, report_stage
 from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.settings import Settings, field_docs, resolve
-from bopo_ray.pipeline.stages import boundary_stage, bosft_stage
+from bopo_ray.pipeline.stages import bosft_stage, boundary_stage
 from bopo_ray.pipeline.sweep import Sweep
 
 __all__ = ["main"]

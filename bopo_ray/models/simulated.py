@@ -160,9 +160,7 @@ class SimulatedModel:
         draw = _Draws(request, self.name)
         progress = read_progress(request.messages, request.plan)
         c = self.competence
-        if progress.failures and draw("fixation") < min(
-            0.97, c.fixation + c.fixation_growth * (progress.failures - 1)
-        ):
+        if progress.failures and draw("fixation") < min(0.97, c.fixation + c.fixation_growth * (progress.failures - 1)):
             return _format("That should have worked, so I try the same again.", progress.last_action)
         if progress.away_from and draw("recovery") < c.recovery:
             return _format("This is the wrong place; I go back.", f"teleport to {progress.away_from}")

@@ -87,8 +87,8 @@ class Run:
         for name in ("ray.rllib", "ray.tune", "ray.train", "ray._common.deprecation"):
             logging.getLogger(name).setLevel(logging.ERROR)
         os.environ.update({k: v for k, v in QUIET.items() if k not in os.environ})
-        address = os.environ.get("RAY_ADDRESS")
-        local = {} if address else {"num_cpus": self.settings.cpus or os.cpu_count()}
+        address = os.environ.get("RAY_ADDRESS", "local")
+        local = {"num_cpus": self.settings.cpus or os.cpu_count()} if address == "local" else {}
         context = ray.init(
             address=address, logging_level=logging.ERROR, log_to_driver=False,
             runtime_env={"env_vars": QUIET}, **local,
@@ -204,7 +204,7 @@ class Run:
         def say() -> None:
             spent = time.monotonic() - started
             left = spent / max(1, count - done) * (total - count)
-            when = f", {left:.0f} s left" if 0 < count - done and count < total else ""
+            when = f", {left:.0f} s left" if count - done > 0 and count < total else ""
             self.console.print(f"{title}: {count}/{total}, {spent:.0f} s{when}", highlight=False)
 
         def advance(n: int = 1) -> None:

@@ -19,7 +19,7 @@ from bopo_ray.rllib.bosft import BoSFT, BoSFTConfig
 from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL
 from bopo_ray.store import write_table
 
-__all__ = ["boundary_stage", "bosft_stage", "load_policy"]
+__all__ = ["bosft_stage", "boundary_stage", "load_policy"]
 
 
 def boundary_stage(run: Run) -> dict[str, Boundary]:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
-from ray.rllib.utils.metrics import LEARNER_RESULTS
 from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics import LEARNER_RESULTS
 
 from bopo_ray.errors import ConfigError, EngineError
 from bopo_ray.method.advantage import AdvantageMode, Anchor, boundary_anchor, group_advantage
@@ -188,7 +188,7 @@ class BoPO(Algorithm):
             raise ConfigError(f"difficulty_mix={cfg.difficulty_mix}: none of the classes {sorted(classes)} has a share")
         wanted = [c for c in sorted(mix, key=lambda c: -mix[c]) for _ in range(mix[c])]
         chosen = []
-        counts = {c: 0 for c in mix}
+        counts = dict.fromkeys(mix, 0)
         for i in range(cfg.tasks_per_update):
             counts[wanted[i % len(wanted)]] += 1
         for c, count in counts.items():
