@@ -100,10 +100,10 @@ class ScienceWorldEnv(gymnasium.Env[str, str]):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"]}
 
-    action_guide = """Actions: look around, look at/in X, inventory, examine X, teleport to ROOM, go to ROOM, open/close X,
-activate/deactivate X, pick up X, put down X, move X to Y, pour X into Y, mix X, dunk X in Y, use X on Y, read X,
-connect X to Y, disconnect X, eat X, flush X, focus on X (names the task's object: a wrong one ends the task),
-wait, wait1, and a number to answer a question. One action at a time; X and Y are objects that you can see."""
+    action_guide = """Actions: look around, look at X, look in X, inventory, examine X, go to ROOM, teleport to ROOM,
+open X, close X, activate X, deactivate X, pick up X, put down X, move X to Y, pour X into Y, mix X, dunk X in Y,
+use X on Y, read X, connect X to Y, disconnect X, eat X, flush X, wait, wait1, focus on X (names the task's object: a
+wrong one ends the task), and a number to answer a question. One action at a time; X and Y are objects that you see."""
     """How an agent acts here, for its system prompt."""
 
     def __init__(
