@@ -27,13 +27,21 @@ import subprocess
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from py4j.java_gateway import GatewayClient, GatewayParameters, JavaGateway, JavaObject, find_jar_path
-from py4j.protocol import Py4JError, Py4JJavaError, Py4JNetworkError
+from py4j.protocol import (
+    END_COMMAND_PART,
+    MEMORY_COMMAND_NAME,
+    MEMORY_DEL_SUBCOMMAND_NAME,
+    Py4JError,
+    Py4JJavaError,
+    Py4JNetworkError,
+)
 
 from envs.errors import ConfigError, EngineError
 
@@ -67,17 +75,36 @@ logging.getLogger("py4j").setLevel(logging.CRITICAL + 1)
 
 
 class _Client(GatewayClient):
-    """A py4j client that neither logs nor sends a command twice: a step must not be played again."""
+    """A py4j client that neither logs nor sends a command twice (a step must not be played again), and that speaks to
+    the other end only when asked to: py4j tells it of collected references from within Python's garbage collector,
+    where a process that hangs would block any thread, whatever it is doing."""
+
+    def __init__(self, parameters: GatewayParameters, collected: deque[str]) -> None:
+        super().__init__(gateway_parameters=parameters)
+        self._collected = collected
+
+    def garbage_collect_object(self, target_id: str) -> None:
+        """Note what the next command of any client of the process is to free first."""
+        self._collected.append(target_id)
 
     def send_command(self, command: str, retry: bool = True, binary: bool = False) -> str:
         connection = self._get_connection()
         try:
+            while self._collected:
+                with contextlib.suppress(IndexError):  # another thread was faster
+                    free = MEMORY_COMMAND_NAME + MEMORY_DEL_SUBCOMMAND_NAME + self._collected.popleft()
+                    connection.send_command(f"{free}\n{END_COMMAND_PART}")
             answer = connection.send_command(command)
         except BaseException:  # also KeyboardInterrupt: the answer would be read by the next call
             connection.close(reset=True)
             raise
         self._give_back_connection(connection)
         return answer
+
+    def close(self) -> None:
+        """Close for good: py4j's own would connect again."""
+        super().close()
+        self.is_connected = False
 
     def abandon(self) -> None:
         """Close this process's copies of the sockets without a word to the other end (after a fork)."""
@@ -98,6 +125,7 @@ class Jvm:
         """Held by the engine that computes."""
         self.latest: weakref.ref[Engine] | None = None
         """The engine whose random state the process holds."""
+        self._collected: deque[str] = deque()
         self._failure = ""
         self._lock = threading.Lock()
         command = [
@@ -152,7 +180,7 @@ class Jvm:
             port=self._port, auto_field=False, read_timeout=timeout_s, auth_token=self._token
         )
         gateway = JavaGateway(gateway_parameters=parameters)
-        gateway.set_gateway_client(_Client(gateway_parameters=parameters))
+        gateway.set_gateway_client(_Client(parameters, self._collected))
         return gateway
 
     def kill(self, why: str = "") -> str:
@@ -289,9 +317,8 @@ class Engine:
     def release(self) -> None:
         """Give the simulator back. May be called again."""
         if self._server is not None and self.jvm.owner == os.getpid():
-            with contextlib.suppress(Py4JError):
-                if self.jvm.alive:
-                    self._gateway.detach(self._server)
+            for reference in (self._server, self._random, self._generator, self._state):
+                self._gateway.detach(reference)  # freed with the next command that any engine sends
             self._server = None
             self._gateway.close()
         self._broken = self._broken or "this engine was released: reset the environment"

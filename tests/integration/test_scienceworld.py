@@ -5,6 +5,7 @@ One Java process serves most tests; the ones about faults start their own. About
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -255,6 +256,22 @@ def test_a_used_up_process_is_replaced_while_old_episodes_finish(
     del old, new
 
 
+def test_closed_and_forgotten_environments_free_their_worlds(
+    fresh_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jvm, "JAVA_OPTIONS", ("-Xmx128m", *jvm.JAVA_OPTIONS[1:]))
+    processes = set()
+    for at in range(24):
+        env = ScienceWorldEnv()
+        env.reset(options={"task": "boil/0"})
+        processes.add(env._engine.jvm.process.pid)
+        if at % 2:
+            env.close()
+        del env
+        gc.collect()
+    assert len(processes) == 1
+
+
 def test_more_environments_than_the_heap_holds_start_another_process(
     fresh_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,7 +313,13 @@ def test_a_hung_process_is_killed_after_the_deadline_for_everyone_on_it(fresh_pr
     for env in (patient, quick):
         env.reset(options={"task": "boil/0"})
     pid = quick._engine.jvm.process.pid
+    cycle: list[object] = [quick._engine._gateway.jvm.java.util.ArrayList()]
+    cycle.append(cycle)
     os.kill(pid, signal.SIGSTOP)
+    del cycle
+    start = time.monotonic()
+    gc.collect()
+    assert time.monotonic() - start < 2, "collecting a Java reference waits for no answer"
     failures = {}
 
     def fail(name: str, env: ScienceWorldEnv) -> None:
