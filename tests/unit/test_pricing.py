@@ -121,5 +121,5 @@ def test_a_missing_list_and_a_negative_price(tmp_path: Path) -> None:
 
 
 def test_an_unknown_pool_is_one_line() -> None:
-    with pytest.raises(ConfigError, match="unknown model pool 'real'; known: .*simulated.*; choose one with --models"):
+    with pytest.raises(ConfigError, match=r"unknown model pool 'real'; known: .*simulated.*; choose one with --models"):
         load_pool("real")

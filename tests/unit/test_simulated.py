@@ -123,6 +123,7 @@ def test_fixation_grows_with_every_further_failure() -> None:
         / 400
         for n in range(1, 8)
     ]
+    assert max(share) < 1  # it may always come to its senses
     # 0.2, 0.4, 0.6, 0.8, then the bound 0.97 (from 1.0 and above); 400 draws: three standard errors are < 0.075.
     assert share == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.97, 0.97, 0.97], abs=0.075)
 
