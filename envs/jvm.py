@@ -157,6 +157,7 @@ class Jvm:
 
     def _first_lines(self, n: int) -> list[str]:
         """The first `n` lines that the process prints; fewer when it ends or when the time is up."""
+        assert self.process.stdout is not None
         deadline, data, fd = time.monotonic() + START_TIMEOUT_S, b"", self.process.stdout.fileno()
         while data.count(b"\n") < n and select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
             if not (chunk := os.read(fd, 4096)):
@@ -191,17 +192,20 @@ class Jvm:
                 self.process.kill()
                 code = self.process.wait()
                 self._failure = why or ("ran out of memory" if code == OUT_OF_MEMORY else f"died (exit code {code})")
-                self.process.stdin.close()
-                self.process.stdout.close()
+                self._close_pipes()
         return self._failure
+
+    def _close_pipes(self) -> None:
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
 
     def abandon(self) -> None:
         """Close what a forked child inherited; the process belongs to the parent."""
         for engine in list(self.engines):
             engine.abandon()
         self.process.returncode = 0  # not our child: nothing to wait for
-        self.process.stdin.close()
-        self.process.stdout.close()
+        self._close_pipes()
 
 
 class Engine:
@@ -212,8 +216,8 @@ class Engine:
         self.timeout_s = timeout_s
         self._broken = ""
         self._gateway = jvm.connect(timeout_s)
-        self._server: JavaObject | None = None
-        self._random: JavaObject | None = None
+        self._server: Any = None
+        self._random: Any = None
         self._saved = 0
 
     def start(self) -> Engine:
@@ -280,7 +284,7 @@ class Engine:
 
     def _take_over(self) -> None:
         """Keep the random state for the engine that computed last, and continue with this one's own."""
-        latest = self.jvm.latest and self.jvm.latest()
+        latest = self.jvm.latest() if self.jvm.latest is not None else None
         if latest is self or self._random is None:
             return
         if latest is not None:

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 from gymnasium.error import ResetNeeded
@@ -98,7 +98,7 @@ class ScienceWorldEnv(gymnasium.Env[str, str]):
         render_mode: None or "ansi" (`render` returns the last observation).
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"]}
+    metadata: dict[str, Any] = {"render_modes": ["ansi"]}  # noqa: RUF012 (gymnasium's own form)
 
     action_guide = """Actions: look around, look at X, look in X, inventory, examine X, go to ROOM, teleport to ROOM,
 open X, close X, activate X, deactivate X, pick up X, put down X, move X to Y, pour X into Y, mix X, dunk X in Y,
@@ -188,7 +188,7 @@ wrong one ends the task), and a number to answer a question. One action at a tim
         self._over = terminated or truncated
         return self._text, reward, terminated, truncated, info
 
-    def render(self) -> str | None:
+    def render(self) -> str | None:  # type: ignore[override]  # gymnasium names no text type
         """The last observation."""
         return self._text if self.render_mode == "ansi" else None
 
@@ -200,13 +200,13 @@ wrong one ends the task), and a number to answer a question. One action at a tim
             self._engine = None
 
     def _info(self) -> dict[str, Any]:
-        info = {
+        info: dict[str, Any] = {
             "score": self._score,
             "success": self._score >= 100,
             "outcome": max(self._score, 0) / 100,
             "moves": self._moves,
         }
-        if self._admissible:
+        if self._admissible and self._engine is not None:
             info["admissible"] = tuple(sorted(self._engine.strings("getValidActionObjectCombinations")))
         return info
 
@@ -278,7 +278,8 @@ def engine_splits() -> dict[str, tuple[int, int, int]]:
                 raise EngineError(
                     f"ScienceWorld's variations of {kind} are not consecutive: list them in {_SPLITS_FILE}"
                 )
-            sizes[kind] = tuple(map(len, lists))
+            train, dev, test = map(len, lists)
+            sizes[kind] = train, dev, test
     return sizes
 
 
