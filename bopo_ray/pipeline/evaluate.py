@@ -122,7 +122,7 @@ def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, 
         title=title,
         label=run.pool.note,
         setting=report.Setting(
-            environment=f"{s.env}: {len(run.train)} training, {len(run.test)} test tasks of at most {s.max_steps} steps",
+            environment=f"{s.env}: {len(run.train)} training and {len(run.test)} test tasks, {s.max_steps} steps each",
             models=tuple(m.name for m in run.pool.models),
             scale=f"{s.scale}: {len(s.lambdas)} lambdas, {s.updates} updates of {s.tasks_per_update} x {s.group_size}",
             seeds=s.seeds,

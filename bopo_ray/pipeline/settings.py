@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import math
 from dataclasses import dataclass, fields
 from functools import cache
 from itertools import pairwise
@@ -38,9 +39,9 @@ class Settings:
     """how rewards become advantages: hybrid (BoPO), augmented, vanilla (GRPO)"""
     cost: str = "usd"
     """unit of the cost in the reward: usd (measured tokens) or calls (of the large model)"""
-    train_tasks: int = 60
+    train_tasks: int = 90
     """training tasks, spread over the task kinds"""
-    test_tasks: int = 60
+    test_tasks: int = 90
     """held-out test tasks"""
     max_steps: int = 40
     """agent steps per episode"""
@@ -62,11 +63,11 @@ class Settings:
     """policy episodes per task and update"""
     tasks_per_update: int = 8
     """tasks per update"""
-    updates: int = 10
+    updates: int = 8
     """updates per trial"""
-    lr: float = 1e-3
+    lr: float = 2e-4
     """learning rate of BoPO"""
-    eval_samples: int = 2
+    eval_samples: int = 1
     """evaluation episodes per test task and policy"""
     width: int = 64
     """hidden size of the small router"""
@@ -86,19 +87,20 @@ class Settings:
                       "updates", "eval_samples", "width", "layers", "lanes")
         ]  # fmt: skip
         rules += [
-            ("lambdas", bool(self.lambdas) and all(x >= 0 for x in self.lambdas), "need one or more numbers >= 0"),
-            ("seeds", bool(self.seeds) and all(x >= 0 for x in self.seeds), "need one or more whole numbers >= 0"),
-            ("advantage", bool(self.advantage) and set(self.advantage) <= set(AdvantageMode),
-             f"need some of {', '.join(AdvantageMode)}"),
+            ("lambdas", _distinct(self.lambdas), "need one or more different numbers >= 0"),
+            ("seeds", _distinct(self.seeds), "need one or more different whole numbers >= 0"),
+            ("advantage", len(set(self.advantage) & set(AdvantageMode)) == len(self.advantage) > 0,
+             f"need some of {', '.join(AdvantageMode)}, each once"),
             ("cost", self.cost in set(CostMode), f"need one of {', '.join(CostMode)}"),
             ("scale", self.scale in SCALES, f"need one of {', '.join(SCALES)}"),
-            ("temperature", self.temperature >= 0, "need a number >= 0"),
-            ("beta", self.beta >= 0, "need a number >= 0"),
+            ("temperature", 0 <= self.temperature < math.inf, "need a number >= 0"),
+            ("beta", 0 <= self.beta < math.inf, "need a number >= 0"),
+            ("width", self.width % 4 == 0, "need a multiple of the 4 attention heads"),
             ("group_size", self.group_size >= 2, "need at least 2 episodes to compare"),
             ("context", self.context >= 80, "need at least 80: the task and budget lines must fit"),
             ("cpus", self.cpus >= 0, "need 0 (all) or more"),
-            ("lr", self.lr > 0, "need a number > 0"),
-            ("sft_lr", self.sft_lr > 0, "need a number > 0"),
+            ("lr", 0 < self.lr < math.inf, "need a number > 0"),
+            ("sft_lr", 0 < self.sft_lr < math.inf, "need a number > 0"),
         ]  # fmt: skip
         for name, ok, rule in rules:
             if not ok:
@@ -123,6 +125,11 @@ SCALES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """What each scale changes."""
 
+
+def _distinct(values: tuple[float, ...]) -> bool:
+    return len(set(values)) == len(values) > 0 and all(0 <= x < math.inf for x in values)
+
+
 _NOT_RESULTS = {"cpus", "lanes"}
 """Fields that may differ between a run and its continuation."""
 
@@ -133,14 +140,14 @@ def resolve(file: Path | None, given: dict[str, Any]) -> Settings:
     if file is not None:
         try:
             from_file = yaml.safe_load(file.read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"settings file {file} can't be read: {' '.join(str(error).split())}") from error
         known = {f.name for f in fields(Settings)}
         if not isinstance(from_file, dict) or set(from_file) - known:
-            wrong = sorted(set(from_file) - known) if isinstance(from_file, dict) else [type(from_file).__name__]
-            raise ConfigError(f"settings file {file}: unknown {wrong[0]!r}; allowed: {', '.join(sorted(known))}")
+            wrong = min(map(str, set(from_file) - known)) if isinstance(from_file, dict) else type(from_file).__name__
+            raise ConfigError(f"settings file {file}: unknown {wrong!r}; allowed: {', '.join(sorted(known))}")
     scale = given.get("scale") or from_file.get("scale") or Settings.__dataclass_fields__["scale"].default
-    if scale not in SCALES:
+    if not isinstance(scale, str) or scale not in SCALES:
         raise ConfigError(f"scale={scale!r}: need one of {', '.join(SCALES)}; set it with --scale")
     merged = SCALES[scale] | from_file | given | {"scale": scale}
     return _typed(merged)
@@ -153,24 +160,30 @@ def _typed(values: dict[str, Any]) -> Settings:
         try:
             if isinstance(default, tuple):
                 items = value if isinstance(value, list | tuple) else str(value).split(",")
-                out[name] = tuple(type(default[0])(x) for x in items)
-            elif isinstance(default, bool):
-                if not isinstance(value, bool):
-                    raise ValueError(value)
-                out[name] = value
+                out[name] = tuple(_converted(x, type(default[0])) for x in items)
             else:
-                out[name] = type(default)(value)
-        except (TypeError, ValueError) as error:
+                out[name] = _converted(value, type(default))
+        except (TypeError, ValueError, OverflowError) as error:
             kind = type(default[0] if isinstance(default, tuple) else default).__name__
             raise ConfigError(f"{name}={value!r}: need {kind}; set it with --{name.replace('_', '-')}") from error
     return Settings(**out)
+
+
+def _converted(value: Any, kind: type) -> Any:
+    """`value` as `kind`, losing nothing; raises ValueError, TypeError or OverflowError."""
+    if kind is bool or isinstance(value, bool) or value is None:
+        if type(value) is not kind:
+            raise ValueError(value)
+    elif kind is int and isinstance(value, float) and value != int(value):
+        raise ValueError(value)
+    return kind(value)
 
 
 def load_settings(path: Path) -> Settings:
     """Reads what `save` wrote; raises StoreError when it is another version's."""
     try:
         return _typed(yaml.safe_load(path.read_text()))
-    except (OSError, yaml.YAMLError, ConfigError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, ConfigError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{path} can't be read ({error}); choose another --out") from error
 
 

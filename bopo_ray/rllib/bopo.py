@@ -67,7 +67,7 @@ class BoPOConfig(RouterAlgorithmConfig):
         """Step limit of the benchmark."""
         self.resume_from: str | None = None
         """Checkpoint folder of an interrupted run to continue."""
-        self.lr = 3e-4
+        self.lr = 2e-4
         self.num_epochs, self.minibatch_size = 1, 128
 
     @override(RouterAlgorithmConfig)
@@ -230,7 +230,7 @@ class BoPO(Algorithm):
         return Group(tuple(episodes), advantage.advantages, pulls)
 
     def _log_rollouts(self, episodes: Sequence[Episode]) -> None:
-        n_models = len(episodes[0].steps[0].probabilities)
+        n_models = max((len(s.probabilities) for e in episodes for s in e.steps), default=1)
         for e in episodes:
             steps = max(1, len(e.steps))
             figures = {

@@ -140,7 +140,8 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
         """Plays `specs`, yielding each episode when it ends.
 
         `weights` (a module state) with `version` are the learned router's; loaded when the version is a new one.
-        A result depends on its spec and the weights alone, not on what runs beside it.
+        A result depends on its spec and the weights, not on what runs beside it (but for the last bits of the learned
+        router's probabilities, which vary with the batch and can flip a choice about once in 10^8 steps).
         """
         if weights is not None and version != self._version:
             self._load(weights)
@@ -169,7 +170,10 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
                     self._decide(deciding, ready)
         finally:
             if busy:  # abandoned in mid-episode: its threads may still hold the lanes, so give them up
-                self._lanes = [_Lane() for _ in self._lanes]
+                abandoned, self._lanes = self._lanes, [_Lane() for _ in self._lanes]
+                for lane in abandoned:
+                    if lane.env is not None:
+                        self._threads.submit(lane.env.close)
 
     def _begin(self, lane: _Lane, spec: EpisodeSpec, ready: queue.SimpleQueue[_Lane], attempt: int = 0) -> None:
         lane.spec, lane.attempt, lane.steps, lane.view, lane.first = spec, attempt, [], "", {}
