@@ -113,7 +113,7 @@ def test_many_resamples_at_once() -> None:
     ("costs", "success"), [([1.0], [0.5, 0.6]), ([np.nan], [0.5]), ([-1.0], [0.5]), ([1.0], [1.5]), ([[1.0]], [[0.5]])]
 )
 def test_bad_points_are_refused(costs: list[float], success: list[float]) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="costs"):
         hypervolume(costs, success, Reference(1))
 
 
