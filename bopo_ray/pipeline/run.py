@@ -64,11 +64,15 @@ class Run:
             out.mkdir(parents=True, exist_ok=True)
             self._lock = (out / ".lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            save(settings, path)
+            if not path.exists():
+                save(settings, path.with_suffix(".tmp"))
+                path.with_suffix(".tmp").replace(path)
         except BlockingIOError as error:
             raise StoreError(f"{out} is in use by another run; wait for it, or choose another --out") from error
         except OSError as error:
             raise StoreError(f"{out} can't be written ({error.strerror}); choose another --out") from error
+        for folder in {shard.parent for shard in self.episodes.rglob("part-*.parquet")}:
+            EpisodeStore(folder, self.pool.price_hash)  # refuses another schema or price table
 
     def __enter__(self) -> Run:
         return self

@@ -65,7 +65,7 @@ class Settings:
     """tasks per update"""
     updates: int = 8
     """updates per trial"""
-    lr: float = 2e-4
+    lr: float = 3e-4
     """learning rate of BoPO"""
     eval_samples: int = 1
     """evaluation episodes per test task and policy"""

@@ -67,7 +67,7 @@ class BoPOConfig(RouterAlgorithmConfig):
         """Step limit of the benchmark."""
         self.resume_from: str | None = None
         """Checkpoint folder of an interrupted run to continue."""
-        self.lr = 2e-4
+        self.lr = 3e-4
         self.num_epochs, self.minibatch_size = 1, 128
 
     @override(RouterAlgorithmConfig)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from bopo_ray.records import Episode, EpisodeSpec
@@ -24,6 +24,8 @@ __all__ = ["collect"]
 log = logging.getLogger(__name__)
 SILENCE_S = 600.0
 """A runner that yields nothing for so long is killed and replaced."""
+PROBE_S = 0.2
+"""Between two questions to a runner whether it has been replaced."""
 
 
 def collect(
@@ -63,20 +65,20 @@ def _collect_remote(
     group: EnvRunnerGroup, specs: Sequence[EpisodeSpec], weights: Any, version: int,
     arrived: Callable[[Episode | Failure], None], silence_s: float,
 ) -> None:  # fmt: skip
-    runners = group._worker_manager.actors()
+    runners = dict(group._worker_manager.actors())
     lanes = group._remote_config.num_envs_per_env_runner
     weights_ref = ray.put(weights) if weights is not None else None
     waiting, losses = deque(specs), Counter[str]()
     streams: dict[Any, tuple[int, dict[str, EpisodeSpec]]] = {}
     heard: dict[Any, float] = {}
+    probes: dict[Any, int] = {}
 
     def dispatch(index: int) -> None:
         share = max(lanes, -(-len(waiting) // (2 * len(runners))))
         unit = [waiting.popleft() for _ in range(min(share, len(waiting)))]
-        if unit:
-            stream = runners[index].stream.options(num_returns="streaming").remote(unit, weights_ref, version)
-            streams[stream] = (index, {s.id: s for s in unit})
-            heard[stream] = time.monotonic()
+        stream = runners[index].stream.options(num_returns="streaming").remote(unit, weights_ref, version)
+        streams[stream] = (index, {s.id: s for s in unit})
+        heard[stream] = time.monotonic()
 
     def lost(stream: Any, reason: str) -> None:
         index, unfinished = streams.pop(stream)
@@ -87,32 +89,49 @@ def _collect_remote(
                 arrived(Failure(spec, f"lost with its runner {ATTEMPTS} times: {reason}"))
             else:
                 waiting.append(spec)
-        dispatch(index)
+        probe(index)
 
-    for index in runners:
-        dispatch(index)
-    while streams:
-        ready, _ = ray.wait(list(streams), num_returns=1, timeout=5.0, fetch_local=True)
-        for stream in ready:
-            index, unfinished = streams[stream]
-            try:
-                result = ray.get(next(stream), timeout=silence_s)
-            except StopIteration:
-                del streams[stream]
+    def probe(index: int) -> None:
+        """Asks a lost runner for a sign of life; it is given work again when it has answered."""
+        probes[runners[index].ping.remote()] = index
+
+    def answered(ref: Any) -> None:
+        index = probes.pop(ref)
+        try:
+            ray.get(ref)
+        except ActorDiedError as error:
+            log.warning("env runner %d is gone for good: %s", index, str(error).splitlines()[0])
+            del runners[index]
+        except RayError:  # still being replaced
+            time.sleep(PROBE_S)
+            probe(index)
+
+    while streams or waiting:
+        for index in set(runners) - {i for i, _ in streams.values()} - set(probes.values()):
+            if waiting:
                 dispatch(index)
+        if not runners:
+            for spec in waiting:
+                arrived(Failure(spec, "all env runners are gone"))
+            return
+        ready, _ = ray.wait([*streams, *probes], num_returns=1, timeout=5.0, fetch_local=True)
+        for ref in ready:
+            if ref in probes:
+                answered(ref)
+                continue
+            try:
+                result = ray.get(next(ref), timeout=silence_s)
+            except StopIteration:
+                del streams[ref]
                 continue
             except RayTaskError:
                 raise
-            except (ActorDiedError, ActorUnavailableError, RayActorError, RayError) as error:
-                lost(stream, str(error).splitlines()[0])
+            except RayError as error:
+                lost(ref, str(error).splitlines()[0])
                 continue
-            heard[stream] = time.monotonic()
-            unfinished.pop(result.spec.id, None)
+            heard[ref] = time.monotonic()
+            streams[ref][1].pop(result.spec.id, None)
             arrived(result)
         for stream in [s for s in streams if time.monotonic() - heard[s] > silence_s]:
             ray.kill(runners[streams[stream][0]], no_restart=False)
             lost(stream, f"silent for {silence_s:.0f} s")
-        if waiting:
-            idle = set(runners) - {index for index, _ in streams.values()}
-            for index in idle:
-                dispatch(index)
