@@ -153,13 +153,11 @@ def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, 
 
 def _spend(run: Run) -> report.Spend:
     """What all stored episodes used."""
-    episodes = calls = cost = 0
+    episodes: dict[str, tuple[int, int]] = {}
     for shard in run.episodes.rglob("part-*.parquet"):
-        table = pq.read_table(shard, columns=["cost_microusd", "calls"])
-        episodes += table.num_rows
-        cost += sum(table.column("cost_microusd").to_pylist())
-        calls += sum(table.column("calls").to_pylist())
-    return report.Spend(episodes, calls, cost)
+        table = pq.read_table(shard, columns=["id", "calls", "cost_microusd"])
+        episodes |= {r["id"]: (r["calls"], r["cost_microusd"]) for r in table.to_pylist()}
+    return report.Spend(len(episodes), sum(c for c, _ in episodes.values()), sum(c for _, c in episodes.values()))
 
 
 def _examples(run: Run, frontier: pd.DataFrame, count: int = 4) -> list[Episode]:

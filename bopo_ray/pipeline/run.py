@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 LOG_EVERY_S = 20.0
 """Between two lines of progress where the output is not a terminal."""
 QUIET = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # else RLlib's way of starting actors prints an error that is none
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_V2_ENABLED": "0",

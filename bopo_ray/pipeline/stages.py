@@ -83,7 +83,7 @@ def bosft_stage(run: Run, boundaries: dict[str, Boundary]) -> Path:
         ]
         write_json(report, _train(run, experts, folder))
     figures = json.loads(report.read_text())
-    p = gate(np.array([figures["p_large_hard"]] if figures["hard_steps"] else []), override=s.ignore_gate)
+    p = gate(np.full(figures["hard_steps"], figures["p_large_hard"]), override=s.ignore_gate)
     run.console.print(
         f"BoSFT: {figures['experts']} expert trajectories, {figures['steps']} steps; loss {figures['loss']:.3f} "
         f"(validation {figures['validation_loss']:.3f}), accuracy {figures['accuracy']:.0%}; "
