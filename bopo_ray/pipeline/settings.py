@@ -51,9 +51,9 @@ class Settings:
     """rollouts of each boundary policy per training task"""
     strata: int = 10
     """stratified rollouts of a Hard task: P(large) = 0/N, 1/N .. N/N"""
-    sft_epochs: int = 12
+    sft_epochs: int = 8
     """passes of BoSFT over the expert steps"""
-    sft_lr: float = 1e-3
+    sft_lr: float = 5e-4
     """learning rate of BoSFT"""
     ignore_gate: bool = False
     """go on when BoSFT leaves too little probability on the large model"""

@@ -85,6 +85,7 @@ class Sweep:
         cfg.boundary_dir = str(Path(str(cfg.boundary_dir)).resolve())
         cfg.env_runners(num_env_runners=1, num_cpus_per_env_runner=0.5)
         cfg.resources(num_cpus_for_main_process=0.5)
+        cfg.learners(num_learners=0, num_cpus_per_learner=0)  # learns in the main process, while its runner waits
         space = cfg.to_dict() | {
             "point": tune.grid_search(
                 [{"advantage": p.advantage, "lam": p.lam, "seed": p.seed, "resume_from": self._checkpoint(p)}
