@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import shlex
 import sys
 import time
@@ -74,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         kind = 2 if isinstance(cause, ConfigError) else 1
         if isinstance(error, RayTaskError) and not isinstance(cause, ConfigError | EngineError):
             raise
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            kind, cause = 2, f"{cause}; free some space, then run the same command with --resume: finished parts are kept"
         print(f"error: {' '.join(str(cause).split())}", file=sys.stderr)
         return kind
     except KeyboardInterrupt:

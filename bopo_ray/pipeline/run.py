@@ -89,8 +89,10 @@ class Run:
         if ray.is_initialized():
             return
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        for name in ("ray.rllib", "ray.tune", "ray.train", "ray._common.deprecation"):
+        for name in ("ray.rllib", "ray._common.deprecation"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        for name in ("ray.tune", "ray.train"):  # a failed trial is reported by the sweep, in one line
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         os.environ.update({k: v for k, v in QUIET.items() if k not in os.environ})
         address = os.environ.get("RAY_ADDRESS", "local")
         local = {"num_cpus": self.settings.cpus or os.cpu_count()} if address == "local" else {}

@@ -6,8 +6,10 @@ one goes on from its newest usable checkpoint.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ import pandas as pd
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig
 
-from bopo_ray.errors import EngineError
+from bopo_ray.errors import EngineError, StoreError
 from bopo_ray.method.advantage import AdvantageMode
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.rllib.bopo import BoPO
@@ -70,7 +72,10 @@ class Sweep:
         return self.run.out / "policies" / name
 
     def train(self, start: Path) -> None:
-        """Trains all unfinished points from the router in `start`; raises EngineError when one failed for good."""
+        """Trains all unfinished points from the router in `start`.
+
+        Raises EngineError when one failed for good, StoreError when the disk is full.
+        """
         s, run = self.run.settings, self.run
         for point in self.points:  # ended when the run was killed before it was in the ledger
             checkpoint = self._checkpoint(point)
@@ -112,9 +117,11 @@ class Sweep:
             )  # fmt: skip
             results = tuner.fit()
         if results.errors:
-            raise EngineError(
-                f"{len(results.errors)} of {len(todo)} trials failed: {_last_line(results.errors[0])}; "
-                f"finished points are kept: run the same command with --resume. Details: {self.folder / attempt}"
+            reason = _last_line(results.errors[0])
+            full = os.strerror(errno.ENOSPC) in reason
+            raise (StoreError if full else EngineError)(
+                f"{len(results.errors)} of {len(todo)} trials failed: {reason}; finished points are kept: "
+                f"{'free some space, then ' * full}run the same command with --resume. Details: {self.folder / attempt}"
             )
 
     def finish(self, name: str, checkpoint: Path) -> None:
@@ -139,13 +146,17 @@ class _Ledger(Callback):
 
     def __init__(self, sweep: Sweep, advance: Any) -> None:
         self.sweep, self.advance = sweep, advance
+        self.updates: set[tuple[str, int]] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks for a restore of its own, which is not used: the ledger does that here."""
         return {}
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-        self.advance()
+        update = str(trial), int(result["updates"])
+        if update not in self.updates:  # a trial that failed repeats some
+            self.updates.add(update)
+            self.advance()
 
     def on_checkpoint(self, iteration: int, trials: Any, trial: Any, checkpoint: Any, **info: Any) -> None:
         folder = Path(checkpoint.path)
