@@ -1,0 +1,129 @@
+"""Shared by the tests of the main job: the command as a process of its own, and one finished run to compare with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from ray.thirdparty_files import psutil
+
+from tests.toy import ID
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 300.0
+"""Until a test gives up waiting for what it waits for; long, because the machine may be busy."""
+
+
+def wait_for(what: Callable[[], object], process: subprocess.Popen[bytes] | None = None) -> None:
+    """Returns when `what()` is true; fails when `process` ended before."""
+    until = time.monotonic() + PATIENCE_S
+    while not what():
+        assert process is None or process.poll() is None, "the run ended too early"
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.05)
+
+
+@dataclass
+class Frontier:
+    """`python -m experiments.frontier` on one folder, with a place to hold it up."""
+
+    folder: Path
+    options: tuple[str, ...] = ()
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def out(self) -> Path:
+        """The results."""
+        return self.folder / "out"
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of the command."""
+        return [*self.options, "--out", str(self.out)]
+
+    def start(self, *more: str, hold: int | None = None) -> subprocess.Popen[bytes]:
+        """Starts it with stdin closed; with `hold`, each process that plays waits after so many episodes."""
+        (self.folder / "held").mkdir(exist_ok=True)
+        self.release()
+        if hold is not None:
+            (self.folder / "held" / "hold").write_text(str(hold))
+        command = [sys.executable, "-m", "experiments.frontier", *self.arguments, *more]
+        environment = os.environ | {"TOY_HOLD": str(self.folder / "held" / "hold"), "COLUMNS": "130"}
+        with (self.folder / "stdout").open("wb") as out, (self.folder / "stderr").open("wb") as err:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores Ctrl-C
+            )  # fmt: skip
+        self.started.append(process)
+        return process
+
+    def run(self, *more: str) -> int:
+        """Runs it to its end; returns the exit code."""
+        return self.start(*more).wait(PATIENCE_S)
+
+    def held(self) -> set[int]:
+        """Ids of the processes that wait in an episode."""
+        names = [p.name for p in (self.folder / "held").iterdir() if p.name.isdigit()]
+        return {int(name) for name in names if psutil.pid_exists(int(name))}
+
+    def release(self) -> None:
+        """Lets them go on."""
+        for path in (self.folder / "held").iterdir():
+            path.unlink()
+
+    def said(self, stream: str = "stderr") -> str:
+        """What the last run wrote."""
+        return (self.folder / stream).read_text()
+
+    def actors(self, name: str) -> list[psutil.Process]:
+        """Ray's processes of the last run whose title starts with `ray::<name>`."""
+        found = []
+        for process in psutil.Process(self.started[-1].pid).children(recursive=True):
+            try:
+                if process.cmdline() and process.cmdline()[0].startswith(f"ray::{name}"):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def rows(self, store: str) -> dict[str, dict[str, object]]:
+        """The stored episodes by id; fails when one is there twice."""
+        shards = sorted((self.out / "episodes" / store).rglob("part-*"))
+        rows = [row for shard in shards for row in pq.read_table(shard).to_pylist()]
+        by_id = {str(r["id"]): r for r in rows}
+        assert len(by_id) == len(rows), "an episode is stored twice"
+        return by_id
+
+
+TOY = ("--env", ID, "--scale", "tiny", "--updates", "3", "--tasks-per-update", "4", "--group-size", "4",
+       "--strata", "1", "--cpus", "2")  # fmt: skip
+"""16 episodes per update and point, 24 boundary episodes, at most 12 stratified ones."""
+
+
+@pytest.fixture
+def frontier(tmp_path: Path) -> Iterator[Frontier]:
+    """A run on Toy in a new folder; killed when the test ends."""
+    run = Frontier(tmp_path, TOY)
+    yield run
+    for process in run.started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Frontier:
+    """A finished run on Toy. Tests must leave its results as they are."""
+    run = Frontier(tmp_path_factory.mktemp("toy_run"), TOY)
+    code = run.run()
+    assert code == 0, run.said()
+    return run
