@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, RayTaskError) and not isinstance(cause, ConfigError | EngineError):
             raise
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            kind, cause = 2, f"{cause}; free some space, then run the same command with --resume: finished parts are kept"
+            kind, cause = 2, f"{cause}; free some space and run the same command with --resume: finished parts are kept"
         print(f"error: {' '.join(str(cause).split())}", file=sys.stderr)
         return kind
     except KeyboardInterrupt:
