@@ -79,9 +79,8 @@ class _Router(nn.Module):
     def forward(self, ids_BT: Tensor) -> Tensor:
         ids_BT = ids_BT.long()
         mask_BT = ids_BT != self.pad
-        if self.training:  # acting keeps one shape, see `GroupEnvRunner`
-            length = max(1, int(mask_BT.sum(-1).max()))
-            ids_BT, mask_BT = ids_BT[:, :length], mask_BT[:, :length]
+        length = max(1, int(mask_BT.sum(-1).max()))
+        ids_BT, mask_BT = ids_BT[:, :length], mask_BT[:, :length]
         hidden_BTD = self.encoder(input_ids=ids_BT, attention_mask=mask_BT.long()).last_hidden_state
         keep_BT1 = mask_BT.unsqueeze(-1).to(hidden_BTD.dtype)
         mean_BD = (hidden_BTD * keep_BT1).sum(1) / keep_BT1.sum(1).clamp(min=1)

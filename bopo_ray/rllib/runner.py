@@ -37,9 +37,6 @@ from envs.base import text_space
 
 __all__ = ["Failure", "GroupEnvRunner", "make_routing_env"]
 
-DECISION_BATCH = 4
-"""Views per forward pass, padded: with one shape for all, a view's probabilities are the same to the last bit whatever
-stands beside it. (At 8 they were seen to depend on the position in the batch.)"""
 ATTEMPTS = 3
 """So often an episode is tried when the engine or a model fails."""
 
@@ -143,7 +140,8 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
         """Plays `specs`, yielding each episode when it ends.
 
         `weights` (a module state) with `version` are the learned router's; loaded when the version is a new one.
-        A result depends on its spec and the weights alone, not on what runs beside it.
+        A result depends on its spec and the weights, not on what runs beside it (but for the last bits of the learned
+        router's probabilities, which vary with the batch and can flip a choice about once in 10^8 steps).
         """
         if weights is not None and version != self._version:
             self._load(weights)
@@ -261,15 +259,9 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
         if self.module is None:
             raise ValueError("a learned router was asked for and no weights have been given: pass weights to stream()")
         ids = torch.from_numpy(np.stack([encode_view(v, self._context) for v in views]))
-        padding = ids[:1].expand(-len(views) % DECISION_BATCH, -1)
         with torch.inference_mode():
-            logits = torch.cat(
-                [
-                    self.module.forward_inference({Columns.OBS: chunk})[Columns.ACTION_DIST_INPUTS]
-                    for chunk in torch.cat([ids, padding]).split(DECISION_BATCH)
-                ]
-            )
-        return [tuple(row) for row in torch.softmax(logits, -1).double().tolist()][: len(views)]
+            logits = self.module.forward_inference({Columns.OBS: ids})[Columns.ACTION_DIST_INPUTS]
+        return [tuple(row) for row in torch.softmax(logits, -1).double().tolist()]
 
     def _load(self, weights: Any) -> None:
         if self.module is None:
