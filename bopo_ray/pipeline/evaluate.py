@@ -114,7 +114,7 @@ def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, 
     }  # fmt: skip
     frontier.to_csv(out / "frontier.csv", index=False)
     write_json(out / "summary.json", summary)
-    figure = plots.frontier_figure(frontier, summary, title, label, run.pool.note)
+    figure = plots.frontier_figure(frontier, summary, title, label, run.pool.note.partition(";")[0])
     plots.save_png(figure, out / "frontier.png")
     curves = training_curves(out / "tune")
     prices = price_table()

@@ -96,9 +96,15 @@ class Frontier:
         return found
 
     def rows(self, store: str) -> dict[str, dict[str, object]]:
-        """The stored episodes by id; fails when one is there twice."""
+        """The stored episodes by id; fails when one is there twice.
+
+        Without the router's probabilities: their last bits vary with the batch that a decision was made in.
+        """
         shards = sorted((self.out / "episodes" / store).rglob("part-*"))
         rows = [row for shard in shards for row in pq.read_table(shard).to_pylist()]
+        for row in rows:
+            for step in row["steps"]:
+                del step["probabilities"]
         by_id = {str(r["id"]): r for r in rows}
         assert len(by_id) == len(rows), "an episode is stored twice"
         return by_id
