@@ -115,14 +115,22 @@ class Sweep:
                     callbacks=[_Ledger(self, advance)],
                 ),
             )  # fmt: skip
-            results = tuner.fit()
-        if results.errors:
-            reason = _last_line(results.errors[0])
-            full = os.strerror(errno.ENOSPC) in reason
+            failures = self._fit(tuner)
+        if failures:
+            full = _disk_full(failures[0], self.folder)
             raise (StoreError if full else EngineError)(
-                f"{len(results.errors)} of {len(todo)} trials failed: {reason}; finished points are kept: "
+                f"{len(failures)} of {len(todo)} trials failed: {failures[0]}; finished points are kept: "
                 f"{'free some space, then ' * full}run the same command with --resume. Details: {self.folder / attempt}"
             )
+
+    def _fit(self, tuner: tune.Tuner) -> list[str]:
+        """Runs the trials; returns one line for each that failed."""
+        try:
+            return [_last_line(e) for e in tuner.fit().errors]
+        except Exception as error:
+            if not _disk_full(str(error), self.folder):
+                raise
+            return [f"{os.strerror(errno.ENOSPC)} ({_last_line(error)})"]  # Tune trips over its own unfinished files
 
     def finish(self, name: str, checkpoint: Path) -> None:
         """Keeps the router of a point's last checkpoint and enters the point in the ledger."""
@@ -187,6 +195,10 @@ def _updates(checkpoint: Path | str | None) -> int:
 
 def _last_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def _disk_full(reason: str, folder: Path) -> bool:
+    return os.strerror(errno.ENOSPC) in reason or shutil.disk_usage(folder).free < 1 << 16
 
 
 def training_curves(folder: Path) -> pd.DataFrame:

@@ -1,0 +1,157 @@
+"""Real kills, full disks and interrupts: a run goes on, or is continued, and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray.thirdparty_files import psutil
+
+from bopo_ray.pipeline.sweep import training_curves
+from experiments.frontier import main
+from tests.integration.conftest import TOY, Frontier, wait_for
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+
+def kill_run(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to the driver; then all of Ray's processes go by themselves."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert family
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE])
+
+
+def checkpoints(run: Frontier) -> dict[str, list[Path]]:
+    """Each point's whole checkpoints, oldest first."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(run.out.glob("tune/attempt-*/*/checkpoint_*/contents.json")):
+        found.setdefault(path.parents[1].name, []).append(path.parent)
+    return found
+
+
+def ledger(run: Frontier) -> dict[str, dict[str, object]]:
+    path = run.out / "ledger.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def test_a_run_killed_at_every_stage_ends_as_one_that_was_not(
+    frontier: Frontier, toy_run: Frontier, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # 1. Killed outright in the boundary rollouts: both runners wait after 9 episodes, the first 16 are on disk.
+    process = frontier.start(hold=9)
+    wait_for(lambda: len(frontier.held()) == 2 and len(frontier.rows("boundary")) >= 16, process)
+    assert main([*frontier.arguments, "--resume"]) == 2  # two runs on one folder
+    assert "is in use by another run" in capsys.readouterr().err
+    kill_run(process)
+    first = frontier.rows("boundary")
+
+    # 2. One of two runners killed in mid-episode: another takes its place. Then Ctrl-C.
+    process = frontier.start("--resume", hold=1)
+    wait_for(lambda: len(frontier.held()) == 2, process)
+    victim = min(frontier.held())
+    os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: len(frontier.held() - {victim}) == 2, process)
+    assert frontier.rows("boundary") == first
+    process.send_signal(signal.SIGINT)
+    assert process.wait(120) == 130
+    assert frontier.said().splitlines()[-1].startswith("interrupted: ")
+    assert "--resume" in frontier.said().splitlines()[-1]
+    second = frontier.rows("boundary")
+    assert len(second) > len(first)  # what was finished before Ctrl-C is kept
+    assert {k: second[k] for k in first} == first
+
+    # 3. On to the sweep: two points wait in their third update. One loses its process, goes on from its checkpoint.
+    process = frontier.start("--resume", hold=33)
+    wait_for(lambda: len(frontier.held()) == 2 and [len(c) for c in checkpoints(frontier).values()] == [2, 2], process)
+    assert {k: v for k, v in frontier.rows("boundary").items() if k in second} == second
+    assert not ledger(frontier)
+    for actor in frontier.actors("BoPO")[:1]:
+        actor.kill()
+    wait_for(lambda: len(ledger(frontier)) == 1, process)
+    (done,) = ledger(frontier)
+    wait_for(lambda: [len(c) for c in checkpoints(frontier).values()] == [2, 2, 2], process)
+    kill_run(process)
+    before = {p: p.stat().st_mtime_ns for p in (frontier.out / "policies" / done).rglob("*")}
+    stored = frontier.rows("policy")
+
+    # 4. The newest checkpoint of one interrupted point is cut short; the older one serves.
+    damaged, whole = sorted(set(checkpoints(frontier)) - {done})
+    for file in checkpoints(frontier)[damaged][-1].rglob("module_state.pkl"):
+        file.write_bytes(file.read_bytes()[:100])
+    assert frontier.run("--resume") == 0, frontier.said()
+    assert {p: p.stat().st_mtime_ns for p in (frontier.out / "policies" / done).rglob("*")} == before
+    last = max(frontier.out.glob("tune/attempt-*"))
+    updates = {p.parent.name: _updates(p) for p in last.glob("*/result.json")}
+    fresh = set(updates) - {damaged, whole}
+    assert updates == {damaged: [2, 3], whole: [3]} | {name: [1, 2, 3] for name in fresh}
+    assert {*updates, done} == set(ledger(frontier)) == set(ledger(toy_run)) and len(fresh) == 1
+
+    # As if nothing had happened: the same episodes, each once, and the same results to the last digit.
+    for store in ("boundary", "stratified", "policy", "evaluation"):
+        rows, wanted = frontier.rows(store), toy_run.rows(store)
+        assert rows == wanted
+    assert {k: v for k, v in frontier.rows("policy").items() if k in stored} == stored
+    assert (frontier.out / "frontier.csv").read_bytes() == (toy_run.out / "frontier.csv").read_bytes()
+    curves = training_curves(frontier.out / "tune")
+    assert curves.equals(training_curves(toy_run.out / "tune"))
+
+
+def _updates(results: Path) -> list[int]:
+    return [json.loads(line)["updates"] for line in results.read_text().splitlines()]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    if os.geteuid() != 0 or mount is None:
+        pytest.skip("mounting a small disk needs root")
+    command = [mount, "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk can't be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_the_run_and_loses_nothing(small_disk: Path, frontier: Frontier) -> None:
+    shutil.rmtree(frontier.out, ignore_errors=True)
+    frontier.out.symlink_to(small_disk, target_is_directory=True)
+    frontier.options = (*TOY, "--advantage", "hybrid", "--lambdas", "0.2", "--updates", "1")
+
+    # Full in the boundary rollouts: the first shard is there, the second finds no room.
+    process = frontier.start(hold=9)
+    wait_for(lambda: len(frontier.held()) == 2 and len(frontier.rows("boundary")) >= 16, process)
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space"):
+        filler.write_bytes(bytes(1 << 20))
+    frontier.release()
+    assert process.wait(120) == 2
+    last = frontier.said().splitlines()[-1]
+    assert last.startswith("error: ") and "No space left on device" in last and "--resume" in last
+    kept = frontier.rows("boundary")
+    assert len(kept) >= 16
+
+    # Then room for all episodes and not for the router; then for the router and not for the sweep.
+    filler.unlink()
+    for size in ("256k", "2m"):
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(small_disk)], check=True)
+        assert frontier.run("--resume") == 2, frontier.said()
+        last = frontier.said().splitlines()[-1]
+        assert last.startswith("error: ") and "No space left on device" in last and "--resume" in last
+        assert {k: v for k, v in frontier.rows("boundary").items() if k in kept} == kept
+
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    assert frontier.run("--resume") == 0, frontier.said()
+    assert {k: v for k, v in frontier.rows("boundary").items() if k in kept} == kept
+    assert len(frontier.rows("boundary")) == 24
+    assert (frontier.out / "report.html").exists() and len(ledger(frontier)) == 1
