@@ -100,7 +100,7 @@ class Frontier:
 
         Without the router's probabilities: their last bits vary with the batch that a decision was made in.
         """
-        shards = sorted((self.out / "episodes" / store).rglob("part-*"))
+        shards = sorted((self.out / "episodes" / store).rglob("part-*.parquet"))
         rows = [row for shard in shards for row in pq.read_table(shard).to_pylist()]
         for row in rows:
             for step in row["steps"]:
