@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import math
 import re
@@ -81,7 +82,7 @@ def check_results(run: Frontier, env: str) -> None:
     fetched = re.findall(r"""(?:src|href|srcset|action)\s*=\s*["']?([^"'\s>]+)|url\(([^)]+)\)|@import""", page)
     assert [a or b for a, b in fetched if not (a or b).startswith(("#", "data:", "'#", '"#'))] == []
     assert "default-src 'none'" in page
-    assert "simulated" in page.lower() and summary["note"] in page
+    assert "simulated" in page.lower() and html.escape(summary["note"]).replace("&#x27;", "&#39;") in page
     assert summary["label"] == "simulated pair" and "Simulated" in summary["note"]
     assert "simulated pair" in run.said("stdout")
     for name in ("report.html", "frontier.png", "frontier.csv", "summary.json"):
