@@ -115,7 +115,8 @@ class Settings:
 SCALES: dict[str, dict[str, Any]] = {
     "tiny": {
         "lambdas": (0.2, 0.8), "train_tasks": 6, "test_tasks": 4, "k": 2, "strata": 3, "sft_epochs": 20,
-        "sft_lr": 2e-3, "updates": 2, "tasks_per_update": 3, "group_size": 3, "eval_samples": 1, "lanes": 4, "max_steps": 20,
+        "sft_lr": 2e-3, "updates": 2, "tasks_per_update": 3, "group_size": 3, "eval_samples": 1, "lanes": 4,
+        "max_steps": 20,
     },
     "quick": {},
     "paper": {
@@ -130,7 +131,7 @@ def _distinct(values: tuple[float, ...]) -> bool:
     return len(set(values)) == len(values) > 0 and all(0 <= x < math.inf for x in values)
 
 
-_NOT_RESULTS = {"cpus", "lanes"}
+_NOT_RESULTS = {"cpus", "lanes", "ignore_gate"}
 """Fields that may differ between a run and its continuation."""
 
 

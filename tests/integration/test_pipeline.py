@@ -174,7 +174,6 @@ def test_the_gate_refuses_a_router_that_never_asks_the_large_model(
     assert "0.004" in line and "--ignore-gate" in line
 
 
-@pytest.mark.xfail(strict=True, reason="--resume refuses a changed ignore_gate")
 def test_the_gate_can_be_ignored_as_its_line_says(toy_run: Frontier, tmp_path: Path, ray_session: Any) -> None:
     again = Frontier(tmp_path, toy_run.options)
     shutil.copytree(toy_run.out, again.out)
