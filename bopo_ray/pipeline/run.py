@@ -34,12 +34,15 @@ __all__ = ["Run", "write_json"]
 log = logging.getLogger(__name__)
 LOG_EVERY_S = 20.0
 """Between two lines of progress where the output is not a terminal."""
+STOP_S = 5.0
+"""A runner has so long to close its environments before it is killed."""
 QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # else RLlib's way of starting actors prints an error that is none
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_V2_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # else a sweep that Ctrl-C stopped looks like one that has ended
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore",
 }
@@ -134,9 +137,10 @@ class Run:
         return self._group
 
     def stop_runners(self) -> None:
-        """Frees the CPUs and memory of `runners`."""
+        """Frees the CPUs and memory of `runners`, also of those that hang in an episode."""
         if self._group is not None:
-            self._group.stop()
+            self._group.foreach_env_runner(lambda runner: runner.stop(), local_env_runner=False, timeout_seconds=STOP_S)
+            self._group._worker_manager.clear()
             self._group = None
 
     # -- episodes ---------------------------------------------------------------------------------------------------
