@@ -168,6 +168,9 @@ class _Ledger(Callback):
 
     def on_checkpoint(self, iteration: int, trials: Any, trial: Any, checkpoint: Any, **info: Any) -> None:
         folder = Path(checkpoint.path)
+        for log_file in Path(trial.local_path).iterdir():  # which Tune itself brings here every five minutes only
+            if log_file.is_file():
+                shutil.copy(log_file, folder.parent)
         sizes = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
         write_json(folder / CONTENTS, sizes)
 
