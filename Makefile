@@ -1,12 +1,12 @@
 # make frontier          the main job: a Pareto frontier of success and cost, with its report, in results/
 # make test              everything CI runs: lint, types, unit tests, integration tests
-# make venv lint unit integration clean distclean
+# make venv lint unit integration soak clean distclean
 #
 #   make frontier SCALE=tiny ENV=ScienceWorld-v0 ARGS="--lambdas 0.1,0.5"
 
 SHELL := /bin/bash
 .NOTPARALLEL:
-.PHONY: frontier test lint unit integration venv clean distclean
+.PHONY: frontier test lint unit integration soak venv clean distclean
 
 ENV = ScienceWorld-v0
 SCALE = quick
@@ -34,6 +34,10 @@ unit: $(STAMP)
 
 integration: $(STAMP)
 	$(PY) -m pytest tests/integration -q --durations=10
+
+# Minutes of real kills at every stage and a full disk; not part of `test`.
+soak: $(STAMP)
+	$(PY) -m pytest tests/soak -q --durations=10
 
 venv: $(STAMP)
 
