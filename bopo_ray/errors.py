@@ -4,11 +4,43 @@ from __future__ import annotations
 
 from envs.errors import ConfigError, EngineError, UnknownTaskError
 
-__all__ = ["BudgetError", "ConfigError", "EngineError", "GateError", "ModelError", "StoreError", "UnknownTaskError"]
+__all__ = [
+    "AttemptError", "BudgetError", "ConfigError", "EngineError", "GateError", "ModelError", "SpendLimitError",
+    "StoreError", "UnknownTaskError",
+]  # fmt: skip
 
 
 class ModelError(RuntimeError):
     """A language model gave no usable answer: the episode is repeated, never scored."""
+
+
+class AttemptError(ModelError):
+    """One attempt at a call failed."""
+
+    def __init__(
+        self, message: str, *, kind: str, retry: bool, billed: bool, retry_after_s: float | None = None
+    ) -> None:
+        """
+        Args:
+            message: what happened, without secrets.
+            kind: equal for failures that are the same, e.g. "429", or a status with a digest of its body.
+            retry: whether another attempt makes sense.
+            billed: whether the provider may charge for this one although no usage was seen.
+            retry_after_s: the provider's wish, in seconds.
+        """
+        super().__init__(message)
+        self.kind, self.retry, self.billed, self.retry_after_s = kind, retry, billed, retry_after_s
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _attempt_error, (str(self), self.kind, self.retry, self.billed, self.retry_after_s)
+
+
+def _attempt_error(message: str, kind: str, retry: bool, billed: bool, retry_after_s: float | None) -> AttemptError:
+    return AttemptError(message, kind=kind, retry=retry, billed=billed, retry_after_s=retry_after_s)
+
+
+class SpendLimitError(RuntimeError):
+    """The run's --max-spend can't pay for another call: the run stops, everything finished is kept."""
 
 
 class StoreError(ConfigError):

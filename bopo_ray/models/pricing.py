@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from bopo_ray.errors import ConfigError
 
-__all__ = ["Price", "PriceTable", "Usage", "price_table"]
+__all__ = ["Price", "PriceTable", "Usage", "parse_price", "price_table"]
 
 _DEFAULT = Path(__file__).parent / "data" / "prices.yaml"
 
@@ -46,6 +48,29 @@ class Price:
         total = fresh * self.input + usage.cached_tokens * self.cached_input + usage.completion_tokens * self.output
         return -(-total // 1_000_000)
 
+    def to_dict(self) -> dict[str, float]:
+        """Dollars per million tokens, as price lists have them."""
+        return {k: getattr(self, k) / 1_000_000 for k in _KINDS}
+
+
+_KINDS = ("input", "cached_input", "output")
+
+
+def parse_price(raw: Any, where: str) -> Price:
+    """A price from {input, cached_input, output} in dollars per million tokens, or 0; raises ConfigError."""
+    if not isinstance(raw, Mapping):
+        raw = dict.fromkeys(_KINDS, raw) if raw == 0 and not isinstance(raw, bool) else {}
+    try:
+        amounts = [Decimal(str(raw[k])) * 1_000_000 for k in _KINDS]
+        if set(raw) != set(_KINDS) or not all(a.is_finite() and a >= 0 and a == int(a) for a in amounts):
+            raise ValueError(raw)
+    except (LookupError, ArithmeticError, ValueError) as error:
+        raise ConfigError(
+            f"{where}: price {raw!r}: need {{input: ..., cached_input: ..., output: ...}} in dollars >= 0 per million "
+            "tokens (six decimals), or 0 for a model that costs nothing per token"
+        ) from error
+    return Price(*map(int, amounts))
+
 
 @dataclass(frozen=True, slots=True)
 class PriceTable:
@@ -54,6 +79,8 @@ class PriceTable:
     date: str
     prices: tuple[tuple[str, Price], ...]
     billed_as: tuple[tuple[str, str], ...]
+    cpu_hour_microusd: int = 0
+    """Nominal price of one CPU for an hour: what the router's own compute is charged at."""
 
     @property
     def hash(self) -> str:
@@ -68,7 +95,9 @@ class PriceTable:
         if name not in prices:
             raise ConfigError(
                 f"no price for model {model!r}; the list of {self.date} has {', '.join(prices)}; "
-                f"add a line '{model}: {{input: ..., cached_input: ..., output: ...}}' (dollars per million tokens)"
+                f"add the line 'price: {{input: ..., cached_input: ..., output: ...}}' (dollars per million tokens; "
+                "'price: 0' for a self-hosted model) to the model in a pool file, or "
+                f"'{model}: ...' to a price list given with --prices"
             )
         return prices[name]
 
@@ -78,14 +107,11 @@ def price_table(path: Path = _DEFAULT) -> PriceTable:
     """Reads a price list; raises ConfigError when it is malformed."""
     try:
         raw = yaml.safe_load(path.read_text())
-        prices = tuple(
-            (str(name), Price(*(int(Decimal(str(p[k])) * 1_000_000) for k in ("input", "cached_input", "output"))))
-            for name, p in raw["models"].items()
-        )
-        table = PriceTable(str(raw["date"]), prices, tuple((raw.get("billed_as") or {}).items()))
+        prices = tuple((str(n), parse_price(p, f"price list {path}: {n}")) for n, p in raw["models"].items())
+        cpu = int(Decimal(str(raw.get("cpu_hour", 0))) * 1_000_000)
+        table = PriceTable(str(raw["date"]), prices, tuple((raw.get("billed_as") or {}).items()), cpu)
+    except ConfigError:
+        raise
     except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ConfigError(f"price list {path} can't be read ({error!r}); see the shipped prices.yaml") from error
-    for name, p in table.prices:
-        if min(p.input, p.cached_input, p.output) < 0:
-            raise ConfigError(f"price list {path}: {name} has a negative price; prices are dollars >= 0")
     return table

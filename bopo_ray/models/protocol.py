@@ -7,7 +7,7 @@ from typing import Protocol
 
 from bopo_ray.models.pricing import Price, Usage
 
-__all__ = ["LanguageModel", "Message", "ModelPool", "Reply", "Request"]
+__all__ = ["LanguageModel", "Message", "ModelPool", "Reply", "Request", "Sampling"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,18 @@ class Message:
     role: str
     """"system", "user" or "assistant"."""
     content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a model is asked to write."""
+
+    temperature: float | None = None
+    """None: the run's temperature."""
+    max_completion_tokens: int = 128
+    """Bound on a reply; what a budget reserves for it."""
+    max_prompt_tokens: int = 8192
+    """Old observations are dropped from a longer prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +52,9 @@ class Reply:
     """What came back."""
 
     text: str
+    """Empty when the model said nothing, or its provider's content filter kept it back."""
     usage: Usage
+    """As reported by the model."""
     latency_s: float
 
 
@@ -48,16 +62,35 @@ class LanguageModel(Protocol):
     """A model that writes the agent's next action. Thread-safe."""
 
     name: str
+    """How results call it."""
+    identity: str
+    """All that a reply depends on beside the request (provider, endpoint, model, fixed parameters); no secret."""
     price: Price
+    sampling: Sampling
     needs_plan: bool
     """Whether `Request.plan` must be filled."""
 
-    def count(self, messages: tuple[Message, ...]) -> int:
-        """Prompt tokens of `messages`, or an upper bound: it reserves budgets."""
+    def bound(self, messages: tuple[Message, ...]) -> int:
+        """At least the prompt tokens that `messages` will be billed for; what a budget reserves for them.
+
+        Additive: bound(a + b) <= bound(a) + bound(b).
+        """
+        ...
+
+    def check(self) -> None:
+        """Raises ConfigError when no call can succeed (no key, nobody answers); spends nothing."""
         ...
 
     def complete(self, request: Request) -> Reply:
-        """One call. Raises ModelError when no answer came."""
+        """One attempt, bounded in time.
+
+        Raises AttemptError when it failed (it says whether another one makes sense and whether this one may have been
+        billed), ConfigError when no call of this kind can ever succeed: the run stops.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees what it holds."""
         ...
 
 
