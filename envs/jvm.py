@@ -4,8 +4,8 @@ What always holds:
 
 * an `Engine` is one simulator inside the shared process; several are independent of each other, also interleaved and
   in threads (an engine itself is used by one thread at a time). The simulator draws from one random generator per
-  process (bees fly, plants breed), so the engines of a process take turns, each with the generator's state as it left
-  it: more cores need more Python processes;
+  process (bees fly, plants breed) and numbers new objects (mixtures, dug soil) by one counter per process, so the
+  engines of a process take turns, each with both as it left them: more cores need more Python processes;
 * each call has a deadline. A process that hangs is killed; a process that is gone makes every engine on it raise
   `EngineError`, in one line; the next `acquire` starts a fresh process;
 * after `MAX_LOADS` loads a process takes no new engines or episodes; it ends when the last engine on it is released;
@@ -124,7 +124,7 @@ class Jvm:
         self.turn = threading.Lock()
         """Held by the engine that computes."""
         self.latest: weakref.ref[Engine] | None = None
-        """The engine whose random state the process holds."""
+        """The engine whose random state and object counter the process holds."""
         self._collected: deque[str] = deque()
         self._failure = ""
         self._lock = threading.Lock()
@@ -218,15 +218,17 @@ class Engine:
         self._gateway = jvm.connect(timeout_s)
         self._server: Any = None
         self._random: Any = None
-        self._saved = 0
+        self._saved = 0, 0
+        """Random state and object counter, while another engine computes."""
 
     def start(self) -> Engine:
         """Make the simulator."""
 
         def make() -> JavaObject:
             java = self._gateway.jvm
-            self._state = java.java.lang.Class.forName("java.util.Random").getDeclaredField("seed")
-            self._state.setAccessible(True)
+            self._state = _field(java, "java.util.Random", "seed")
+            self._names = _field(java, "util.UniqueIdentifier$", "count")
+            self._namer = getattr(getattr(java.util, "UniqueIdentifier$"), "MODULE$")
             self._random = getattr(getattr(java.scala.util, "Random$"), "MODULE$")
             self._generator = self._random.self()
             self._take_over()  # only now that the state can be read: the constructor draws too
@@ -276,6 +278,10 @@ class Engine:
         text = self._alone(method, read)
         return tuple(text.split("\n")) if text else ()
 
+    def _shared(self) -> tuple[int, int]:
+        """What the process keeps once for all engines: the random state, and the number of the last object made."""
+        return self._read_state(), self._names.get(self._namer)
+
     def _read_state(self) -> int:
         return self._state.get(self._generator)
 
@@ -283,13 +289,15 @@ class Engine:
         self._random.setSeed(state ^ _SCRAMBLE)
 
     def _take_over(self) -> None:
-        """Keep the random state for the engine that computed last, and continue with this one's own."""
+        """Keep the shared state for the engine that computed last, and continue with this one's own."""
         latest = self.jvm.latest() if self.jvm.latest is not None else None
         if latest is self or self._random is None:
             return
         if latest is not None:
-            latest._saved = self._read_state()
-        self._write_state(self._saved)
+            latest._saved = self._shared()
+        state, count = self._saved
+        self._write_state(state)
+        self._names.setLong(self._namer, count)
         self.jvm.latest = weakref.ref(self)
 
     def _alone(self, what: str, call: Callable[[], T]) -> T:
@@ -321,7 +329,7 @@ class Engine:
     def release(self) -> None:
         """Give the simulator back. May be called again."""
         if self._server is not None and self.jvm.owner == os.getpid():
-            for reference in (self._server, self._random, self._generator, self._state):
+            for reference in (self._server, self._random, self._generator, self._state, self._names, self._namer):
                 self._gateway.detach(reference)  # freed with the next command that any engine sends
             self._server = None
             self._gateway.close()
@@ -355,6 +363,13 @@ def acquire(timeout_s: float = 60.0) -> Engine:
         engine = Engine(jvm, timeout_s)
         jvm.engines.add(engine)
     return engine.start()
+
+
+def _field(java: Any, owner: str, name: str) -> Any:
+    """A private field of a Java class, opened."""
+    field = java.java.lang.Class.forName(owner).getDeclaredField(name)
+    field.setAccessible(True)
+    return field
 
 
 def _reap() -> None:

@@ -227,6 +227,20 @@ def test_same_task_and_actions_same_texts_in_a_used_a_busy_and_a_second_process(
     again.close()
 
 
+def test_objects_made_in_an_episode_are_found_whatever_is_loaded_beside_it() -> None:
+    grower, other = ScienceWorldEnv(), ScienceWorldEnv()
+    _, info = grower.reset(options={"task": "grow-plant/110", "expert_plan": True})
+    alone = play(grower, "grow-plant/110", info["expert_plan"])
+    beside: list[object] = [grower.reset(options={"task": "grow-plant/110"})]
+    for action in info["expert_plan"]:  # digs soil several times
+        other.reset(options={"task": "boil/0"})
+        *step, after = grower.step(action)
+        beside.append((*step, after))
+    assert beside == alone
+    grower.close()
+    other.close()
+
+
 def test_threads_share_one_java_process_and_do_not_disturb_each_other() -> None:
     tasks = ["find-plant/4", "melt/2", "find-plant/4", "use-thermometer/9"]
     envs = [ScienceWorldEnv() for _ in tasks]
