@@ -111,7 +111,7 @@ def episode_views(episode: Episode) -> list[str]:
         )
         turns.append(Turn(step.reply, step.action, step.observation))
         if budget is not None:
-            spent += step.cost_microusd if budget.mode is CostMode.USD else int(step.model > 0)
+            spent += step.charged_microusd if budget.mode is CostMode.USD else int(step.model > 0)
     return views
 
 

@@ -120,8 +120,12 @@ class EpisodeSpec:
 
     @property
     def stream(self) -> int:
-        """Seed of this episode's own random stream."""
-        return spawn_seed(self.id)
+        """Seed of this episode's own random stream.
+
+        Without the policy and the group: policies that are compared draw common random numbers, so that their
+        difference is less noisy and what they do alike is paid once.
+        """
+        return spawn_seed(self.task.env_id, self.task.name, self.phase, self.member, self.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +152,18 @@ class Step:
     """Part of `prompt_tokens` that was billed at the cached price."""
     completion_tokens: int
     cost_microusd: int
+    """Of those tokens, at the model's price."""
+    lost_microusd: int
+    """Worst case of attempts at this call whose reply never came and which may have been charged."""
     latency_s: float
     """Seconds of the model call."""
+    router_s: float
+    """Seconds of router compute that this decision took."""
+
+    @property
+    def charged_microusd(self) -> int:
+        """What a budget counts."""
+        return self.cost_microusd + self.lost_microusd
 
 
 @dataclass(frozen=True, slots=True)

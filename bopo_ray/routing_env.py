@@ -1,22 +1,23 @@
 """The paper's MDP: the action is the model that writes the next agent action.
 
-What always holds: an episode's cost is the sum of its calls' measured costs; with a budget, no call is made whose
-worst case the budget can't pay (Eq. 9), so the cap is never exceeded; a call whose model is masked is made by the
-best model that can be paid.
+What always holds: an episode's cost is the sum of its calls' measured costs, whether they were paid for now or had
+been stored; with a budget, each call's worst case is reserved before it is made and settled by the measured usage
+(Eq. 9), so the cap is never exceeded; a call whose model is masked is made by the best model that can be paid.
 """
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from bopo_ray.agent import FEEDBACK, Turn, budget_text, chat_messages, parse_action, router_view
-from bopo_ray.method.budget import affordable_mask, remaining
+from bopo_ray.method.budget import Ledger, affordable_mask
+from bopo_ray.models.desk import Answer, BudgetSpent, Desk
 from bopo_ray.models.pricing import Usage
-from bopo_ray.models.protocol import Message, ModelPool, Request
+from bopo_ray.models.protocol import LanguageModel, Message, ModelPool, Request
+from bopo_ray.models.tokens import prompt_tokens
 from bopo_ray.records import Budget, CostMode, StopReason
 from envs.base import text_space
 
@@ -31,7 +32,7 @@ class RoutingEnv(gym.Env[str, np.int64]):
     (sample index of all calls) and `budget` (`Budget` or None). `info` after `reset`: task, task_text,
     first_observation, action_mask.
     `info` after `step`: model, reply, action, observation, prompt_tokens, cached_tokens, completion_tokens,
-    cost_microusd, latency_s, action_mask (of the next decision), score, success, outcome, and `stop`
+    cost_microusd, lost_microusd, latency_s, action_mask (of the next decision), score, success, outcome, and `stop`
     (StopReason) at the end.
     """
 
@@ -41,16 +42,22 @@ class RoutingEnv(gym.Env[str, np.int64]):
         self,
         env: gym.Env[str, str],
         pool: ModelPool,
+        desk: Desk | None = None,
         *,
         temperature: float = 0.7,
-        max_completion_tokens: int = 128,
-        max_prompt_tokens: int = 8192,
     ) -> None:
+        """
+        Args:
+            env: the benchmark.
+            pool: who may write its actions.
+            desk: where calls are made and billed; by default one that stores nothing.
+            temperature: of models whose `sampling` names none.
+        """
         self.env = env
         self.pool = pool
+        self.desk = desk or Desk()
         self.temperature = temperature
-        self.max_completion_tokens = max_completion_tokens
-        self.max_prompt_tokens = max_prompt_tokens
+        self.max_prompt_tokens = min(m.sampling.max_prompt_tokens for m in pool.models)
         self.guide: str = getattr(env.unwrapped, "action_guide", "")
         self.max_steps: int = getattr(env.unwrapped, "max_steps", 40)
         self.observation_space = text_space()
@@ -70,7 +77,8 @@ class RoutingEnv(gym.Env[str, np.int64]):
         self._first, self._plan = observation, tuple(info.get("expert_plan", ()))
         self._sample = int(options.get("sample", 0))
         self._budget: Budget | None = options.get("budget")
-        self._spent = 0
+        self._ledger = Ledger(self._budget.cap) if self._budget else None
+        self._billed: dict[int, tuple[tuple[Message, ...], int]] = {}
         self._turns: list[Turn] = []
         self._last = info
         self._needs_reset = False
@@ -95,13 +103,11 @@ class RoutingEnv(gym.Env[str, np.int64]):
         index = max((i for i in range(len(self.pool)) if self._mask[i] and i <= int(action)), default=-1)
         if index < 0:
             index = self._mask.index(True)
-        model = self.pool.models[index]
-        started = time.perf_counter()
-        reply = model.complete(
-            Request(self._messages, self._sample, self.temperature, self.max_completion_tokens, self._task, self._plan)
-        )
-        cost = model.price.cost(reply.usage)
-        self._spent += cost if self._budget is None or self._budget.mode is CostMode.USD else int(index > 0)
+        try:
+            answer = self._call(index)
+        except BudgetSpent:
+            return self._finish(StopReason.BUDGET, {})
+        reply = answer.reply
         act = parse_action(reply.text)
         terminated = truncated = False
         if act:
@@ -120,8 +126,9 @@ class RoutingEnv(gym.Env[str, np.int64]):
             "prompt_tokens": reply.usage.prompt_tokens,
             "cached_tokens": reply.usage.cached_tokens,
             "completion_tokens": reply.usage.completion_tokens,
-            "cost_microusd": cost,
-            "latency_s": reply.latency_s or (time.perf_counter() - started if not model.needs_plan else 0.0),
+            "cost_microusd": answer.cost,
+            "lost_microusd": answer.lost,
+            "latency_s": reply.latency_s,
         }
         if terminated or truncated:
             success = bool(self._last["success"])
@@ -134,19 +141,55 @@ class RoutingEnv(gym.Env[str, np.int64]):
         """Closes the benchmark."""
         self.env.close()
 
+    def _call(self, index: int) -> Answer:
+        """One call of model `index`; in `calls` mode it takes one from the budget unless it fails."""
+        model, ledger = self.pool.models[index], self._ledger
+        request = Request(
+            self._messages, self._sample, self._temperature(model), model.sampling.max_completion_tokens, self._task,
+            self._plan,
+        )  # fmt: skip
+        if ledger is None or self._budget is None or self._budget.mode is CostMode.USD:
+            answer = self.desk.call(model, request, self._bound(index), ledger)
+        else:
+            handle = ledger.reserve(int(index > 0))
+            assert handle is not None, "the mask holds"
+            try:
+                answer = self.desk.call(model, request, self._bound(index))
+            except BaseException:
+                ledger.release(handle)
+                raise
+            ledger.settle(handle, handle.amount)
+        self._billed[index] = self._messages, answer.reply.usage.prompt_tokens
+        return answer
+
+    def _temperature(self, model: LanguageModel) -> float:
+        return self.temperature if model.sampling.temperature is None else model.sampling.temperature
+
+    def _bound(self, index: int) -> int:
+        """Prompt tokens that model `index` can bill for the next prompt: what it billed for its beginning in this
+        episode, and the model's own bound for the rest."""
+        model = self.pool.models[index]
+        start, tokens = self._billed.get(index, ((), 0))
+        if start and self._messages[: len(start)] == start:
+            return tokens + model.bound(self._messages[len(start) :])
+        return model.bound(self._messages)
+
     def _prepare(self) -> None:
         """Builds the next prompt and decides which models it could be sent to."""
         self._messages: tuple[Message, ...] = chat_messages(
-            self._task_text, self._first, self._turns, self.guide, self.max_prompt_tokens, self.pool.models[0].count
+            self._task_text, self._first, self._turns, self.guide, self.max_prompt_tokens, prompt_tokens
         )
-        if self._budget is None:
+        if self._budget is None or self._ledger is None:
             self._mask: tuple[bool, ...] = (True,) * len(self.pool)
             return
-        worst = [m.price.cost(Usage(m.count(self._messages), self.max_completion_tokens)) for m in self.pool.models]
-        self._mask = affordable_mask(self._budget.mode, remaining(self._budget.cap, self._spent), worst)
+        worst = [
+            m.price.cost(Usage(self._bound(i), m.sampling.max_completion_tokens))
+            for i, m in enumerate(self.pool.models)
+        ]
+        self._mask = affordable_mask(self._budget.mode, self._ledger.remaining, worst)
 
     def _view(self) -> str:
-        budget = budget_text(self._budget, self._spent)
+        budget = budget_text(self._budget, self._ledger.spent if self._ledger else 0)
         return router_view(self._task_text, self._first, self._turns, self.max_steps - len(self._turns), budget)
 
     def _status(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from envs.base import Split, Task
 
 __all__ = ["SCHEMA", "SCHEMA_VERSION", "EpisodeStore", "write_table"]
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 _VERSION_KEY, _PRICE_KEY = b"bopo_ray.schema", b"bopo_ray.prices"
 
 _STEP = pa.struct(
@@ -37,7 +37,9 @@ _STEP = pa.struct(
         ("cached_tokens", pa.int32()),
         ("completion_tokens", pa.int32()),
         ("cost_microusd", pa.int64()),
+        ("lost_microusd", pa.int64()),
         ("latency_s", pa.float64()),
+        ("router_s", pa.float64()),
     ]
 )
 SCHEMA = pa.schema(

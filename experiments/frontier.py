@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
+import re
 import shlex
 import sys
 import time
@@ -22,7 +23,8 @@ from pathlib import Path
 from ray.exceptions import RayTaskError
 from rich.console import Console
 
-from bopo_ray.errors import ConfigError, EngineError
+from bopo_ray.errors import ConfigError, EngineError, ModelError, SpendLimitError
+from bopo_ray.models.spend import SpendLedger
 from bopo_ray.pipeline.evaluate import evaluate_stage, report_stage
 from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.settings import Settings, field_docs, resolve
@@ -51,7 +53,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0, 1 (the machine failed), 2 (the user's mistake), 130 (interrupted)."""
+    """Entry point; returns the exit code.
+
+    0, 1 (the machine failed), 2 (the user's mistake), 3 (--max-spend is reached), 130 (interrupted).
+    """
     console = Console(width=None if sys.stdout.isatty() else 130)
     arguments = sys.argv[1:] if argv is None else list(argv)
     args = parser().parse_args(arguments)
@@ -59,8 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = f"python -m experiments.frontier {shlex.join(arguments)}".strip()
     try:
         settings = resolve(args.settings, given)
-        name = f"{settings.env.rpartition(':')[2]}-{settings.models}-{settings.scale}".lower()
-        out = args.out or Path("results") / name
+        out = args.out or Path("results") / default_name(settings)
         with Run(settings, out, args.resume, console) as run:
             started = time.monotonic()
             run.start_ray()
@@ -70,10 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             report_stage(run, evaluate_stage(run), command)
             console.print(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
         return 0
-    except (ConfigError, EngineError, RayTaskError, OSError) as error:
+    except (ConfigError, EngineError, ModelError, SpendLimitError, RayTaskError, OSError) as error:
         cause = error.cause if isinstance(error, RayTaskError) else error
         kind = 2 if isinstance(cause, ConfigError) else 1
-        if isinstance(error, RayTaskError) and not isinstance(cause, ConfigError | EngineError):
+        if isinstance(cause, SpendLimitError):
+            print(f"stopped: {spent_line(out)}; {cause}. All finished is kept: give a higher --max-spend and --resume")
+            return 3
+        if isinstance(error, RayTaskError) and not isinstance(cause, ConfigError | EngineError | ModelError):
             raise
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             kind, cause = 2, f"{cause}; free some space and run the same command with --resume: finished parts are kept"
@@ -82,6 +89,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: finished episodes and points are kept; run the same command with --resume", file=sys.stderr)
         return 130
+
+
+def default_name(settings: Settings) -> str:
+    """Of the results folder: environment, models and scale."""
+    models = f"{settings.small}-{settings.large}" if settings.small else Path(settings.models).stem
+    name = f"{settings.env.rpartition(':')[2]}-{models}-{settings.scale}".lower()
+    return re.sub(r"[^a-z0-9._-]+", "-", name)
+
+
+def spent_line(out: Path) -> str:
+    """What a run has spent, in words."""
+    totals = SpendLedger(out / "spend.db", None).totals().overall
+    return f"${totals.spent_microusd / 1e6:.6f} spent on {totals.paid_calls:,} calls"
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import gymnasium as gym
 
 from bopo_ray.models import load_pool
 from bopo_ray.models.pricing import Price, Usage
-from bopo_ray.models.protocol import Message, ModelPool, Reply, Request
+from bopo_ray.models.protocol import Message, ModelPool, Reply, Request, Sampling
 from bopo_ray.records import Budget, Episode, EpisodeSpec, Phase, Step, StopReason, spawn_seed
 from bopo_ray.routing_env import RoutingEnv
 from envs.base import Split, Task, text_space
@@ -111,25 +111,39 @@ class Scripted:
 
     needs_plan = False
 
-    def __init__(self, name: str, price: Price, reply: Callable[[int], str]) -> None:
-        self.name, self.price, self.reply = name, price, reply
+    def __init__(
+        self,
+        name: str,
+        price: Price,
+        reply: Callable[[int], str],
+        sampling: Sampling = Sampling(),  # noqa: B008
+    ) -> None:
+        self.name = self.identity = name
+        self.price, self.reply, self.sampling = price, reply, sampling
         self.calls = 0
 
-    def count(self, messages: tuple[Message, ...]) -> int:
+    def check(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def bound(self, messages: tuple[Message, ...]) -> int:
         return sum(len(m.content.split()) for m in messages)
 
     def complete(self, request: Request) -> Reply:
         self.calls += 1
         text = self.reply((len(request.messages) - 2) // 2)
-        return Reply(text, Usage(self.count(request.messages), min(len(text.split()), request.max_tokens)), 0.25)
+        return Reply(text, Usage(self.bound(request.messages), min(len(text.split()), request.max_tokens)), 0.25)
 
 
-def scripted_pool(replies: Sequence[str]) -> ModelPool:
+def scripted_pool(replies: Sequence[str], **sampling: int) -> ModelPool:
     """Two models that both say `replies`, at $1/$2 and $10/$20 per million words."""
     prices = (Price(1_000_000, 500_000, 2_000_000), Price(10_000_000, 5_000_000, 20_000_000))
     names = ("scripted:small", "scripted:large")
     models = tuple(
-        Scripted(n, p, lambda t: replies[min(t, len(replies) - 1)]) for n, p in zip(names, prices, strict=True)
+        Scripted(n, p, lambda t: replies[min(t, len(replies) - 1)], Sampling(**sampling))
+        for n, p in zip(names, prices, strict=True)
     )
     return ModelPool(models, "scripted", "Scripted replies.", "scripted")
 
@@ -162,8 +176,9 @@ def play(spec: EpisodeSpec, env: RoutingEnv | None = None, p_large: float = 0.5)
         if "reply" in info:
             views.append(before)
             names = ("model", "reply", "action", "observation", "prompt_tokens", "cached_tokens", "completion_tokens",
-                     "cost_microusd", "latency_s")  # fmt: skip
-            steps.append(Step(probabilities=(1 - p_large, p_large), mask=before_mask, **{n: info[n] for n in names}))
+                     "cost_microusd", "lost_microusd", "latency_s")  # fmt: skip
+            own = {"probabilities": (1 - p_large, p_large), "mask": before_mask, "router_s": 0.0}
+            steps.append(Step(**own, **{n: info[n] for n in names}))
     episode = Episode(
         spec, first["task_text"], first["first_observation"], env.max_steps, tuple(steps), outcome, info["success"],
         info["score"], StopReason(info["stop"]),

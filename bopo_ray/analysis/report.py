@@ -21,9 +21,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bopo_ray.agent import episode_views
+from bopo_ray.analysis.bill import Bill
 from bopo_ray.records import Episode
 
-__all__ = ["Price", "ReportContext", "Setting", "Spend", "render_report", "write_report"]
+__all__ = ["Price", "ReportContext", "Setting", "render_report", "write_report"]
 
 _HERE = Path(__file__).parent
 _TEXT_LIMIT = 6000
@@ -61,16 +62,6 @@ class Setting:
     """Package to version."""
 
 
-@dataclass(frozen=True, slots=True)
-class Spend:
-    """What the experiment has used so far."""
-
-    episodes: int
-    model_calls: int
-    cost_microusd: int
-    """At list prices, whether or not it was billed."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class ReportContext:
     """All that a report shows. A part that is None or empty is left out of the page."""
@@ -83,7 +74,7 @@ class ReportContext:
     """Of `tables.frontier`."""
     summary: Mapping[str, Any]
     """Of `tables.summary`."""
-    spend: Spend | None = None
+    bill: Bill | None = None
     taxonomy: Mapping[str, int] = field(default_factory=dict)
     """Difficulty to number of training tasks."""
     frontier_svg: str | None = None

@@ -12,24 +12,7 @@ from dataclasses import dataclass
 
 from bopo_ray.records import CostMode
 
-__all__ = ["Ledger", "Reservation", "affordable_mask", "remaining", "worst_case_cost"]
-
-_MILLION = 1_000_000
-
-
-def remaining(cap: int, spent: int) -> int:
-    """b_t = B_max - sum_{i<t} c(a_i): Eq. (9), arXiv:2602.21227. [paper]
-
-    Args:
-        cap: B_max, in calls or micro-dollars.
-        spent: what the steps before t cost, same unit.
-
-    Raises:
-        ValueError: more was spent than the cap allows: a call was made without its reserve.
-    """
-    if spent > cap:
-        raise ValueError(f"spent={spent} of cap={cap}: need spent <= cap; reserve the worst case before each call")
-    return cap - spent
+__all__ = ["Ledger", "Reservation", "affordable_mask"]
 
 
 def affordable_mask(mode: CostMode, remaining: int, worst_case: Sequence[int]) -> tuple[bool, ...]:
@@ -50,27 +33,6 @@ def affordable_mask(mode: CostMode, remaining: int, worst_case: Sequence[int]) -
     if mode is CostMode.CALLS:
         return tuple(i == 0 or remaining >= 1 for i in range(len(worst_case)))
     return tuple(remaining >= cost for cost in worst_case)
-
-
-def worst_case_cost(
-    prompt_tokens: int, max_completion_tokens: int, price_in_per_m_microusd: int, price_out_per_m_microusd: int
-) -> int:
-    """What a call can cost at most, in micro-dollars, rounded up; exact, no float on the way. [ours]
-
-    Args:
-        prompt_tokens: tokens of the prompt, all at the uncached price.
-        max_completion_tokens: the limit that the call is made with.
-        price_in_per_m_microusd: micro-dollars per million prompt tokens ($2 per M is 2_000_000).
-        price_out_per_m_microusd: micro-dollars per million completion tokens.
-
-    Raises:
-        ValueError: a negative argument.
-    """
-    arguments = (prompt_tokens, max_completion_tokens, price_in_per_m_microusd, price_out_per_m_microusd)
-    if min(arguments) < 0:
-        raise ValueError(f"tokens and prices {arguments}: need each at least 0")
-    total = prompt_tokens * price_in_per_m_microusd + max_completion_tokens * price_out_per_m_microusd
-    return -(-total // _MILLION)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,7 +74,7 @@ class Ledger:
 
     @property
     def remaining(self) -> int:
-        """What can still be reserved: cap - spent - reserved."""
+        """What can still be reserved: cap - spent - reserved; between calls b_t of Eq. (9), arXiv:2602.21227."""
         with self._lock:
             return self._available()
 

@@ -1,17 +1,49 @@
 """Language models behind one protocol, and what they cost."""
 
-from bopo_ray.errors import ConfigError
+from __future__ import annotations
+
+from functools import cache
+
+from bopo_ray.models.pool import ModelSpec, PoolSpec, resolve_pool
 from bopo_ray.models.pricing import price_table
-from bopo_ray.models.protocol import ModelPool
-from bopo_ray.models.simulated import simulated_pool
+from bopo_ray.models.protocol import LanguageModel, ModelPool
 
-__all__ = ["POOLS", "load_pool"]
-
-POOLS = {"simulated": simulated_pool}
+__all__ = ["build_pool", "load_pool"]
 
 
-def load_pool(name: str) -> ModelPool:
-    """The pool called `name`; raises ConfigError for an unknown name."""
-    if name not in POOLS:
-        raise ConfigError(f"unknown model pool {name!r}; known: {', '.join(POOLS)}; choose one with --models")
-    return POOLS[name](price_table())
+def load_pool(models: str = "simulated", small: str = "", large: str = "") -> ModelPool:
+    """The pool that `resolve_pool` finds with the shipped prices, ready to answer; raises ConfigError."""
+    return build_pool(resolve_pool(models, small, large, price_table()))
+
+
+@cache
+def build_pool(spec: PoolSpec, processes: int = 1) -> ModelPool:
+    """The models of `spec`, once per process; `processes` of them share each endpoint's limits."""
+    simulated = all(m.provider == "simulated" for m in spec.models)
+    names = " / ".join(m.label for m in spec.models)
+    if simulated:
+        label = "simulated"
+        note = (
+            "Simulated executors that follow the environment's expert plan and err by design; "
+            f"tokens are counted and billed at the list prices of GPT-4.1-mini / GPT-4.1 of {spec.prices_date}."
+        )
+    else:
+        label = names
+        note = f"Language models {names}; tokens as reported, billed at the prices of {spec.prices_date}."
+    models = tuple(_build(m, processes) for m in spec.models)
+    return ModelPool(models, label, spec.note or note, spec.price_hash)
+
+
+def _build(spec: ModelSpec, processes: int) -> LanguageModel:
+    """Imports a provider when it is used: the SDK and transformers take seconds."""
+    if spec.provider == "openai":
+        from bopo_ray.models.openai_http import OpenAIModel
+
+        return OpenAIModel(spec, processes)
+    if spec.provider == "hf":
+        from bopo_ray.models.huggingface import shared_hf_model
+
+        return shared_hf_model(spec)
+    from bopo_ray.models.simulated import SimulatedModel
+
+    return SimulatedModel(spec)

@@ -209,7 +209,7 @@ def _model(raw: Any, prices: PriceTable, where: str) -> ModelSpec:
     for name, value in raw.items():
         if name == "price":
             continue
-        default = known[name].default
+        default: Any = known[name].default
         try:
             if name in ("headers", "query"):
                 fields[name] = tuple(sorted((str(k), str(v)) for k, v in dict(value).items()))

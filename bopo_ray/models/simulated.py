@@ -19,15 +19,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from bopo_ray.models.pricing import Price, PriceTable, Usage
-from bopo_ray.models.protocol import Message, ModelPool, Reply, Request
-from bopo_ray.models.tokens import count_tokens
+from bopo_ray.errors import ConfigError
+from bopo_ray.models.pool import ModelSpec
+from bopo_ray.models.pricing import Usage
+from bopo_ray.models.protocol import Message, Reply, Request
+from bopo_ray.models.tokens import count_tokens, prompt_tokens
 from bopo_ray.records import spawn_seed
 
-__all__ = ["LARGE", "SMALL", "Competence", "SimulatedModel", "StepKind", "simulated_pool", "step_kind"]
-
-CHAT_OVERHEAD_TOKENS = 4
-"""Role markers of one chat message."""
+__all__ = ["LARGE", "SMALL", "Competence", "SimulatedModel", "StepKind", "step_kind"]
 
 
 class StepKind(StrEnum):
@@ -142,19 +141,27 @@ class SimulatedModel:
 
     needs_plan = True
 
-    def __init__(self, name: str, competence: Competence, price: Price) -> None:
-        self.name = name
-        self.competence = competence
-        self.price = price
+    def __init__(self, spec: ModelSpec) -> None:
+        if spec.target not in _SIZES:
+            raise ConfigError(f"unknown simulated model {spec.target!r}; known: {', '.join(_SIZES)}")
+        self.name = self.identity = spec.label
+        self.competence = _SIZES[spec.target]
+        self.price, self.sampling = spec.price, spec.sampling
 
-    def count(self, messages: tuple[Message, ...]) -> int:
+    def bound(self, messages: tuple[Message, ...]) -> int:
         """Exact prompt tokens."""
-        return sum(count_tokens(m.content) + CHAT_OVERHEAD_TOKENS for m in messages)
+        return prompt_tokens(messages)
+
+    def check(self) -> None:
+        """It is always there."""
+
+    def close(self) -> None:
+        """It holds nothing."""
 
     def complete(self, request: Request) -> Reply:
         """The simulated reply and its measured tokens; latency is 0 because no time is simulated."""
         text = self._reply(request)
-        return Reply(text, Usage(self.count(request.messages), min(count_tokens(text), request.max_tokens)), 0.0)
+        return Reply(text, Usage(self.bound(request.messages), min(count_tokens(text), request.max_tokens)), 0.0)
 
     def _reply(self, request: Request) -> str:
         draw = _Draws(request, self.name)
@@ -219,19 +226,7 @@ def read_progress(messages: Sequence[Message], plan: Sequence[str]) -> _Progress
     return _Progress(k, failures if last else 0, last, away)
 
 
-def simulated_pool(prices: PriceTable) -> ModelPool:
-    """SMALL and LARGE, billed at the list prices of GPT-4.1-mini and GPT-4.1."""
-    models = tuple(
-        SimulatedModel(name, competence, prices.price(name))
-        for name, competence in (("simulated:small", SMALL), ("simulated:large", LARGE))
-    )
-    return ModelPool(
-        models,
-        label="simulated",
-        note="Simulated executors that follow the environment's expert plan and err by design; "
-        f"tokens are counted and billed at the list prices of GPT-4.1-mini / GPT-4.1 of {prices.date}.",
-        price_hash=prices.hash,
-    )
+_SIZES = {"small": SMALL, "large": LARGE}
 
 
 class _Draws:

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from bopo_ray.analysis import plots, report, tables
-from bopo_ray.models.pricing import price_table
+from bopo_ray.analysis.bill import bill
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.pipeline.stages import load_policy
 from bopo_ray.pipeline.sweep import Point, Sweep, training_curves
-from bopo_ray.records import Episode, EpisodeSpec, Phase
+from bopo_ray.records import Budget, CostMode, Episode, EpisodeSpec, Phase
 from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL, LEARNED
 from envs.base import Task
 
@@ -72,7 +72,7 @@ def _specs(run: Run, policy: Policy) -> Iterator[EpisodeSpec]:
         for member in range(run.settings.eval_samples):
             yield EpisodeSpec(
                 task, Phase.EVALUATION, policy.name, 0, member, 0, greedy=policy.router == LEARNED,
-                router=policy.router,
+                budget=run.settings.budget, router=policy.router,
             )  # fmt: skip
 
 
@@ -104,12 +104,14 @@ def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, 
     frontier, summary = tables.frontier(evaluation), tables.summary(evaluation)
     label = f"{run.pool.label} pair"
     title = f"{s.env.rpartition(':')[2].removesuffix('-v0')}: success against cost, {len(run.test)} held-out tasks"
-    spend = _spend(run)
+    title = f"{title} {budget_words(s.budget)}".strip()
+    run.settle()
+    spend = bill(run.episodes.rglob("part-*.parquet"), run.ledger().totals(), run.prices.cpu_hour_microusd)
     boundaries = pq.read_table(out / "boundaries.parquet").to_pandas()
     taxonomy = {str(k): int(v) for k, v in boundaries["difficulty"].value_counts().items()}
     summary |= {
         "label": label, "note": run.pool.note, "env": s.env, "scale": s.scale, "taxonomy": taxonomy,
-        "spend": {"episodes": spend.episodes, "calls": spend.model_calls, "usd": spend.cost_microusd / 1e6},
+        "spend": spend.to_dict(), "budget": budget_words(s.budget),
         "bosft": json.loads((out / "bosft.json").read_text()), "price_hash": run.pool.price_hash, "command": command,
     }  # fmt: skip
     frontier.to_csv(out / "frontier.csv", index=False)
@@ -117,7 +119,6 @@ def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, 
     figure = plots.frontier_figure(frontier, summary, title, label, run.pool.note.partition(";")[0])
     plots.save_png(figure, out / "frontier.png")
     curves = training_curves(out / "tune")
-    prices = price_table()
     context = report.ReportContext(
         title=title,
         label=run.pool.note,
@@ -131,13 +132,13 @@ def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, 
                 report.Price(m.name, m.price.input / 1e6, m.price.cached_input / 1e6, m.price.output / 1e6)
                 for m in run.pool.models
             ),
-            prices_date=prices.date,
+            prices_date=run.models.prices_date,
             prices_hash=run.pool.price_hash,
             versions={p: version(p) for p in ("ray", "torch", "transformers", "gymnasium", "scienceworld")},
         ),
         frontier=frontier,
         summary=summary,
-        spend=spend,
+        bill=spend,
         taxonomy=taxonomy,
         frontier_svg=plots.to_svg(figure, title),
         taxonomy_svg=plots.to_svg(plots.taxonomy_figure(boundaries, label=label), "Tasks by difficulty"),
@@ -151,13 +152,23 @@ def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, 
     return summary
 
 
-def _spend(run: Run) -> report.Spend:
-    """What all stored episodes used."""
-    episodes: dict[str, tuple[int, int]] = {}
-    for shard in run.episodes.rglob("part-*.parquet"):
-        table = pq.read_table(shard, columns=["id", "calls", "cost_microusd"])
-        episodes |= {r["id"]: (r["calls"], r["cost_microusd"]) for r in table.to_pylist()}
-    return report.Spend(len(episodes), sum(c for c, _ in episodes.values()), sum(c for _, c in episodes.values()))
+def bill_line(spend: dict[str, Any]) -> str:
+    """The bill in two sentences."""
+    lost = f", {spend['lost_calls']:,} lost (at most ${spend['lost_usd']:.2f})" if spend["lost_calls"] else ""
+    return (
+        f"{spend['episodes']:,} episodes, {spend['calls']:,} model calls worth ${spend['cost_usd']:.2f}: "
+        f"{spend['paid_calls']:,} calls paid (${spend['paid_usd']:.2f}), {spend['saved_calls']:,} answered from the "
+        f"store (${spend['saved_usd']:.2f} saved){lost}. The router took {spend['router_ms']:.2f} ms a decision, "
+        f"{spend['router_share']:.3%} of its bill."
+    )
+
+
+def budget_words(budget: Budget | None) -> str:
+    """A hard cap in words, empty for none."""
+    if budget is None:
+        return ""
+    cap = f"{budget.cap} large calls" if budget.mode is CostMode.CALLS else f"${budget.cap / 1e6:g}"
+    return f"under a hard budget of {cap} per task"
 
 
 def _examples(run: Run, frontier: pd.DataFrame, count: int = 4) -> list[Episode]:
@@ -198,10 +209,6 @@ def _print(run: Run, frontier: pd.DataFrame, summary: dict[str, Any]) -> None:
             f"{d['estimate']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]" if d else "", f"{d['p']:.3f}" if d else "",
         )  # fmt: skip
     run.console.print(volumes)
-    spend = summary["spend"]
-    run.console.print(
-        f"{spend['episodes']:,} episodes, {spend['calls']:,} model calls, ${spend['usd']:.2f} at list prices. "
-        f"{run.pool.note}"
-    )
+    run.console.print(f"{bill_line(summary['spend'])} {run.pool.note}")
     for name in ("report.html", "frontier.png", "frontier.csv", "summary.json"):
         run.console.print(f"  {run.out / name}", soft_wrap=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import logging
+import math
 import os
 import time
+import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,11 +23,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bopo_ray.benchmarks import select_tasks
 from bopo_ray.errors import EngineError, StoreError
-from bopo_ray.models import load_pool
+from bopo_ray.models import build_pool
+from bopo_ray.models.calls import CallStore
+from bopo_ray.models.pool import PoolSpec, read_pool, resolve_pool, save_pool
+from bopo_ray.models.pricing import Usage, price_table
+from bopo_ray.models.spend import SpendLedger
+from bopo_ray.pipeline.preflight import preflight
 from bopo_ray.pipeline.settings import Settings, check_same, load_settings, save
 from bopo_ray.records import CostMode, Episode, EpisodeSpec
 from bopo_ray.rllib.bopo import BoPOConfig
 from bopo_ray.rllib.collect import collect
+from bopo_ray.rllib.open_desk import DeskConfig, node_id, serve_desk
 from bopo_ray.rllib.runner import Failure
 from bopo_ray.store import EpisodeStore
 from envs.base import Split
@@ -55,7 +64,9 @@ class Run:
     def __init__(self, settings: Settings, out: Path, resume: bool, console: Console) -> None:
         """Opens the folder; raises StoreError when it holds another run, or one and `resume` is not set."""
         self.settings, self.out, self.console = settings, out, console
-        self.pool = load_pool(settings.models)
+        self.prices = price_table(Path(settings.prices)) if settings.prices else price_table()
+        self.models = resolve_pool(settings.models, settings.small, settings.large, self.prices)
+        self.pool = build_pool(self.models)
         self.train = select_tasks(settings.env, Split.TRAIN, settings.train_tasks, 0)
         self.test = select_tasks(settings.env, Split.TEST, settings.test_tasks, 0)
         self._group: EnvRunnerGroup | None = None
@@ -64,11 +75,14 @@ class Run:
             if not resume:
                 raise StoreError(f"{out} holds a run already; continue it with --resume, or choose another --out")
             check_same(load_settings(path), settings, path)
+            check_same_models(read_pool(out / "pool.yaml", self.prices), self.models, out)
+        preflight(self.pool, settings, out)
         try:
             out.mkdir(parents=True, exist_ok=True)
             self._lock = (out / ".lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not path.exists():
+                save_pool(self.models, out / "pool.yaml")
                 save(settings, path.with_suffix(".tmp"))
                 path.with_suffix(".tmp").replace(path)
         except BlockingIOError as error:
@@ -77,6 +91,7 @@ class Run:
             raise StoreError(f"{out} can't be written ({error.strerror}); choose another --out") from error
         for folder in {shard.parent for shard in self.episodes.rglob("part-*.parquet")}:
             EpisodeStore(folder, self.pool.price_hash)  # refuses another schema or price table
+        self.desk = self._open_desk()
 
     def __enter__(self) -> Run:
         return self
@@ -84,6 +99,45 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self.stop_runners()
         self._lock.close()
+
+    # -- calls and money --------------------------------------------------------------------------------------------
+
+    def _open_desk(self) -> DeskConfig:
+        """Opens the call store and the ledger, and settles what a run that died here left open."""
+        s = self.settings
+        config = DeskConfig(str(self._calls.resolve()), str(self._ledger.resolve()), self._cap, replay=bool(s.replay))
+        if s.replay:
+            CallStore(self._calls).load(Path(s.replay))
+        self.settle()
+        return config
+
+    def settle(self) -> None:
+        """Closes what killed processes left open in the ledger: paid when the reply was stored, else lost."""
+        calls, prices = CallStore(self._calls), {m.name: m.price for m in self.pool.models}
+
+        def find(key: str) -> tuple[Usage, int] | None:
+            call = calls.get(key)
+            return (call.usage, prices[call.model].cost(call.usage)) if call and call.model in prices else None
+
+        self.ledger().recover(find)
+
+    @property
+    def _calls(self) -> Path:
+        return Path(self.settings.calls) if self.settings.calls else self.out / "calls.db"
+
+    @property
+    def _cap(self) -> int | None:
+        """Micro-dollars, rounded down."""
+        spend = self.settings.max_spend
+        return None if math.isinf(spend) else math.floor(spend * 1_000_000 + 1e-6)
+
+    @property
+    def _ledger(self) -> Path:
+        return self.out / "spend.db"
+
+    def ledger(self) -> SpendLedger:
+        """What this run has spent, over all its attempts."""
+        return SpendLedger(self._ledger, self._cap)
 
     # -- Ray --------------------------------------------------------------------------------------------------------
 
@@ -103,6 +157,9 @@ class Run:
             address=address, logging_level=logging.ERROR, log_to_driver=False,
             runtime_env={"env_vars": QUIET}, **local,
         )  # fmt: skip
+        if len(ray.nodes()) > 1 or address != "local":
+            self.desk = dataclasses.replace(self.desk, node=node_id(), actor=f"desk-{uuid.uuid4().hex[:8]}")
+            self._desk_actor = serve_desk(self.desk)
         if context.dashboard_url:
             self.console.print(f"Ray dashboard: http://{context.dashboard_url}")
         self.console.print(f"Ray's logs:    {context.address_info['session_dir']}/logs", soft_wrap=True)
@@ -119,7 +176,13 @@ class Run:
         cfg = BoPOConfig()
         cfg.environment(
             s.env,
-            env_config={"models": s.models, "temperature": s.temperature, "env": {"max_steps": s.max_steps}},
+            env_config={
+                "pool": self.models,
+                "processes": self.cpus,
+                "desk": self.desk,
+                "temperature": s.temperature,
+                "env": {"max_steps": s.max_steps},
+            },
         )
         cfg.env_runners(num_envs_per_env_runner=s.lanes)
         cfg.router(**s.router_shape)
@@ -228,6 +291,22 @@ class Run:
         say()
         yield advance
         say()
+
+
+def check_same_models(old: PoolSpec, new: PoolSpec, out: Path) -> None:
+    """Raises StoreError when a continuation would mix two pools in one folder; limits and key variables may differ."""
+    for a, b in zip(old.models, new.models, strict=False):
+        for field in ("model", "label", "base_url", "extra_body", "query", "temperature", "max_completion_tokens",
+                      "max_prompt_tokens", "price"):  # fmt: skip
+            if getattr(a, field) != getattr(b, field):
+                raise StoreError(
+                    f"{out} holds a run whose model {a.label} has {field}={getattr(a, field)!r}, now it is "
+                    f"{getattr(b, field)!r}; restore it to continue, or choose another --out"
+                )
+    if len(old.models) != len(new.models):
+        raise StoreError(
+            f"{out} holds a run of {len(old.models)} models, now there are {len(new.models)}; choose another --out"
+        )
 
 
 def write_json(path: Path, value: Any) -> None:

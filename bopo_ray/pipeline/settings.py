@@ -16,7 +16,7 @@ import yaml
 
 from bopo_ray.errors import ConfigError, StoreError
 from bopo_ray.method.advantage import AdvantageMode
-from bopo_ray.records import CostMode
+from bopo_ray.records import Budget, CostMode
 
 __all__ = ["SCALES", "Settings", "check_same", "field_docs", "load_settings", "resolve", "save"]
 
@@ -28,7 +28,19 @@ class Settings:
     env: str = "ScienceWorld-v0"
     """Gymnasium id of the benchmark; your own as package.module:Name-v0"""
     models: str = "simulated"
-    """pool of models, small to large"""
+    """pool of models: simulated, or a YAML file with two or more, smallest first"""
+    small: str = ""
+    """the small model, PROVIDER:MODEL, e.g. openai:gpt-4.1-mini or hf:FOLDER; with --large, instead of --models"""
+    large: str = ""
+    """the large model, PROVIDER:MODEL"""
+    prices: str = ""
+    """YAML list of prices; by default the shipped one"""
+    max_spend: float = math.inf
+    """dollars that the whole run may spend on calls; it stops before it would exceed them"""
+    calls: str = ""
+    """file of stored calls to share with other runs; by default the run's own calls.db"""
+    replay: str = ""
+    """exported calls (Parquet) to answer from, and from nothing else: no network, no spend"""
     scale: str = "quick"
     """preset of sizes: tiny (minutes), quick (under 20 minutes on 2 cores), paper"""
     lambdas: tuple[float, ...] = (0.1, 0.3, 0.8)
@@ -69,6 +81,10 @@ class Settings:
     """learning rate of BoPO"""
     eval_samples: int = 1
     """evaluation episodes per test task and policy"""
+    budget_calls: int | None = None
+    """hard cap on an evaluation episode: calls of any model but the smallest"""
+    budget_usd: float | None = None
+    """hard cap on an evaluation episode: dollars"""
     width: int = 64
     """hidden size of the small router"""
     layers: int = 2
@@ -101,10 +117,22 @@ class Settings:
             ("cpus", self.cpus >= 0, "need 0 (all) or more"),
             ("lr", 0 < self.lr < math.inf, "need a number > 0"),
             ("sft_lr", 0 < self.sft_lr < math.inf, "need a number > 0"),
+            ("max_spend", self.max_spend >= 0, "need dollars >= 0"),
+            ("budget_calls", self.budget_calls is None or self.budget_calls >= 0, "need a number of calls >= 0"),
+            ("budget_usd", self.budget_usd is None or 0 <= self.budget_usd < math.inf, "need dollars >= 0"),
+            ("budget_usd", self.budget_usd is None or self.budget_calls is None,
+             "a cap in dollars and one in calls at once; give one of them"),
         ]  # fmt: skip
         for name, ok, rule in rules:
             if not ok:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: {rule}; set it with --{name.replace('_', '-')}")
+
+    @property
+    def budget(self) -> Budget | None:
+        """The hard cap on an evaluation episode."""
+        if self.budget_calls is not None:
+            return Budget(CostMode.CALLS, self.budget_calls)
+        return None if self.budget_usd is None else Budget(CostMode.USD, round(self.budget_usd * 1_000_000))
 
     @property
     def router_shape(self) -> dict[str, int]:
@@ -131,7 +159,9 @@ def _distinct(values: tuple[float, ...]) -> bool:
     return len(set(values)) == len(values) > 0 and all(0 <= x < math.inf for x in values)
 
 
-_NOT_RESULTS = {"cpus", "lanes", "ignore_gate"}
+_OPTIONAL = {"budget_calls": int, "budget_usd": float}
+"""Fields that may be None."""
+_NOT_RESULTS = {"cpus", "lanes", "ignore_gate", "max_spend", "calls"}
 """Fields that may differ between a run and its continuation."""
 
 
@@ -159,13 +189,15 @@ def _typed(values: dict[str, Any]) -> Settings:
     for name, value in values.items():
         default = Settings.__dataclass_fields__[name].default
         try:
-            if isinstance(default, tuple):
+            if name in _OPTIONAL:
+                out[name] = None if value is None else _converted(value, _OPTIONAL[name])
+            elif isinstance(default, tuple):
                 items = value if isinstance(value, list | tuple) else str(value).split(",")
                 out[name] = tuple(_converted(x, type(default[0])) for x in items)
             else:
                 out[name] = _converted(value, type(default))
         except (TypeError, ValueError, OverflowError) as error:
-            kind = type(default[0] if isinstance(default, tuple) else default).__name__
+            kind = _OPTIONAL.get(name, type(default[0] if isinstance(default, tuple) else default)).__name__
             raise ConfigError(f"{name}={value!r}: need {kind}; set it with --{name.replace('_', '-')}") from error
     return Settings(**out)
 

@@ -19,7 +19,7 @@ import pandas as pd
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig
 
-from bopo_ray.errors import EngineError, StoreError
+from bopo_ray.errors import EngineError, SpendLimitError, StoreError
 from bopo_ray.method.advantage import AdvantageMode
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.rllib.bopo import BoPO
@@ -74,7 +74,8 @@ class Sweep:
     def train(self, start: Path) -> None:
         """Trains all unfinished points from the router in `start`.
 
-        Raises EngineError when one failed for good, StoreError when the disk is full.
+        Raises EngineError when one failed for good, StoreError when the disk is full, SpendLimitError when the money
+        is spent, ConfigError when a model refuses every call.
         """
         s, run = self.run.settings, self.run
         for point in self.points:  # ended when the run was killed before it was in the ledger
@@ -110,12 +111,14 @@ class Sweep:
                 ),
                 run_config=RunConfig(
                     name=attempt, storage_path=str(self.folder.resolve()), verbose=0,
-                    stop={"updates": s.updates}, failure_config=FailureConfig(max_failures=3),
+                    stop=_Stop(s.updates), failure_config=FailureConfig(max_failures=3),
                     checkpoint_config=CheckpointConfig(checkpoint_frequency=1, checkpoint_at_end=True, num_to_keep=2),
                     callbacks=[_Ledger(self, advance)],
                 ),
             )  # fmt: skip
             failures = self._fit(tuner)
+        if not failures and any(p.name not in self.finished() for p in todo):
+            raise SpendLimitError("the sweep stopped at the limit of --max-spend")
         if failures:
             full = _disk_full(failures[0], self.folder)
             raise (StoreError if full else EngineError)(
@@ -175,7 +178,18 @@ class _Ledger(Callback):
         write_json(folder / CONTENTS, sizes)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self.sweep.finish(str(trial), Path(trial.checkpoint.path))
+        if trial.last_result["updates"] >= self.sweep.run.settings.updates:  # else the money was spent before
+            self.sweep.finish(str(trial), Path(trial.checkpoint.path))
+
+
+class _Stop:
+    """Ends a trial after its last update, or when the run's money is spent."""
+
+    def __init__(self, updates: int) -> None:
+        self.updates = updates
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return result["updates"] >= self.updates or bool(result.get("spend_limit"))
 
 
 def _trial_name(trial: Any) -> str:

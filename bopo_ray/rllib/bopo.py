@@ -1,7 +1,8 @@
 """BoPO as an RLlib Algorithm: sample groups, compare them with the boundaries, learn, hand the weights back.
 
-Always true here: a group with a failed episode is dropped whole and counted; what a seed decides (which tasks, which
-samples, the order of rows) depends on (seed, iteration) alone, so that a restored run continues bit for bit.
+Always true here: a group with a failed episode is filled up, or dropped whole and counted; what a seed decides (which
+tasks, which samples, the order of rows) depends on (seed, iteration) alone, so that a restored run continues bit for
+bit.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODUL
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import LEARNER_RESULTS
 
-from bopo_ray.errors import ConfigError, EngineError
+from bopo_ray.errors import ConfigError, EngineError, SpendLimitError
 from bopo_ray.method.advantage import AdvantageMode, Anchor, boundary_anchor, group_advantage
 from bopo_ray.method.reward import beta_warning, cost_ranges, normalised_cost, reward
 from bopo_ray.method.taxonomy import BoundaryStats, boundary_stats
@@ -26,12 +27,15 @@ from bopo_ray.rllib.batch import Group, bopo_batch
 from bopo_ray.rllib.collect import collect
 from bopo_ray.rllib.config import RouterAlgorithmConfig
 from bopo_ray.rllib.learner import BoPOTorchLearner
+from bopo_ray.rllib.runner import Failure
 from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL
 from bopo_ray.store import EpisodeStore
 
 __all__ = ["BoPO", "BoPOConfig", "Boundary", "module_state", "read_boundaries"]
 
 log = logging.getLogger(__name__)
+REFILLS = 2
+"""So often a group whose episodes failed is filled up, before it is dropped."""
 
 
 class BoPOConfig(RouterAlgorithmConfig):
@@ -134,16 +138,12 @@ class BoPO(Algorithm):
         cfg = self.config
         tasks = self._choose_tasks()
         policy = f"bopo-{cfg.advantage}(lam={cfg.lam:g},seed={cfg.seed or 0})"
-        specs = [
-            EpisodeSpec(
-                self.boundaries[name].task, Phase.POLICY, policy, self.updates * cfg.tasks_per_update + g,
-                spawn_seed(self.updates, g, member) % 2**31, cfg.seed or 0,
-            )
-            for g, name in enumerate(tasks)
-            for member in range(cfg.group_size)
-        ]  # fmt: skip
-        results = collect(self.env_runner_group, specs, module_state(self), version=self.updates + 1)
-        by_task = [results[i * cfg.group_size : (i + 1) * cfg.group_size] for i in range(len(tasks))]
+        try:
+            by_task = self._play_groups(tasks, policy)
+        except SpendLimitError as error:  # no update: the run stops here and goes on when there is money again
+            log.warning("update %d: %s", self.updates, error)
+            self.metrics.log_dict({"updates": self.updates, "spend_limit": 1}, window=1)
+            return
         whole = [[e for e in group if isinstance(e, Episode)] for group in by_task]
         groups = [self._group(g) for g in whole if len(g) == cfg.group_size]
         if not groups:
@@ -173,6 +173,27 @@ class BoPO(Algorithm):
             self.metrics.aggregate(results, key=LEARNER_RESULTS)
         self.updates += 1
         self.metrics.log_value("updates", self.updates, window=1)
+
+    def _play_groups(self, tasks: Sequence[str], policy: str) -> list[list[Episode | Failure]]:
+        """`group_size` episodes of each task; one that failed is played again under another sample index, twice at
+        most. Raises SpendLimitError."""
+        cfg = self.config
+        groups: list[list[Episode | Failure]] = [[] for _ in tasks]
+        weights = module_state(self)
+        for attempt in range(1 + REFILLS):
+            specs = [
+                EpisodeSpec(
+                    self.boundaries[name].task, Phase.POLICY, policy, self.updates * cfg.tasks_per_update + g,
+                    spawn_seed(self.updates, name, member + attempt * cfg.group_size) % 2**31, cfg.seed or 0,
+                )
+                for g, name in enumerate(tasks)
+                for member in range(cfg.group_size - sum(isinstance(e, Episode) for e in groups[g]))
+            ]  # fmt: skip
+            if not specs:
+                break
+            for result in collect(self.env_runner_group, specs, weights, version=self.updates + 1):
+                groups[result.spec.group - self.updates * cfg.tasks_per_update].append(result)
+        return groups
 
     def _trial_folder(self) -> str:
         return f"{self.config.advantage}_lam{self.config.lam:g}_seed{self.config.seed or 0}"

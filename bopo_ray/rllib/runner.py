@@ -9,6 +9,7 @@ ready, in one forward pass. Episodes are yielded as they finish.
 from __future__ import annotations
 
 import queue
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,10 +27,13 @@ from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
 
 import envs  # noqa: F401 (registers the benchmarks)
-from bopo_ray.errors import EngineError, ModelError
-from bopo_ray.models import load_pool
+from bopo_ray.errors import ConfigError, EngineError, ModelError
+from bopo_ray.models import build_pool
+from bopo_ray.models.pool import PoolSpec
+from bopo_ray.models.protocol import ModelPool
 from bopo_ray.records import Episode, EpisodeSpec, Step, StopReason, spawn_seed
 from bopo_ray.rllib.encode import encode_view
+from bopo_ray.rllib.open_desk import DeskConfig, open_desk
 from bopo_ray.rllib.router_module import ROUTER_DEFAULTS
 from bopo_ray.routers import LEARNED, Router, fixed_router
 from bopo_ray.routing_env import RoutingEnv
@@ -52,10 +56,18 @@ class Failure:
 def make_routing_env(env_id: str, config: dict[str, Any]) -> RoutingEnv:
     """The routing environment over benchmark `env_id`.
 
-    `config`: `models` (pool name), and optionally `env` (the benchmark's arguments) and `temperature`.
+    `config`: `pool` (`PoolSpec`), and optionally `env` (the benchmark's arguments), `temperature`, `desk`
+    (`DeskConfig`) and `processes` (how many share the models' endpoints).
     """
     benchmark = gym.make(env_id, disable_env_checker=True, **config.get("env", {}))
-    return RoutingEnv(benchmark, load_pool(config["models"]), temperature=config.get("temperature", 0.7))
+    desk = open_desk(config.get("desk") or DeskConfig())
+    return RoutingEnv(benchmark, _pool(config), desk, temperature=config.get("temperature", 0.7))
+
+
+def _pool(config: dict[str, Any]) -> ModelPool:
+    if not isinstance(config.get("pool"), PoolSpec):
+        raise ConfigError(f"env_config={sorted(config)}: need the models as a PoolSpec under 'pool'")
+    return build_pool(config["pool"], config.get("processes", 1))
 
 
 @dataclass
@@ -68,6 +80,7 @@ class _Lane:
     view: str = ""
     mask: tuple[bool, ...] = ()
     probabilities: tuple[float, ...] = ()
+    router_s: float = 0.0
     first: dict[str, Any] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
 
@@ -82,7 +95,7 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
         self._threads = ThreadPoolExecutor(len(self._lanes), thread_name_prefix="lane")
         self._routers: dict[str, Router] = {}
         self._version = -1
-        self._n_models = len(load_pool(self.config.env_config["models"]))
+        self._n_models = len(_pool(self.config.env_config))
         self._context = (ROUTER_DEFAULTS | self.config.router_shape)["context"]
         self.module: Any = None
 
@@ -198,10 +211,9 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
             lane.view, outcome, _, _, info = lane.env.step(choice)
             if "reply" in info:
                 fields = ("model", "reply", "action", "observation", "prompt_tokens", "cached_tokens",
-                          "completion_tokens", "cost_microusd", "latency_s")  # fmt: skip
-                lane.steps.append(
-                    Step(probabilities=lane.probabilities, mask=lane.mask, **{f: info[f] for f in fields})
-                )
+                          "completion_tokens", "cost_microusd", "lost_microusd", "latency_s")  # fmt: skip
+                own = {"probabilities": lane.probabilities, "mask": lane.mask, "router_s": lane.router_s}
+                lane.steps.append(Step(**own, **{f: info[f] for f in fields}))
             lane.mask = info["action_mask"]
             if "stop" in info:
                 lane.first |= {"stop": info["stop"], "outcome": outcome, "success": info["success"],
@@ -232,7 +244,9 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
 
     def _decide(self, lanes: list[_Lane], ready: queue.SimpleQueue[_Lane]) -> None:
         learned = [lane for lane in lanes if lane.spec is not None and lane.spec.router == LEARNED]
+        started = time.perf_counter()
         by_lane = dict(zip(map(id, learned), self._probabilities([lane.view for lane in learned]), strict=True))
+        share_s = (time.perf_counter() - started) / max(1, len(learned))
         for lane in lanes:
             assert lane.spec is not None
             p = by_lane.get(id(lane)) or self._router(lane.spec.router)(lane.view, len(lane.steps), self._n_models)
@@ -246,6 +260,7 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
                 u = spawn_seed(lane.spec.stream, len(lane.steps)) / 2**63
                 choice = min(int((masked.cumsum() <= u).sum()), self._n_models - 1)
             lane.view = ""
+            lane.router_s = share_s if id(lane) in by_lane else 0.0
             self._threads.submit(self._step, lane, choice, ready)
 
     def _router(self, name: str) -> Router:

@@ -21,7 +21,7 @@ def algorithm(run: Frontier, learners: int = 0, minibatch: int = 64) -> BoPO:
     """BoPO on the boundary episodes of a finished run, from its BoSFT router."""
     s = load_settings(run.out / "settings.yaml")
     cfg = BoPOConfig()
-    cfg.environment(s.env, env_config={"models": s.models, "env": {"max_steps": s.max_steps}})
+    cfg.environment(s.env, env_config={"pool": run.models, "env": {"max_steps": s.max_steps}})
     cfg.env_runners(num_env_runners=0, create_local_env_runner=True, num_envs_per_env_runner=4)
     cfg.router(**s.router_shape)
     cfg.start_from(str(run.out / "policies" / "bosft"))

@@ -75,7 +75,7 @@ def check_results(run: Frontier, env: str) -> None:
     assert len(episodes) == sum(map(len, stores)) == summary["spend"]["episodes"]
     assert sum(len(e["steps"]) for e in episodes.values()) == summary["spend"]["calls"]
     spent = sum(s["cost_microusd"] for e in episodes.values() for s in e["steps"])
-    assert spent == pytest.approx(summary["spend"]["usd"] * 1e6, abs=0.5)
+    assert spent == pytest.approx(summary["spend"]["cost_usd"] * 1e6, abs=0.5)
 
     assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     page = (out / "report.html").read_text()

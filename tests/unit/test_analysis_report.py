@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from bopo_ray.analysis.bill import Bill
 from bopo_ray.analysis.plots import frontier_figure, taxonomy_figure, to_svg, training_curves_figure
-from bopo_ray.analysis.report import Price, ReportContext, Setting, Spend, render_report, write_report
+from bopo_ray.analysis.report import Price, ReportContext, Setting, render_report, write_report
 from bopo_ray.analysis.tables import Settings, frontier, summary
 from bopo_ray.records import Episode, EpisodeSpec, Phase, Step, StopReason
 from envs.base import Split, Task
@@ -79,7 +80,9 @@ def synthetic_episode(text: str = "You are in the kitchen.", name: str = "boil/3
             cached_tokens=0,
             completion_tokens=40,
             cost_microusd=300 + 900 * (i in (2, 3)),
+            lost_microusd=0,
             latency_s=0.4,
+            router_s=0.001,
         )
         for i in range(n_steps)
     )
@@ -118,7 +121,7 @@ def synthetic_context(text: str = "", n_tasks: int = 40) -> ReportContext:
         ),
         frontier=points,
         summary=compared,
-        spend=Spend(1234, 23456, 12_345_678),
+        bill=Bill(1234, 23456, 12_345_678, 20_000, 10_000_000, 3_456, 2_345_678, 2, 5_000, 9_000, 7.2, 90.0, 8_000_000),
         taxonomy={"easy": 10, "hard": 20, "intractable": 4},
         frontier_svg=to_svg(frontier_figure(points, compared, "Success against cost", "simulated pair"), "frontier"),
         taxonomy_svg=to_svg(taxonomy_figure(synthetic_taxonomy(), label="simulated pair"), "taxonomy"),
@@ -170,7 +173,8 @@ def test_the_page_holds_every_part(tmp_path: Path) -> None:
     text = " ".join(page.text.split())
     for part in (
         "Frontier ?", context.label, "python -m experiments.frontier --scale tiny", "a1b2c3d4", "2026-02-01",
-        "1,234 episodes, 23,456 model calls, $12.35", "ray 2.60.0", "20 hard", "A note.", "gpt-4.1-mini", "random(0.4)",
+        "1,234 episodes", "All calls of all episodes23,456$12.35", "Paid20,000$10.00", "store3,456$2.3457",
+            "at most2$0.0050", "0.80 ms a decision", "ray 2.60.0", "20 hard", "A note.", "gpt-4.1-mini", "random(0.4)",
         "boundary only", "a user can always deploy a boundary policy", "Intractable", "95% of its success",
     ):  # fmt: skip
         assert part in text, part

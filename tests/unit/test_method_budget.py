@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from fractions import Fraction
-from math import ceil
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bopo_ray.method.budget import Ledger, Reservation, affordable_mask, remaining, worst_case_cost
+from bopo_ray.method.budget import Ledger, Reservation, affordable_mask
 from bopo_ray.records import CostMode
 
 amounts = st.integers(0, 60)
-
-
-def test_remaining() -> None:
-    assert (remaining(5, 0), remaining(5, 5)) == (5, 0)
-    with pytest.raises(ValueError, match="spent=6 of cap=5"):
-        remaining(5, 6)
 
 
 @pytest.mark.parametrize(
@@ -37,23 +29,6 @@ def test_remaining() -> None:
 )
 def test_mask_table(mode: CostMode, left: int, worst: tuple[int, ...], expected: tuple[bool, ...]) -> None:
     assert affordable_mask(mode, left, worst) == expected
-
-
-def test_worst_case_by_hand() -> None:
-    # GPT-4.1 at $2 / $8 per M: 1000 * 2 + 100 * 8 = 2800 micro-dollars
-    assert worst_case_cost(1000, 100, 2_000_000, 8_000_000) == 2800
-    # GPT-4.1-mini at $0.40 / $1.60: 1 * 0.4 + 1 * 1.6 = 2; one prompt token alone 0.4 -> 1
-    assert worst_case_cost(1, 1, 400_000, 1_600_000) == 2
-    assert worst_case_cost(1, 0, 400_000, 1_600_000) == 1
-    assert worst_case_cost(0, 0, 400_000, 1_600_000) == 0
-    with pytest.raises(ValueError, match="at least 0"):
-        worst_case_cost(-1, 0, 1, 1)
-
-
-@given(*[st.integers(0, 10**12)] * 4)
-def test_worst_case_is_the_exact_ceiling(prompt: int, completion: int, price_in: int, price_out: int) -> None:
-    exact = Fraction(prompt * price_in + completion * price_out, 1_000_000)
-    assert worst_case_cost(prompt, completion, price_in, price_out) == ceil(exact)
 
 
 def test_reserve_settle_release_by_hand() -> None:

@@ -44,7 +44,9 @@ def episode(
             cached_tokens=0,
             completion_tokens=1,
             cost_microusd=microusd,
+            lost_microusd=0,
             latency_s=0.0,
+            router_s=0.0,
         )
         for m in models
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bopo_ray.agent import FEEDBACK
-from bopo_ray.errors import EngineError, ModelError, UnknownTaskError
+from bopo_ray.errors import AttemptError, EngineError, ModelError, UnknownTaskError
 from bopo_ray.models import load_pool
 from bopo_ray.models.pricing import Usage
+from bopo_ray.models.protocol import Message
+from bopo_ray.models.tokens import prompt_tokens
 from bopo_ray.records import Budget, CostMode, StopReason
 from tests.toy import PLANS, play, routing_env, scripted_pool, toy_spec
 
@@ -50,7 +51,7 @@ def test_a_success_pays_at_the_end_only() -> None:
 def test_the_bill_of_an_episode_by_hand() -> None:
     env = routing_env(scripted_pool(FETCH))
     _, first = env.reset(seed=0, options=options())
-    prompt = env.pool.models[0].count(env._messages)
+    prompt = env.pool.models[0].bound(env._messages)
     system = len(env._messages[0].content.split())
     assert prompt == system + len(f"Task: {first['task_text']} Observation: {first['first_observation']}".split())
     *_, a = env.step(0)
@@ -116,10 +117,11 @@ def test_an_engine_that_dies_loses_the_episode_and_the_next_reset_starts_afresh(
     assert env.step(0)[4]["stop"] is StopReason.SUCCESS
 
 
-def test_a_model_that_gives_no_answer_spends_nothing() -> None:
+@pytest.mark.parametrize("billed", [False, True])
+def test_a_model_that_gives_no_answer_spends_what_may_have_been_charged(billed: bool) -> None:
     def silent(step: int) -> str:
         if pool.models[0].calls == 1:
-            raise ModelError("no answer")
+            raise AttemptError("no answer", kind="test", retry=False, billed=billed)
         return "Action: focus on air"
 
     pool = scripted_pool([""])
@@ -128,7 +130,8 @@ def test_a_model_that_gives_no_answer_spends_nothing() -> None:
     before, _ = env.reset(options=options(budget=Budget(CostMode.USD, 10**6)))
     with pytest.raises(ModelError):
         env.step(0)
-    assert env._view() == before
+    worst = pool.models[0].bound(env._messages) + 2 * 128  # $1 per million words in, $2 out
+    assert env._ledger.spent == (worst if billed else 0) and (env._view() == before) == (not billed)
     assert env.step(0)[4]["stop"] is StopReason.FAILURE
 
 
@@ -171,14 +174,14 @@ def test_a_small_call_under_a_budget_of_large_calls_is_free(mode: CostMode) -> N
     env = routing_env(scripted_pool(["Action: look"]))
     env.reset(options=options(budget=Budget(mode, 10**6)))
     *_, info = env.step(0)
-    assert env._spent == (0 if mode is CostMode.CALLS else info["cost_microusd"])
+    assert env._ledger.spent == (0 if mode is CostMode.CALLS else info["cost_microusd"])
 
 
 def test_a_cap_below_one_small_call_stops_before_any_call() -> None:
-    pool = scripted_pool(FETCH)
-    env = routing_env(pool, max_completion_tokens=10)
+    pool = scripted_pool(FETCH, max_completion_tokens=10)
+    env = routing_env(pool)
     env.reset(options=options())
-    worst = env.pool.models[0].count(env._messages) + 2 * 10  # $1 per million words in, $2 out
+    worst = env.pool.models[0].bound(env._messages) + 2 * 10  # $1 per million words in, $2 out
     view, first = env.reset(options=options(budget=Budget(CostMode.USD, worst - 1)))
     assert first["action_mask"] == (False, False) and f"budget: ${(worst - 1) / 1e6:.4f}" in view
     _, reward, terminated, truncated, info = env.step(1)
@@ -216,7 +219,7 @@ def test_a_cap_in_dollars_is_never_exceeded(task: str, member: int, cap: int, p_
     env, spent = routing_env(), 0
     env.reset(options=options(task, member, spec.budget))
     for step in episode.steps:
-        worst = [m.price.cost(Usage(step.prompt_tokens, env.max_completion_tokens)) for m in env.pool.models]
+        worst = [m.price.cost(Usage(step.prompt_tokens, m.sampling.max_completion_tokens)) for m in env.pool.models]
         assert step.mask == tuple(cap - spent >= w for w in worst) and step.mask[step.model]
         assert step.cost_microusd <= worst[step.model]
         spent += step.cost_microusd
@@ -253,17 +256,20 @@ def test_a_budget_that_does_not_bind_changes_nothing_but_the_view() -> None:
 
 
 def test_a_long_history_is_cut_to_the_prompt_limit() -> None:
-    def prompts(limit: int) -> list[int]:
-        env = routing_env(scripted_pool(["Action: examine " + "page " * 20]), max_prompt_tokens=limit)
+    def prompts(limit: int) -> list[tuple[Message, ...]]:
+        env = routing_env(scripted_pool(["Action: examine " + "page " * 20], max_prompt_tokens=limit))
         env.reset(options=options("long/0"))
-        return [env.step(0)[4]["prompt_tokens"] for _ in range(19)]
+        seen = []
+        for _ in range(19):
+            seen.append(env._messages)
+            env.step(0)
+        return seen
 
     whole = prompts(10**6)
-    # A turn adds a reply of 22 words and an observation of 23, and a dropped observation saves 20 of them.
-    assert [b - a for a, b in pairwise(whole)] == [45] * 18
-    limit = whole[6] + 10
+    limit = prompt_tokens(whole[6]) + 10
     cut = prompts(limit)
-    assert cut[:7] == whole[:7] and all(c < w for c, w in zip(cut[7:], whole[7:], strict=True))
-    # Up to 25 words a turn can't be dropped: k turns need whole[0] + 25 * k + 20 at least.
-    assert cut == [max(w - 20 * max(0, -(-(w - limit) // 20)), whole[0] + 25 * k + (20 if k else 0))
-                   for k, w in enumerate(whole)]  # fmt: skip
+    assert cut[:7] == whole[:7] and all(c != w for c, w in zip(cut[7:], whole[7:], strict=True))
+    for k, (c, w) in enumerate(zip(cut, whole, strict=True)):
+        dropped = [i for i, (a, b) in enumerate(zip(c, w, strict=True)) if a != b]
+        assert dropped == list(range(3, 3 + 2 * len(dropped), 2)), "the oldest observations, nothing else"
+        assert prompt_tokens(c) <= limit or len(dropped) == k - 1, "all but the last"

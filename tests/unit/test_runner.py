@@ -17,6 +17,8 @@ from ray.rllib.core.columns import Columns
 
 from bopo_ray.agent import episode_views
 from bopo_ray.errors import ConfigError, UnknownTaskError
+from bopo_ray.models.pool import resolve_pool
+from bopo_ray.models.pricing import price_table
 from bopo_ray.records import Budget, CostMode, Episode, EpisodeSpec, StopReason
 from bopo_ray.rllib.bopo import BoPOConfig
 from bopo_ray.rllib.encode import encode_view
@@ -35,9 +37,12 @@ SPECS += [toy_spec("mix/1", budget=b) for b in (Budget(CostMode.CALLS, 1), Budge
                                                 Budget(CostMode.USD, 3000))]  # fmt: skip
 
 
+SIMULATED = resolve_pool("simulated", "", "", price_table())
+
+
 def make_runner(lanes: int = 4, scratch: str = "", max_steps: int = 20) -> GroupEnvRunner:
     config = BoPOConfig().environment(
-        ID, env_config={"models": "simulated", "env": {"max_steps": max_steps, "scratch": scratch}}
+        ID, env_config={"pool": SIMULATED, "env": {"max_steps": max_steps, "scratch": scratch}}
     )
     config.env_runners(num_envs_per_env_runner=lanes)
     return GroupEnvRunner(config=config.router(width=16, layers=1))
@@ -185,7 +190,7 @@ def test_learned_choices_do_not_depend_on_what_runs_beside_them(weights: dict[st
         # The last bits of the probabilities may differ with the size of the forward pass; nothing else may.
         p_a, p_b = (np.array([s.probabilities for s in e.steps]) for e in (a, b))
         assert p_a == pytest.approx(p_b, abs=1e-5)
-        bare = [tuple(dataclasses.replace(s, probabilities=()) for s in e.steps) for e in (a, b)]
+        bare = [tuple(dataclasses.replace(s, probabilities=(), router_s=0.0) for s in e.steps) for e in (a, b)]
         assert bare[0] == bare[1] and (a.stop, a.outcome) == (b.stop, b.outcome)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from bopo_ray.errors import ConfigError, StoreError
 from bopo_ray.pipeline.settings import SCALES, Settings, check_same, field_docs, load_settings, resolve, save
+from bopo_ray.records import Budget, CostMode
 from experiments.frontier import parser
 
 
@@ -72,6 +73,11 @@ BAD: list[tuple[str, Any, str]] = [
     ("cpus", -1, r"need 0 \(all\) or more"),
     ("lr", 0.0, "need a number > 0"),
     ("sft_lr", 0.0, "need a number > 0"),
+    ("max_spend", -0.01, "need dollars >= 0"),
+    ("max_spend", float("nan"), "need dollars >= 0"),
+    ("budget_calls", -1, "need a number of calls >= 0"),
+    ("budget_usd", -0.1, "need dollars >= 0"),
+    ("budget_usd", float("inf"), "need dollars >= 0"),
 ]  # fmt: skip
 
 
@@ -94,7 +100,7 @@ def test_every_number_has_a_lower_bound() -> None:
     [
         ("train_tasks", "many", "int"), ("train_tasks", "2.5", "int"), ("lr", "fast", "float"),
         ("lambdas", "0.1,x", "float"), ("lambdas", {"a": 1}, "float"), ("seeds", "1,,2", "int"), ("k", None, "int"),
-        ("ignore_gate", "yes", "bool"),
+        ("ignore_gate", "yes", "bool"), ("budget_calls", "2.5", "int"), ("budget_usd", "much", "float"),
     ],
 )  # fmt: skip
 def test_a_value_of_another_type_is_one_line(name: str, value: Any, kind: str) -> None:
@@ -154,7 +160,7 @@ def test_a_continuation_must_not_mix_settings(tmp_path: Path) -> None:
     old = Settings()
     check_same(old, dataclasses.replace(old, cpus=2, lanes=3), path)  # the machine may change
     for field in dataclasses.fields(Settings):
-        if field.name in ("cpus", "lanes", "ignore_gate"):
+        if field.name in ("cpus", "lanes", "ignore_gate", "max_spend", "calls"):
             continue
         new = Settings()
         object.__setattr__(new, field.name, "other")
@@ -166,3 +172,11 @@ def test_a_continuation_must_not_mix_settings(tmp_path: Path) -> None:
             in text
         )
         assert "choose another --out" in text
+
+
+def test_budgets_are_in_calls_or_in_micro_dollars() -> None:
+    assert Settings().budget is None and Settings(budget_calls=None).budget is None
+    assert resolve(None, {"budget_calls": "10"}).budget == Budget(CostMode.CALLS, 10)
+    assert resolve(None, {"budget_usd": "0.05"}).budget == Budget(CostMode.USD, 50_000)
+    with pytest.raises(ConfigError, match="a cap in dollars and one in calls at once"):
+        Settings(budget_calls=1, budget_usd=1.0)

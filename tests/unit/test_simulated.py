@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from bopo_ray.agent import FEEDBACK, parse_action
 from bopo_ray.models import load_pool
+from bopo_ray.models.pool import ModelSpec
 from bopo_ray.models.pricing import Price
 from bopo_ray.models.protocol import Message, Request
 from bopo_ray.models.simulated import LARGE, SMALL, SimulatedModel, StepKind, read_progress, step_kind
@@ -91,7 +92,9 @@ def model(**changes: object) -> SimulatedModel:
         SMALL, slip=dict.fromkeys(StepKind, 0.0), gap=dict.fromkeys(StepKind, 0.0), stuck=0.0, fixation=0.0,
         fixation_growth=0.0, recovery=1.0,
     )  # fmt: skip
-    return SimulatedModel("sim", dataclasses.replace(sure, **changes), Price(1, 1, 1))  # type: ignore[arg-type]
+    made = SimulatedModel(ModelSpec("simulated:small", Price(1, 1, 1), name="sim"))
+    made.competence = dataclasses.replace(sure, **changes)  # type: ignore[arg-type]
+    return made
 
 
 @pytest.mark.parametrize(
@@ -220,7 +223,7 @@ def test_usage_is_what_was_counted_and_stays_within_the_limit(
 ) -> None:
     history, m = messages(*turns), POOL.models[index]
     reply = m.complete(request(history, sample, max_tokens=limit))
-    assert reply.usage.prompt_tokens == m.count(history) == sum(count_tokens(x.content) + 4 for x in history)
+    assert reply.usage.prompt_tokens == m.bound(history) == sum(count_tokens(x.content) + 4 for x in history)
     assert reply.usage.completion_tokens == min(limit, count_tokens(reply.text))
     assert reply.usage.cached_tokens == 0 and reply.latency_s == 0.0
     assert reply.text == m.complete(request(history, sample, max_tokens=128)).text

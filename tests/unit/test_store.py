@@ -149,15 +149,15 @@ def test_a_file_that_was_being_written_is_not_read_and_goes_with_the_next_write(
 @pytest.mark.parametrize(
     ("change", "message"),
     [("prices", r"has price table p1, this run has p2; restore the prices"),
-     ("schema", r"has schema version 1, this run has 2; read it with the version of bopo_ray that wrote it"),
-     ("foreign", r"has schema version none, this run has 1")],
+     ("schema", r"has schema version 2, this run has 3; read it with the version of bopo_ray that wrote it"),
+     ("foreign", r"has schema version none, this run has 2")],
 )  # fmt: skip
 def test_shards_of_another_version_or_price_table_are_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, message: str
 ) -> None:
     EpisodeStore(tmp_path, "p1").append(EPISODES[:1])
     if change == "schema":
-        monkeypatch.setattr(store_module, "SCHEMA_VERSION", "2")
+        monkeypatch.setattr(store_module, "SCHEMA_VERSION", "3")
     if change == "foreign":
         pq.write_table(pa.table({"id": ["x"]}), tmp_path / "part-foreign.parquet")
     with pytest.raises(StoreError, match=message) as error:

@@ -1,0 +1,158 @@
+"""The audit: every dollar of a results folder worked out again from the raw usage, and compared with what is stored.
+
+Always true here: nothing is taken from a stored cost; the prices are those in the folder's pool.yaml, whose hash must
+be the one in every episode file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from bopo_ray.errors import StoreError
+from bopo_ray.models.pool import PoolSpec, read_pool
+from bopo_ray.models.pricing import PriceTable, Usage
+from bopo_ray.models.spend import SpendLedger
+from bopo_ray.store import EpisodeStore
+
+__all__ = ["Audit", "Difference", "audit"]
+
+TOLERANCE_USD = 1e-9
+"""Of means that were computed in floating point."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One stored figure that is not what the raw usage says."""
+
+    where: str
+    what: str
+    stored: float
+    recomputed: float
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What was looked at, and what was found."""
+
+    episodes: int
+    calls: int
+    cost_microusd: int
+    """Of all episodes, recomputed."""
+    paid_calls: int
+    paid_microusd: int
+    """Of the ledger's rows, recomputed."""
+    figures: int
+    """Figures of the report that were compared."""
+    differences: tuple[Difference, ...]
+
+
+class _Auditor:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / "pool.yaml").is_file():
+            raise StoreError(f"{folder} holds no run (no pool.yaml); give the folder of a run, e.g. results/<run>")
+        self.pool: PoolSpec = read_pool(folder / "pool.yaml", PriceTable("", (), ()))
+        self.found: list[Difference] = []
+        self.costs: dict[str, list[int]] = defaultdict(list)
+        """Evaluation episodes' costs, by policy."""
+        self.large: dict[str, list[int]] = defaultdict(list)
+        self.boundary: dict[tuple[str, str], list[int]] = defaultdict(list)
+        self.episodes = self.calls = self.total = self.figures = self.paid_calls = self.paid = 0
+
+    def compare(self, where: str, what: str, stored: float, recomputed: float, tolerance: float = 0.0) -> None:
+        self.figures += 1
+        if not abs(stored - recomputed) <= tolerance:
+            self.found.append(Difference(where, what, stored, recomputed))
+
+    def audit_episodes(self) -> None:
+        seen: set[str] = set()
+        for shard in sorted((self.folder / "episodes").rglob("part-*.parquet")):
+            EpisodeStore(shard.parent, self.pool.price_hash)  # raises when its prices are others
+            for row in pq.read_table(shard).to_pylist():
+                if row["id"] not in seen:
+                    seen.add(row["id"])
+                    self._episode(row, f"{shard.relative_to(self.folder)}: {row['id']}")
+        self.episodes = len(seen)
+
+    def _episode(self, row: dict[str, Any], where: str) -> None:
+        cost = lost = large = 0
+        for t, step in enumerate(row["steps"]):
+            usage = Usage(step["prompt_tokens"], step["completion_tokens"], step["cached_tokens"])
+            own = self.pool.models[step["model"]].price.cost(usage)
+            self.compare(where, f"cost of step {t}, micro-dollars", step["cost_microusd"], own)
+            cost, lost, large = cost + own, lost + step["lost_microusd"], large + (step["model"] > 0)
+        self.compare(where, "cost, micro-dollars", row["cost_microusd"], cost)
+        self.compare(where, "calls", row["calls"], len(row["steps"]))
+        self.compare(where, "large calls", row["large_calls"], large)
+        if row["budget_mode"] is not None:
+            used = cost + lost if row["budget_mode"] == "usd" else large
+            self.compare(where, f"used of the cap {row['budget_cap']}, at most", min(used, row["budget_cap"]), used)
+        self.calls += len(row["steps"])
+        self.total += cost
+        if row["phase"] == "evaluation":
+            self.costs[row["policy"]].append(cost)
+            self.large[row["policy"]].append(large)
+        if row["phase"] == "boundary":
+            self.boundary[row["task"], row["policy"]].append(cost)
+
+    def audit_report(self) -> None:
+        path = self.folder / "frontier.csv"
+        if path.exists():
+            for row in pd.read_csv(path).to_dict("records"):
+                costs, large = self.costs[row["policy"]], self.large[row["policy"]]
+                if costs:
+                    where = f"frontier.csv: {row['policy']}"
+                    self.compare(where, "dollars per task", row["cost_usd"], _mean(costs) / 1e6, TOLERANCE_USD)
+                    self.compare(where, "large calls per task", row["large_calls"], _mean(large), TOLERANCE_USD)
+                else:
+                    self.compare(f"frontier.csv: {row['policy']}", "episodes", math.nan, 0)
+        path = self.folder / "boundaries.parquet"
+        if path.exists():
+            for row in pq.read_table(path).to_pylist():
+                for size in ("small", "large"):
+                    own = _mean(self.boundary[row["task"], f"always-{size}"] or [0]) / 1e6
+                    what = f"dollars of always-{size}"
+                    self.compare(f"{path.name}: {row['task']}", what, row[f"cost_{size}_usd"], own, TOLERANCE_USD)
+        path = self.folder / "summary.json"
+        if path.exists():
+            spend = json.loads(path.read_text())["spend"]
+            self.compare(path.name, "episodes", spend["episodes"], self.episodes)
+            self.compare(path.name, "calls", spend["calls"], self.calls)
+            self.compare(path.name, "dollars of all episodes", spend["cost_usd"], self.total / 1e6, TOLERANCE_USD)
+            self.compare(path.name, "paid calls", spend["paid_calls"], self.paid_calls)
+            self.compare(path.name, "paid dollars", spend["paid_usd"], self.paid / 1e6, TOLERANCE_USD)
+
+    def audit_ledger(self) -> None:
+        path = self.folder / "spend.db"
+        if not path.exists():
+            return
+        ledger = SpendLedger(path, None)
+        prices = {m.label: m.price for m in self.pool.models}
+        for i, (model, usage, cost) in enumerate(ledger.paid_rows()):
+            own = prices[model].cost(usage) if model in prices else -1
+            self.compare(f"{path.name}: paid call {i} of {model}", "cost, micro-dollars", cost, own)
+            self.paid_calls, self.paid = self.paid_calls + 1, self.paid + own
+        totals = ledger.totals().overall
+        self.compare(path.name, "paid calls", totals.paid_calls, self.paid_calls)
+        self.compare(path.name, "paid micro-dollars", totals.paid_microusd, self.paid)
+
+
+def audit(folder: Path) -> Audit:
+    """Recomputes a finished or unfinished run; raises StoreError when the folder holds none."""
+    a = _Auditor(folder)
+    a.audit_episodes()
+    a.audit_ledger()
+    a.audit_report()
+    return Audit(a.episodes, a.calls, a.total, a.paid_calls, a.paid, a.figures, tuple(a.found))
+
+
+def _mean(values: list[int]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,253 @@
+"""The desk: every model call of a run passes here. It looks up, reserves, calls, bills and stores.
+
+Always true here: a call that is in the store is never paid again, and two that ask the same at once pay once; no
+attempt is made whose worst case the run's ledger or the episode's budget can't pay; a reply is stored before it is
+billed and billed before it is used; an attempt whose reply never came, and may have been charged, counts at its worst
+case.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_before_delay
+from tenacity.wait import wait_random_exponential
+
+from bopo_ray.errors import AttemptError, ConfigError, ModelError, SpendLimitError
+from bopo_ray.method.budget import Ledger
+from bopo_ray.models.calls import StoredCall, call_key, owner_id
+from bopo_ray.models.pricing import Usage
+from bopo_ray.models.protocol import LanguageModel, Reply, Request
+
+__all__ = ["Answer", "BudgetSpent", "Calls", "Desk", "RetryPolicy", "Spend"]
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When to give an attempt up."""
+
+    attempts: int = 8
+    """At most so many attempts at a call."""
+    age_s: float = 300.0
+    """No attempt begins so many seconds after the first one did."""
+    identical: int = 3
+    """So often the same server error (5xx with the same body) is taken for an answer."""
+    first_wait_s: float = 0.5
+    """Mean wait before the second attempt; doubles each time, with full jitter."""
+    longest_wait_s: float = 30.0
+    """Bound on a wait that the endpoint did not ask for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply and what it means for the bill."""
+
+    reply: Reply
+    cost: int
+    """Micro-dollars of its usage at the model's price: what the call costs whoever makes it, stored or not."""
+    lost: int
+    """Micro-dollars, worst case, of attempts at this call whose reply never came."""
+
+
+class BudgetSpent(Exception):  # noqa: N818 (not an error: the episode's cap did its work)
+    """What is left of the episode's budget can't pay for another attempt."""
+
+
+class Calls(Protocol):
+    """What the desk asks of a call store, see `bopo_ray.models.calls.CallStore`."""
+
+    def claim(self, key: str, owner: str) -> StoredCall | bool: ...
+    def put(self, key: str, call: StoredCall) -> None: ...
+    def release(self, key: str, owner: str) -> None: ...
+
+
+class Spend(Protocol):
+    """What the desk asks of a run's ledger, see `bopo_ray.models.spend.SpendLedger`."""
+
+    def reserve(self, owner: str, key: str, model: str, amount: int) -> int | None: ...
+    def settle(self, reservation: int, usage: Usage, cost: int) -> bool: ...
+    def lose(self, reservation: int) -> None: ...
+    def release(self, reservation: int) -> None: ...
+    def count_saved(self, model: str, cost: int, calls: int = 1) -> None: ...
+
+
+class Desk:
+    """One per process, shared by its episodes. Thread-safe."""
+
+    def __init__(
+        self, calls: Calls | None = None, spend: Spend | None = None, retry: RetryPolicy | None = None,
+        replay: bool = False,
+    ) -> None:  # fmt: skip
+        """
+        Args:
+            calls: the store; None keeps no call.
+            spend: the run's ledger; None spends without a limit or a record.
+            retry: when to give up.
+            replay: answer from the store alone; a call that is not there is an error.
+        """
+        self._calls, self._spend, self._replay = calls, spend, replay
+        self._retry = retry or RetryPolicy()
+        self._owner = owner_id()
+        self._lock = threading.Lock()
+        self._in_flight: dict[str, Future[StoredCall]] = {}
+
+    def call(self, model: LanguageModel, request: Request, prompt_bound: int, budget: Ledger | None = None) -> Answer:
+        """The model's reply to `request`, from the store or paid for.
+
+        Args:
+            model: who is asked.
+            request: what.
+            prompt_bound: at least the prompt tokens that it will be billed for.
+            budget: the episode's, in micro-dollars.
+
+        Raises:
+            BudgetSpent: the episode can't pay for an attempt.
+            SpendLimitError: the run can't.
+            ModelError: no usable answer came, attempts are used up.
+            ConfigError: no such call can ever succeed.
+        """
+        key = call_key(model.identity, request)
+        while True:
+            with self._lock:
+                mate = self._in_flight.get(key)
+                if mate is None:
+                    mine = self._in_flight[key] = Future()
+                    break
+            try:
+                return self._saved(model, mate.result(), budget)
+            except (ModelError, BudgetSpent):
+                continue  # the mate failed: this one tries for itself
+        try:
+            stored = self._claim(key, model)
+            if stored is not None:
+                answer = self._saved(model, stored, budget)
+            else:
+                answer = self._pay(key, model, request, prompt_bound, budget)
+            r = answer.reply
+            mine.set_result(StoredCall(model.name, r.text, r.usage, r.latency_s))
+            return answer
+        except BaseException as error:
+            mine.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                del self._in_flight[key]
+
+    def _claim(self, key: str, model: LanguageModel) -> StoredCall | None:
+        """The stored call, or None with the right to make it; waits while another process makes it."""
+        if self._calls is None:
+            return None
+        pause_s = 0.005
+        while True:
+            claim = self._calls.claim(key, self._owner)
+            if isinstance(claim, StoredCall):
+                return claim
+            if claim:
+                if self._replay:
+                    self._calls.release(key, self._owner)
+                    raise ConfigError(
+                        f"a call of {model.name} is not among the recorded ones: the recording is of another run, "
+                        "model or setting; give the settings that it was made with, or leave out --replay"
+                    )
+                return None
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.2)
+
+    def _saved(self, model: LanguageModel, call: StoredCall, budget: Ledger | None) -> Answer:
+        cost = model.price.cost(call.usage)
+        if budget is not None:
+            handle = budget.reserve(cost)
+            if handle is None:
+                raise BudgetSpent
+            budget.settle(handle, cost)
+        if self._spend is not None:
+            self._spend.count_saved(model.name, cost)
+        return Answer(Reply(call.text, call.usage, call.latency_s), cost, 0)
+
+    def _pay(
+        self, key: str, model: LanguageModel, request: Request, prompt_bound: int, budget: Ledger | None
+    ) -> Answer:
+        worst = model.price.cost(Usage(prompt_bound, request.max_tokens))
+        seen, lost, stored = Counter[str](), 0, False
+
+        def again(error: BaseException) -> bool:
+            if not isinstance(error, AttemptError) or not error.retry:
+                return False
+            seen[error.kind] += 1
+            return not error.kind.startswith("5") or seen[error.kind] < self._retry.identical
+
+        p = self._retry
+        retrying = Retrying(
+            stop=stop_after_attempt(p.attempts) | stop_before_delay(p.age_s), wait=_Wait(p),
+            retry=retry_if_exception(again), reraise=True,
+        )  # fmt: skip
+        try:
+            for attempt in retrying:
+                with attempt:
+                    try:
+                        reply = self._attempt(key, model, request, worst, budget)
+                    except AttemptError as error:
+                        lost += worst * error.billed
+                        raise
+                    stored = True
+                    return Answer(reply, model.price.cost(reply.usage), lost)
+            raise AssertionError("tenacity returns or raises")
+        finally:
+            if not stored and self._calls is not None:
+                self._calls.release(key, self._owner)
+
+    def _attempt(self, key: str, model: LanguageModel, request: Request, worst: int, budget: Ledger | None) -> Reply:
+        """Reserves, calls, stores and settles."""
+        handle = budget.reserve(worst) if budget is not None else None
+        if budget is not None and handle is None:
+            raise BudgetSpent
+        reservation = None
+        if self._spend is not None:
+            reservation = self._spend.reserve(self._owner, key, model.name, worst)
+            if reservation is None:
+                if budget is not None and handle is not None:
+                    budget.release(handle)
+                raise SpendLimitError(
+                    f"the next call of {model.name} may cost ${worst / 1e6:.6f}, more than is left of --max-spend"
+                )
+        try:
+            reply = model.complete(request)
+        except BaseException as error:
+            charged = not isinstance(error, AttemptError) or error.billed
+            if self._spend is not None and reservation is not None:
+                (self._spend.lose if charged else self._spend.release)(reservation)
+            if budget is not None and handle is not None:
+                budget.settle(handle, worst if charged else 0)
+            raise
+        cost = model.price.cost(reply.usage)
+        if self._calls is not None:
+            self._calls.put(key, StoredCall(model.name, reply.text, reply.usage, reply.latency_s))
+        if self._spend is not None and reservation is not None:
+            self._spend.settle(reservation, reply.usage, cost)
+        if budget is not None and handle is not None:
+            budget.settle(handle, min(cost, worst))
+        if cost > worst:
+            u = reply.usage
+            raise ConfigError(
+                f"{model.name} reported {u.prompt_tokens} prompt and {u.completion_tokens} completion tokens where at "
+                f"most {request.max_tokens} completion tokens and ${worst / 1e6:.6f} were possible: no budget can "
+                "hold; is max_tokens_field right for this endpoint?"
+            )
+        return reply
+
+
+class _Wait(wait_random_exponential):
+    """Full jitter, and never less than what the endpoint asked for."""
+
+    def __init__(self, policy: RetryPolicy) -> None:
+        super().__init__(multiplier=policy.first_wait_s, max=policy.longest_wait_s)
+
+    def __call__(self, retry_state: RetryCallState) -> float:
+        error = retry_state.outcome.exception() if retry_state.outcome else None
+        asked = error.retry_after_s if isinstance(error, AttemptError) and error.retry_after_s else 0.0
+        return max(asked, super().__call__(retry_state))

@@ -1,0 +1,320 @@
+"""`openai:` models: any OpenAI-compatible endpoint, by the official SDK's async client.
+
+All models of a process share one event loop on a thread of its own, and models of one endpoint share its throttle;
+`complete` blocks its caller's thread only. What each answer of an endpoint means stands in `OpenAIModel._read`.
+
+Always true here: `complete` sends one request, never a second; its time is bounded from the first byte to the last;
+keys come from the environment alone, and no error holds one or is chained to an object that does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Coroutine
+from functools import cache
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
+
+import httpx2
+import openai
+
+from bopo_ray.errors import AttemptError, ConfigError
+from bopo_ray.models.pool import OPENAI_URL, ModelSpec
+from bopo_ray.models.pricing import Price, Usage
+from bopo_ray.models.protocol import Message, Reply, Request
+from bopo_ray.models.redact import Complaint, complaint, read_json, redact
+from bopo_ray.models.throttle import Throttle, retry_after_s
+from bopo_ray.models.tokens import count_tokens, prompt_tokens
+
+__all__ = ["OpenAIModel"]
+
+T = TypeVar("T")
+
+CHECK_S = 10.0
+CONNECT_S = 10.0
+MAX_TOKENS_REPORTED = 2**31
+"""No prompt and no reply is so long: such a figure is none."""
+OURS = ("model", "messages", "temperature", "max_tokens", "max_completion_tokens", "n", "stream", "stream_options")
+"""Fields that budgets and replies rely on: `extra_body` must leave them alone."""
+NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
+
+# Below this level they log addresses and headers.
+for _name in ("openai", "httpx", "httpcore", "httpx2", "httpcore2"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+
+class OpenAIModel:
+    """A model behind an endpoint; see `LanguageModel`. Thread-safe."""
+
+    needs_plan = False
+
+    def __init__(self, spec: ModelSpec, processes: int = 1) -> None:
+        """
+        Args:
+            spec: of an `openai:` model.
+            processes: how many share the endpoint's limits; each takes its share, at least 1.
+        """
+        self.name, self.price, self.sampling = spec.label, spec.price, spec.sampling
+        self.base_url = (spec.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL).rstrip("/")
+        self._spec, self._extra = spec, json.loads(spec.extra_body)
+        self.max_tokens_field = spec.max_tokens_field or _max_tokens_field(self.base_url, self.name)
+        if taken := sorted(set(self._extra) & set(OURS)):
+            raise ConfigError(
+                f"model {self.name!r}: extra_body has {taken[0]!r}, which the model's other fields set; take it out"
+            )
+        fixed = (json.dumps(self._extra, sort_keys=True), json.dumps(dict(spec.query), sort_keys=True))
+        self.identity = "|".join(("openai", self.base_url, spec.target, self.max_tokens_field, *fixed))
+        per_minute = max(1, spec.requests_per_minute // processes) if spec.requests_per_minute else 0
+        self._throttle = _throttle(
+            (self.base_url, spec.key_variable), max(1, spec.max_concurrency // processes), per_minute
+        )
+        self._client: openai.AsyncOpenAI | None = None
+        self._secrets: tuple[str, ...] = ()
+        self._lock = threading.Lock()
+
+    def bound(self, messages: tuple[Message, ...]) -> int:
+        """An upper bound for every byte-level tokenizer: no token is shorter than a byte."""
+        return 32 + sum(len(m.content.encode("utf-8", "surrogatepass")) + 16 for m in messages)
+
+    def check(self) -> None:
+        """Raises ConfigError when the key is missing or refused, or when nobody answers; spends nothing."""
+        key = self._key()
+        if self._spec.key_variable and any(key in text for text in (self.identity, repr(self._spec.headers))):
+            raise ConfigError(
+                f"model {self.name!r}: base_url, headers, query or extra_body hold the value of "
+                f"{self._spec.key_variable}: they are saved with the results; name the variable only, in key_variable"
+            )
+        if error := _run(self._probe(self._connect())):
+            raise error
+
+    def complete(self, request: Request) -> Reply:
+        """One attempt of at most `timeout_s`, after its turn in the endpoint's throttle."""
+        outcome = _run(self._attempt(self._connect(), request))
+        # Raised here, where nothing of the SDK is in sight: its errors hold the request, and that the key.
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def close(self) -> None:
+        """Closes its connections."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            _run(client.close())
+
+    def _key(self) -> str:
+        variable = self._spec.key_variable
+        if not variable:
+            return "none"  # the SDK wants some key
+        key = os.environ.get(variable, "").strip()
+        if not key:
+            raise ConfigError(
+                f"model {self.name!r}: environment variable {variable} is not set; export {variable}=... with the key "
+                f"of {self.base_url}, or set key_variable in the pool file ('' for an endpoint that asks for no key)"
+            )
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError(
+                f"model {self.name!r}: environment variable {variable} holds characters that no key can have; "
+                f"export {variable}=... again with the key alone"
+            )
+        return key
+
+    def _connect(self) -> openai.AsyncOpenAI:
+        with self._lock:
+            if self._client is None:
+                key = self._key()
+                self._secrets = (key,) if self._spec.key_variable else ()
+                self._client = openai.AsyncOpenAI(
+                    api_key=key,
+                    base_url=self.base_url,
+                    max_retries=0,
+                    timeout=httpx2.Timeout(self._spec.timeout_s, connect=min(CONNECT_S, self._spec.timeout_s)),
+                    default_headers=dict(self._spec.headers),
+                    default_query=dict(self._spec.query),
+                )
+            return self._client
+
+    async def _probe(self, client: openai.AsyncOpenAI) -> ConfigError | None:
+        try:
+            async with asyncio.timeout(CHECK_S):
+                response = await client.get("/models", cast_to=httpx2.Response, options={"timeout": CHECK_S})
+        except openai.APIStatusError as error:
+            response = error.response
+        except Exception as error:
+            why = type(error.__cause__ or error).__name__
+            return ConfigError(
+                f"model {self.name!r}: nobody answers at {self.base_url} within {CHECK_S:g} s ({why}); start the "
+                "server there, or set base_url in the pool file or OPENAI_BASE_URL"
+            )
+        return self._refusal(response) if response.status_code in (401, 403) else None
+
+    async def _attempt(self, client: openai.AsyncOpenAI, request: Request) -> Reply | AttemptError | ConfigError:
+        body = self._extra | {
+            "model": self._spec.target,
+            "messages": [{"role": m.role, "content": m.content} for m in request.messages],
+            "temperature": request.temperature,
+            self.max_tokens_field: request.max_tokens,
+        }
+        async with self._throttle.slot() as began_s:
+            start_s = time.perf_counter()
+            try:
+                async with asyncio.timeout(self._spec.timeout_s):
+                    response = await client.post("/chat/completions", cast_to=httpx2.Response, body=body)
+            except openai.APIStatusError as error:
+                response = error.response
+            except Exception as error:
+                return self._lost(error)
+            wait_s = retry_after_s(response.headers)
+            if response.status_code == 429:
+                self._throttle.refused(began_s)
+            elif response.is_success:
+                self._throttle.succeeded()
+            if wait_s and response.status_code in (429, 503):
+                self._throttle.pause(wait_s)
+            return self._read(response, request, time.perf_counter() - start_s, wait_s)
+
+    def _lost(self, error: Exception) -> AttemptError:
+        """No answer came. It is charged for unless the request never left."""
+        cause = error.__cause__ or error
+        if isinstance(cause, NEVER_SENT):
+            return self._failure("unreachable", f"can't be reached ({type(cause).__name__})", billed=False)
+        if isinstance(error, TimeoutError | openai.APITimeoutError):
+            return self._failure("timeout", f"gave no full answer within {self._spec.timeout_s:g} s", billed=True)
+        return self._failure("cut", f"broke off ({type(cause).__name__})", billed=True)
+
+    def _read(
+        self, response: httpx2.Response, request: Request, latency_s: float, wait_s: float | None
+    ) -> Reply | AttemptError | ConfigError:
+        """What an answer means: a reply, a failure that may pass, or one that can't."""
+        status = response.status_code
+        if response.is_success:
+            return self._reply(response, request, latency_s)
+        said = complaint(response)
+        if status == 400 and "content_filter" in said.codes:
+            return Reply("", _usage(read_json(response)) or Usage(0, 0), latency_s)
+        if status == 429 and "insufficient_quota" not in said.codes:
+            return self._failure("429", f"answered 429: {self._shown(said)}", billed=False, retry_after_s=wait_s)
+        if status in (408, 409) or status >= 500:
+            digest = hashlib.blake2b(response.content, digest_size=4).hexdigest()
+            text = f"answered {status}: {self._shown(said)}"
+            return self._failure(f"{status}:{digest}", text, billed=False, retry_after_s=wait_s)
+        return self._refusal(response)
+
+    def _reply(
+        self, response: httpx2.Response, request: Request, latency_s: float
+    ) -> Reply | AttemptError | ConfigError:
+        body = read_json(response)
+        match body:
+            case {"choices": [{"message": dict() as message}, *_]} if isinstance(message.get("content"), str | None):
+                content = message.get("content") or ""
+            case {"error": error}:
+                shown = redact(json.dumps(error), self._secrets)
+                return self._failure("no-choices", f"answered without a choice: {shown}", billed=True)
+            case dict():
+                return self._failure("no-choices", "answered without a choice", billed=True)
+            case _:
+                return self._failure("not-json", "answered with no valid JSON", billed=True)
+        # A lone half of a surrogate pair could be neither stored nor sent back.
+        text = content.encode("utf-8", "replace").decode()
+        usage = _usage(body)
+        if usage is None:
+            if self.price != Price(0, 0, 0):
+                return ConfigError(
+                    f"model {self.name!r}: {self.base_url} reported no token usage, so that no bill can be made; use "
+                    "an endpoint that reports it, or say `price: 0` in the pool file when it costs nothing per token"
+                )
+            usage = Usage(prompt_tokens(request.messages), count_tokens(text))
+        return Reply(text, usage, latency_s)
+
+    def _refusal(self, response: httpx2.Response) -> ConfigError:
+        """An answer that would be the same the next time."""
+        status, said = response.status_code, complaint(response)
+        key = self._spec.key_variable or "key_variable in the pool file (this model sends no key)"
+        if "context_length_exceeded" in said.codes:
+            mend = "lower max_prompt_tokens in the pool file"
+        elif status in (402, 429):
+            mend = f"top up the account behind {key}"
+        elif status in (401, 403):
+            mend = f"check {key}, and whether its key may use this model"
+        elif status in (400, 422):
+            mend = "check temperature, max_tokens_field, extra_body and max_prompt_tokens in the pool file"
+        else:
+            mend = "check the model's name and base_url"
+        return ConfigError(
+            f"model {self._spec.target!r}: {self.base_url} answered {status}: {self._shown(said)}; {mend}"
+        )
+
+    def _failure(self, kind: str, text: str, *, billed: bool, retry_after_s: float | None = None) -> AttemptError:
+        text = f"model {self.name!r}: {self.base_url} {text}"
+        return AttemptError(text, kind=kind, retry=True, billed=billed, retry_after_s=retry_after_s)
+
+    def _shown(self, said: Complaint) -> str:
+        return redact(said.message, self._secrets) or "(no message)"
+
+
+def _usage(body: Any) -> Usage | None:
+    """The reported usage; None where it is missing or nonsense."""
+    match body:
+        case {"usage": {"prompt_tokens": prompt, "completion_tokens": completion, **more}}:
+            if not all(type(n) is int and 0 <= n < MAX_TOKENS_REPORTED for n in (prompt, completion)):
+                return None
+        case _:
+            return None
+    details = more.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+    return Usage(prompt, completion, min(max(cached, 0), prompt) if type(cached) is int else 0)
+
+
+def _max_tokens_field(base_url: str, name: str) -> str:
+    try:
+        address = urlsplit(base_url)
+        host = address.hostname or ""
+        bad = not host or address.port == 0 or "@" in address.netloc
+    except ValueError:
+        bad = True
+    if bad:
+        raise ConfigError(
+            f"model {name!r}: base_url is no plain http address: need http(s)://HOST[:PORT]/PATH, without a name or "
+            "password; keys stand in the environment variable that key_variable names"
+        )
+    return "max_completion_tokens" if f".{host}".endswith(".api.openai.com") else "max_tokens"
+
+
+_LOCK = threading.Lock()
+_THROTTLES: WeakValueDictionary[tuple[str, str], Throttle] = WeakValueDictionary()
+
+
+def _throttle(endpoint: tuple[str, str], max_concurrency: int, per_minute: int) -> Throttle:
+    with _LOCK:
+        throttle = _THROTTLES.get(endpoint)
+        if throttle is None:
+            throttle = _THROTTLES[endpoint] = Throttle(max_concurrency, per_minute)
+        throttle.tighten(max_concurrency, per_minute)
+        return throttle
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """The process's event loop for requests."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="openai-http", daemon=True).start()
+    return loop
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs `work` on the loop; whoever is interrupted while it waits drops it."""
+    with _LOCK:
+        loop = _loop()
+    future = asyncio.run_coroutine_threadsafe(work, loop)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise

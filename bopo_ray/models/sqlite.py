@@ -1,0 +1,305 @@
+"""One SQLite file that many threads and processes of one machine write to, and who those processes are.
+
+Always true here: one transaction runs at a time over all of them, and none is ever half done; an error is a StoreError
+of one line; a file that was moved or deleted is never written to unseen.
+
+Each `Database` has one connection behind a lock. A connection per thread was no faster: SQLite has one writer at a
+time, and whoever finds it busy sleeps for up to 100 ms.
+
+Between processes a file lock beside the database (NAME-lock) is held around each transaction. Waiters are served sooner
+than by SQLite's own sleeping. Above all, a commit never meets another process's checkpoint: up to SQLite 3.51.2 that
+can lose committed transactions (sqlite.org/wal.html, "The WAL-reset bug"), and Python comes with whatever SQLite the
+system has.
+
+The write-ahead log with synchronous=NORMAL: a process that dies, by SIGKILL too, loses nothing that was committed, for
+the system has it already. Only a power cut may take the last moments, and leaves a sound file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import random
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+from bopo_ray.errors import StoreError
+
+__all__ = ["LEASE_S", "DamageError", "Database", "Format", "owner_alive", "owner_id"]
+
+LEASE_S = 900.0
+"""After so many seconds a claim or a reservation no longer counts, although its owner may live."""
+TIMEOUT_S = 60.0
+"""So long a transaction waits for those of others."""
+
+_TABLES = "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def owner_id() -> str:
+    """This process: host/pid/start. Unlike a pid alone, never given again to another one."""
+    return _owner(os.getpid())
+
+
+def owner_alive(owner: str) -> bool:
+    """Whether a process of this host still runs. True for other hosts: only a lease ends what those hold."""
+    host, pid, start = owner.split("/")
+    return host != socket.gethostname() or _start(int(pid)) == start
+
+
+@cache
+def _owner(pid: int) -> str:
+    return f"{socket.gethostname()}/{pid}/{_start(pid)}"
+
+
+def _start(pid: int) -> str:
+    """When a process started, in ticks since boot; "" when there is none (a zombie is none); "?" where nobody knows."""
+    try:
+        # The name in parentheses may hold spaces; the state and the start are fields 3 and 22.
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return ""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass
+    return "?"
+
+
+class DamageError(sqlite3.DatabaseError):
+    """What was read can't be what was written."""
+
+    sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """What a file holds."""
+
+    what: str
+    """For messages, e.g. "call store"."""
+    application: int
+    """SQLite's application_id, so that one kind is never taken for another."""
+    version: int
+    tables: str
+    """SQL that creates them."""
+    check: bool
+    """Whether the whole file is checked for damage when it is opened (time grows with its size)."""
+    mend: str
+    """What the user can do about a damaged file."""
+
+
+class Database:
+    """See the module's docstring. Thread-safe; not to be used on both sides of a fork."""
+
+    def __init__(self, path: Path, form: Format, replace: bool = False, timeout_s: float = TIMEOUT_S) -> None:
+        """Opens or creates the file.
+
+        Args:
+            path: where.
+            form: what must be in it.
+            replace: whether a damaged file is moved aside, and a missing one made anew, with a warning.
+            timeout_s: how long to wait for others.
+
+        Raises StoreError for a file that can't be used, or holds something else.
+        """
+        self.path, self._form, self._replace, self._timeout_s = path, form, replace, timeout_s
+        self._mutex = threading.RLock()
+        try:
+            with self._explained():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    self._open()
+                except UnicodeDecodeError:  # the text of an error that quotes the schema
+                    self._start_anew(DamageError("its tables can't be read"))
+                except sqlite3.DatabaseError as error:
+                    self._start_anew(error)
+        except BaseException:
+            self.close()
+            raise
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def close(self) -> None:
+        """Frees the file; nothing is lost without it."""
+        with self._mutex:
+            for part in ("_connection", "_lock"):
+                if opened := self.__dict__.pop(part, None):
+                    opened.close()
+
+    def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """What `work` returns; it only reads, and is repeated when the file had to be replaced."""
+        return self._run(work, self._read)
+
+    def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """What `work` returns, all of its changes made or none; it is repeated when the file had to be replaced."""
+        return self._run(work, self._write)
+
+    def compact(self) -> None:
+        """Gives the space of deleted rows back to the disk."""
+        with self._mutex, self._explained(), self._exclusive():
+            self._connection.execute("VACUUM")
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _run(self, work: Callable[[sqlite3.Connection], T], how: Callable[[Callable[[sqlite3.Connection], T]], T]) -> T:
+        with self._mutex, self._explained():
+            try:
+                return how(work)
+            except sqlite3.DatabaseError as error:
+                self._start_anew(error)
+                return how(work)
+
+    def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return work(self._connection)
+
+    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        with self._exclusive():
+            if self._inode != _inode(self.path):
+                raise DamageError("it was moved or deleted while it was in use")
+            c = self._connection
+            c.execute("BEGIN IMMEDIATE")
+            try:
+                result = work(c)
+                c.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):  # on a full disk SQLite has rolled back by itself
+                    c.execute("ROLLBACK")
+                raise
+            return result
+
+    def _open(self) -> None:
+        self.close()
+        self._lock = self.path.with_name(f"{self.path.name}-lock").open("w")
+        with self._exclusive():
+            # Autocommit: transactions are begun and ended above.
+            c = self._connection = sqlite3.connect(
+                self.path, timeout=self._timeout_s, isolation_level=None, check_same_thread=False
+            )
+            self._inode = _inode(self.path)
+            # A damaged text must reach the checksum instead of failing on its way.
+            c.text_factory = lambda raw: raw.decode("utf-8", "replace")
+            if not c.execute("SELECT 1 FROM sqlite_master").fetchone():
+                c.executescript(
+                    f"PRAGMA journal_mode=WAL; BEGIN; PRAGMA application_id={self._form.application}; "
+                    f"PRAGMA user_version={self._form.version}; {self._form.tables}; COMMIT"
+                )
+            found, version = (c.execute(f"PRAGMA {p}").fetchone()[0] for p in ("application_id", "user_version"))
+            if found != self._form.application:
+                raise StoreError(f"{self.path} is a database, but no {self._form.what}; name another file")
+            if version != self._form.version:
+                raise StoreError(
+                    f"{self.path} is a {self._form.what} of version {version}, this is version {self._form.version}; "
+                    "use it with the version of bopo_ray that wrote it, or name another file"
+                )
+            if not _tables(self._form.tables) <= set(c.execute(_TABLES)):
+                raise DamageError("its tables are not those that it was made with")
+            if self._form.check and (said := c.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                raise DamageError(said)
+            (mode,) = c.execute("PRAGMA journal_mode=WAL").fetchone()
+            if mode != "wal":
+                raise StoreError(f"{self.path} can't have a write-ahead log here; put it on a local disk")
+            c.execute("PRAGMA synchronous=NORMAL")
+
+    def _start_anew(self, error: sqlite3.DatabaseError) -> None:
+        """Replaces the file when `error` says that it is damaged and the owner allows it; else raises `error`."""
+        if not (self._replace and _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)):
+            raise error
+        with self._exclusive():
+            # Another process may have been here before: then there is a new file already.
+            if self._inode == _inode(self.path) != 0:
+                self._connection.close()
+                aside = self.path.with_name(f"{self.path.name}.corrupt")
+                for end in ("", "-wal", "-shm"):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.replace(f"{self.path}{end}", f"{aside}{end}")
+                log.warning(
+                    "%s was damaged (%s); moved to %s, a new %s is started",
+                    self.path,
+                    " ".join(str(error).split()),
+                    aside,
+                    self._form.what,
+                )
+        self._open()
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Holds the file lock: no other process has a transaction or opens the file."""
+        until, pause_s = time.monotonic() + self._timeout_s, 0.0001
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise sqlite3.OperationalError("database is locked") from None
+                time.sleep(pause_s * random.random())
+                pause_s = min(2 * pause_s, 0.004)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what SQLite and the system say into a StoreError."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except (sqlite3.Error, OSError) as error:
+            code, path, said = _code(error), self.path, " ".join(str(error).split())
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise StoreError(f"{path}: this {self._form.what} is damaged ({said}); {self._form.mend}") from error
+            if code == sqlite3.SQLITE_FULL:
+                raise StoreError(
+                    f"{path} can't be written (the disk is full); free some space, then run the same command with "
+                    "--resume: what was finished before is kept"
+                ) from error
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or "is locked" in said:
+                raise StoreError(
+                    f"{path} was locked by another process for {self._timeout_s:g} s; end that process (perhaps a "
+                    "database browser), then run the same command with --resume"
+                ) from error
+            raise StoreError(
+                f"{path} can't be used ({said}); it must be a writable file on a local disk with space left"
+            ) from error
+
+
+@cache
+def _tables(sql: str) -> set[tuple[str, str]]:
+    """Names and definitions of the tables that `sql` creates."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as c:
+        c.executescript(sql)
+        return set(c.execute(_TABLES))
+
+
+def _code(error: BaseException) -> int:
+    """SQLite's primary result code; 0 for other errors."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def _inode(path: Path) -> int:
+    """0 when there is no such file."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,102 @@
+"""Where a process makes its model calls: the store and the ledger as files on their node, or through an actor there.
+
+SQLite's write-ahead log works between processes of one machine, not over a network file system. So the processes on
+the node where the run was started open the files themselves, which costs microseconds; those on other nodes ask an
+actor on that node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from bopo_ray.errors import ModelError
+from bopo_ray.models.calls import CallStore
+from bopo_ray.models.desk import Desk
+from bopo_ray.models.spend import SpendLedger
+
+__all__ = ["DeskConfig", "node_id", "open_desk", "serve_desk"]
+
+DEADLINE_S = 120.0
+"""For one question to the actor."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeskConfig:
+    """Which store and ledger; with neither, calls are made and forgotten."""
+
+    calls: str = ""
+    """File of the call store."""
+    spend: str = ""
+    """File of the run's ledger."""
+    cap_microusd: int | None = None
+    """The run's limit, micro-dollars."""
+    max_bytes: int = 4 << 30
+    """Bound on the call store's file."""
+    replay: bool = False
+    """Answer from the store alone."""
+    node: str = ""
+    """Ray's id of the node that holds the files; empty for a run on one machine."""
+    actor: str = ""
+    """Name of the actor that serves them to other nodes."""
+
+
+@cache
+def open_desk(config: DeskConfig) -> Desk:
+    """This process's desk."""
+    if config.actor and node_id() != config.node:
+        handle = ray.get_actor(config.actor)
+        return Desk(_Remote(handle, "calls"), _Remote(handle, "spend") if config.spend else None, replay=config.replay)
+    calls = CallStore(Path(config.calls), config.max_bytes) if config.calls else None
+    spend = SpendLedger(Path(config.spend), config.cap_microusd) if config.spend else None
+    return Desk(calls, spend, replay=config.replay)
+
+
+def node_id() -> str:
+    """Ray's id of this node; empty where Ray is not running."""
+    return ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
+
+
+class _Served:
+    """The actor: owns the two files for those that can't open them."""
+
+    def __init__(self, config: DeskConfig) -> None:
+        self.calls = CallStore(Path(config.calls), config.max_bytes)
+        self.spend = SpendLedger(Path(config.spend), config.cap_microusd)
+
+    def ask(self, part: str, method: str, *args: Any) -> Any:
+        """One call of a method of `calls` or `spend`."""
+        return getattr(getattr(self, part), method)(*args)
+
+
+def serve_desk(config: DeskConfig) -> Any:
+    """Starts the actor called `config.actor` on this node; it ends with the job that started it."""
+    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(config.node, soft=False)
+    return (
+        ray.remote(_Served)
+        .options(name=config.actor, num_cpus=0, max_concurrency=64, max_restarts=-1, scheduling_strategy=strategy)
+        .remote(config)
+    )
+
+
+class _Remote:
+    """The store or the ledger, seen from another node."""
+
+    def __init__(self, handle: Any, part: str) -> None:
+        self._handle, self._part = handle, part
+
+    def __getattr__(self, method: str) -> Any:
+        def ask(*args: Any) -> Any:
+            try:
+                return ray.get(self._handle.ask.remote(self._part, method, *args), timeout=DEADLINE_S)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except (RayError, TimeoutError) as error:
+                raise ModelError(f"the call store's actor does not answer ({type(error).__name__})") from error
+
+        return ask
