@@ -39,6 +39,7 @@ T = TypeVar("T")
 
 CHECK_S = 10.0
 CONNECT_S = 10.0
+MIN_KEY_CHARS = 16
 MAX_TOKENS_REPORTED = 2**31
 """No prompt and no reply is so long: such a figure is none."""
 OURS = ("model", "messages", "temperature", "max_tokens", "max_completion_tokens", "n", "stream", "stream_options")
@@ -86,7 +87,8 @@ class OpenAIModel:
     def check(self) -> None:
         """Raises ConfigError when the key is missing or refused, or when nobody answers; spends nothing."""
         key = self._key()
-        if self._spec.key_variable and any(key in text for text in (self.identity, repr(self._spec.headers))):
+        # Placeholders such as "ollama" are shorter, and may well stand in an address.
+        if len(key) >= MIN_KEY_CHARS and any(key in text for text in (self.identity, repr(self._spec.headers))):
             raise ConfigError(
                 f"model {self.name!r}: base_url, headers, query or extra_body hold the value of "
                 f"{self._spec.key_variable}: they are saved with the results; name the variable only, in key_variable"

@@ -113,7 +113,7 @@ class Database:
         Args:
             path: where.
             form: what must be in it.
-            replace: whether a damaged file is moved aside, and a missing one made anew, with a warning.
+            replace: whether a damaged file is moved aside with a warning, and a missing one made anew.
             timeout_s: how long to wait for others.
 
         Raises StoreError for a file that can't be used, or holds something else.

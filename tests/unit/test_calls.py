@@ -363,7 +363,7 @@ def test_a_damaged_store_is_set_aside_and_a_new_one_started(
     assert path.read_bytes() == damaged
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_flipped_bytes_never_give_a_wrong_reply(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.mktemp("flip") / "calls.db"

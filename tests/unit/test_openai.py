@@ -422,7 +422,7 @@ def test_check_names_the_missing_variable(monkeypatch: pytest.MonkeyPatch, value
             call()
 
 
-def test_check_reports_a_refused_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_reports_a_refused_key() -> None:
     with Endpoint(key="another") as endpoint, pytest.raises(ConfigError, match=r"401.*check PLANTED_KEY") as caught:
         build(endpoint.url).check()
     assert_clean(caught.value)
@@ -455,6 +455,12 @@ def test_a_key_in_the_pool_file_is_refused() -> None:
     with pytest.raises(ConfigError, match="PLANTED_KEY") as caught:
         model.check()
     assert_clean(caught.value)
+
+
+def test_a_placeholder_for_a_key_may_stand_in_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANTED_KEY", "toy")
+    with Endpoint() as endpoint:
+        build(endpoint.url).check()
 
 
 @pytest.mark.parametrize("url", ["http://me:secret@host/v1", "http://host:99999/v1", "http://[::1/v1"])
