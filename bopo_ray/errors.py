@@ -5,8 +5,8 @@ from __future__ import annotations
 from envs.errors import ConfigError, EngineError, UnknownTaskError
 
 __all__ = [
-    "AttemptError", "BudgetError", "ConfigError", "EngineError", "GateError", "ModelError", "SpendLimitError",
-    "StoreError", "UnknownTaskError",
+    "AttemptError", "BudgetError", "ConfigError", "EngineError", "GateError", "ModelError", "RefusedError",
+    "SpendLimitError", "StoreError", "UnknownTaskError",
 ]  # fmt: skip
 
 
@@ -37,6 +37,10 @@ class AttemptError(ModelError):
 
 def _attempt_error(message: str, kind: str, retry: bool, billed: bool, retry_after_s: float | None) -> AttemptError:
     return AttemptError(message, kind=kind, retry=retry, billed=billed, retry_after_s=retry_after_s)
+
+
+class RefusedError(ConfigError):
+    """An endpoint refuses such a call for good, and charged nothing: a wrong key, model or parameter."""
 
 
 class SpendLimitError(RuntimeError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,11 +19,12 @@ from typing import Protocol
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_before_delay
 from tenacity.wait import wait_random_exponential
 
-from bopo_ray.errors import AttemptError, ConfigError, ModelError, SpendLimitError
+from bopo_ray.errors import AttemptError, ConfigError, ModelError, RefusedError, SpendLimitError
 from bopo_ray.method.budget import Ledger
 from bopo_ray.models.calls import StoredCall, call_key, owner_id
 from bopo_ray.models.pricing import Usage
 from bopo_ray.models.protocol import LanguageModel, Reply, Request
+from bopo_ray.models.spend import Totals
 
 __all__ = ["Answer", "BudgetSpent", "Calls", "Desk", "RetryPolicy", "Spend"]
 
@@ -74,6 +76,8 @@ class Spend(Protocol):
     def lose(self, reservation: int) -> None: ...
     def release(self, reservation: int) -> None: ...
     def count_saved(self, model: str, cost: int, calls: int = 1) -> None: ...
+    def recover(self, find: Callable[[str], tuple[Usage, int] | None]) -> None: ...
+    def totals(self) -> Totals: ...
 
 
 class Desk:
@@ -109,7 +113,7 @@ class Desk:
             BudgetSpent: the episode can't pay for an attempt.
             SpendLimitError: the run can't.
             ModelError: no usable answer came, attempts are used up.
-            ConfigError: no such call can ever succeed.
+            ConfigError: no such call can ever succeed (RefusedError), or its reply can't be billed.
         """
         key = call_key(model.identity, request)
         while True:
@@ -206,19 +210,17 @@ class Desk:
         handle = budget.reserve(worst) if budget is not None else None
         if budget is not None and handle is None:
             raise BudgetSpent
-        reservation = None
-        if self._spend is not None:
-            reservation = self._spend.reserve(self._owner, key, model.name, worst)
-            if reservation is None:
-                if budget is not None and handle is not None:
-                    budget.release(handle)
-                raise SpendLimitError(
-                    f"the next call of {model.name} may cost ${worst / 1e6:.6f}, more than is left of --max-spend"
-                )
+        reservation = self._reserve(key, model.name, worst)
+        if self._spend is not None and reservation is None:
+            if budget is not None and handle is not None:
+                budget.release(handle)
+            raise SpendLimitError(
+                f"the next call of {model.name} may cost ${worst / 1e6:.6f}, more than is left of --max-spend"
+            )
         try:
             reply = model.complete(request)
         except BaseException as error:
-            charged = not isinstance(error, AttemptError) or error.billed
+            charged = error.billed if isinstance(error, AttemptError) else not isinstance(error, RefusedError)
             if self._spend is not None and reservation is not None:
                 (self._spend.lose if charged else self._spend.release)(reservation)
             if budget is not None and handle is not None:
@@ -239,6 +241,28 @@ class Desk:
                 "hold; is max_tokens_field right for this endpoint?"
             )
         return reply
+
+    def _reserve(self, key: str, model: str, worst: int) -> int | None:
+        """A reservation in the run's ledger, or None when there is no ledger or the limit is reached.
+
+        What others have reserved will mostly come back: it is waited for before giving up.
+        """
+        if self._spend is None:
+            return None
+        pause_s = 0.02
+        while True:
+            reservation = self._spend.reserve(self._owner, key, model, worst)
+            if reservation is not None:
+                return reservation
+            self._spend.recover(_unknown)  # of the dead; the run's start and end look up what was paid after all
+            if not self._spend.totals().overall.reserved_microusd:
+                return self._spend.reserve(self._owner, key, model, worst)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 1.0)
+
+
+def _unknown(key: str) -> None:
+    """No stored call."""
 
 
 class _Wait(wait_random_exponential):

@@ -25,7 +25,7 @@ from weakref import WeakValueDictionary
 import httpx2
 import openai
 
-from bopo_ray.errors import AttemptError, ConfigError
+from bopo_ray.errors import AttemptError, ConfigError, RefusedError
 from bopo_ray.models.pool import OPENAI_URL, ModelSpec
 from bopo_ray.models.pricing import Price, Usage
 from bopo_ray.models.protocol import Message, Reply, Request
@@ -235,7 +235,7 @@ class OpenAIModel:
             usage = Usage(prompt_tokens(request.messages), count_tokens(text))
         return Reply(text, usage, latency_s)
 
-    def _refusal(self, response: httpx2.Response) -> ConfigError:
+    def _refusal(self, response: httpx2.Response) -> RefusedError:
         """An answer that would be the same the next time."""
         status, said = response.status_code, complaint(response)
         key = self._spec.key_variable or "key_variable in the pool file (this model sends no key)"
@@ -249,7 +249,7 @@ class OpenAIModel:
             mend = "check temperature, max_tokens_field, extra_body and max_prompt_tokens in the pool file"
         else:
             mend = "check the model's name and base_url"
-        return ConfigError(
+        return RefusedError(
             f"model {self._spec.target!r}: {self.base_url} answered {status}: {self._shown(said)}; {mend}"
         )
 

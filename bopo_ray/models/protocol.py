@@ -85,7 +85,8 @@ class LanguageModel(Protocol):
         """One attempt, bounded in time.
 
         Raises AttemptError when it failed (it says whether another one makes sense and whether this one may have been
-        billed), ConfigError when no call of this kind can ever succeed: the run stops.
+        billed), RefusedError when no call of this kind can ever succeed and nothing was charged, another ConfigError
+        when the reply can't be billed. Both stop the run.
         """
         ...
 
