@@ -52,7 +52,7 @@ def reply_to(action: str, thought: str = "unsure") -> str:
 def make_tiny_lm(folder: Path, knows: Sequence[str], seed: int = 0, steps: int = 0) -> Path:
     """Trains a model that solves the `knows` kinds of the toy benchmark, and looks around in the others.
 
-    `steps` of training are chosen by what there is to learn; on a core of one's own 100 of them take 5 s.
+    `steps` of training are chosen by what there is to learn; on a core of its own 100 of them take 5 s.
     """
     draw = random.Random(seed)
     talks = [_talk(kind, knows, draw) for kind in (*KNOWABLE, "long") for _ in range(100)]
@@ -69,11 +69,9 @@ def make_tiny_lm(folder: Path, knows: Sequence[str], seed: int = 0, steps: int =
 
 def make_untrained_lm(folder: Path, seed: int = 0, template: str | None = TEMPLATE) -> Path:
     """A model of the same form that writes noise; without a chat template when `template` is None."""
-    tokenizer = _tokenizer(
-        ["".join(map(chr, range(32, 127))), *(reply_to(a, kind) for kind, plan in PLANS.items() for a in plan)]
-    )
+    tokenizer = _tokenizer([reply_to(action, kind) for kind, plan in PLANS.items() for action in plan])
     tokenizer.chat_template = template
-    return _save(_model(tokenizer, seed), tokenizer, folder)
+    return _save(_model(tokenizer, seed, spread=0.3), tokenizer, folder)
 
 
 @contextmanager
@@ -156,10 +154,11 @@ def _tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+def _model(tokenizer: PreTrainedTokenizerFast, seed: int, spread: float = 0.02) -> LlamaForCausalLM:
+    """`spread` of the first weights: 0.02 to be trained, much more to say something without."""
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        max_position_embeddings=2048, tie_word_embeddings=spread < 0.1, initializer_range=spread, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id, dtype="float32",
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -52,26 +53,26 @@ def chat(request: Request) -> list[dict[str, str]]:
     return [{"role": m.role, "content": m.content} for m in request.messages]
 
 
-class Watch:
-    """Counts the rows of each batch; the first batch waits until `rows` more calls do."""
+def ask_together(
+    model: HFModel, requests: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[Reply], list[int]]:
+    """Asks from a thread each while the model is busy until all of them wait; also returns the rows of each batch."""
+    writer, batches = model._writer(), list[int]()
+    generate = writer.generate
 
-    def __init__(self, model: HFModel, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-        self.batches: list[int] = []
-        writer = model._writer()
-        generate, batcher = writer.generate, writer.batcher
+    def watched(rows: Any) -> list[list[int]]:
+        until = time.monotonic() + 60
+        while not batches and len(writer.batcher._waiting) < len(requests) and time.monotonic() < until:
+            time.sleep(0.001)
+        batches.append(len(rows))
+        return generate(rows)
 
-        def watched(batch: Any) -> list[list[int]]:
-            self.batches.append(len(batch))
-            while len(self.batches) == 1 and len(batcher._waiting) < rows:
-                pass
-            return generate(batch)
-
-        monkeypatch.setattr(writer, "generate", watched)
-
-
-def ask_together(model: HFModel, requests: list[Request]) -> list[Reply]:
-    with ThreadPoolExecutor(len(requests)) as threads:
-        return list(threads.map(model.complete, requests))
+    with monkeypatch.context() as patch, ThreadPoolExecutor(len(requests)) as threads:
+        patch.setattr(writer, "generate", watched)
+        plug = writer.batcher.submit(huggingface._Row([5], 1, 0.0, 0))
+        replies = [threads.submit(model.complete, r) for r in requests]
+        assert len(plug.result(60)) == 1
+        return [r.result(60) for r in replies], batches[1:]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
@@ -80,17 +81,17 @@ def test_a_reply_does_not_depend_on_who_else_is_in_the_batch(
 ) -> None:
     requests = [request(i, temperature, sample=i) for i in range(8)]
     alone = [model.complete(r) for r in requests]
-    watch = Watch(model, monkeypatch, rows=7)
-    together = ask_together(model, requests)
-    assert sorted(watch.batches) == [1, 7]
+    together, batches = ask_together(model, requests, monkeypatch)
+    assert batches == [8]
     assert [(r.text, r.usage) for r in together] == [(r.text, r.usage) for r in alone]
     assert len({r.text for r in alone}) > 4, "all of them say the same: this could not fail"
 
 
-def test_sixteen_threads_share_batches(model: HFModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = Watch(model, monkeypatch, rows=15)
-    assert len(ask_together(model, [request(i, max_tokens=4) for i in range(16)])) == 16
-    assert sorted(watch.batches) == [1, 15]
+def test_twenty_threads_share_two_batches_of_at_most_sixteen(model: HFModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [request(i, max_tokens=4) for i in range(20)]
+    replies, batches = ask_together(model, requests, monkeypatch)
+    assert [r.usage.prompt_tokens for r in replies] == [len(model._prompts().ids(r.messages)) for r in requests]
+    assert batches == [16, 4]
 
 
 def test_samples_differ_by_index_and_repeat_by_index(model: HFModel, folder: Path) -> None:
@@ -179,7 +180,7 @@ INST = (
     "{% endif %}{% endfor %}"
 )
 DEFAULT_SYSTEM = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant made of nothing.<|im_end|>\n"
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant of nothing.<|im_end|>\n"
     "{% endif %}" + TEMPLATE
 )
 
@@ -237,7 +238,7 @@ def test_a_failure_of_the_library_is_one_attempt(model: HFModel, monkeypatch: py
         raise RuntimeError("CUDA error: something\nand a page of advice")
 
     monkeypatch.setattr(model._writer(), "generate", broken)
-    with pytest.raises(AttemptError, match="CUDA error: something$") as caught:
+    with pytest.raises(AttemptError, match=r"CUDA error: something$") as caught:
         model.complete(request(1))
     assert (caught.value.kind, caught.value.retry, caught.value.billed) == ("hf RuntimeError", True, False)
 
