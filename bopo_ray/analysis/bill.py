@@ -6,6 +6,8 @@ each call once, however many episodes used it.
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +17,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bopo_ray.models.spend import Totals
+from bopo_ray.records import spawn_seed
 
-__all__ = ["Bill", "bill"]
+__all__ = ["Bill", "Sharing", "bill", "sharing"]
+
+_LAMBDA = re.compile(r"[(_]lam=?([0-9.e-]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +104,42 @@ def bill(shards: Iterable[Path], totals: Totals, cpu_hour_microusd: int) -> Bill
         router_microusd=router_s / 3600 * cpu_hour_microusd,
         routed_microusd=sum(c for _, c, _, learned in rows.values() if learned),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """How many different calls a sweep needs, beside one of its lambdas alone."""
+
+    calls: int
+    """Different calls of all episodes: what a run pays that nothing interrupts."""
+    one_lambda: dict[str, int]
+    """By lambda: different calls of boundary and stratified rollouts, fixed baselines, and this lambda's trials and
+    evaluation. Without random baselines, whose shares depend on the sweep: so the ratio errs on the high side."""
+
+    @property
+    def ratio(self) -> float:
+        """`calls` over the mean of `one_lambda`; 1 means that further lambdas cost nothing."""
+        return self.calls * len(self.one_lambda) / max(1, sum(self.one_lambda.values()))
+
+
+def sharing(shards: Iterable[Path], deterministic: bool) -> Sharing:
+    """Counts the different calls of the episodes in `shards`.
+
+    A call is told by its model, the episode's history so far and, unless the models are `deterministic` (temperature
+    0), its sample index.
+    """
+    shared: set[int] = set()
+    random: set[int] = set()
+    own: dict[str, set[int]] = defaultdict(set)
+    for shard in shards:
+        table = pq.read_table(shard, columns=["task", "policy", "member", "first_observation", "steps"])
+        for row in table.to_pylist():
+            found = _LAMBDA.search(row["policy"])
+            evaluated = row["policy"].startswith("random") and "evaluation" in shard.parts
+            calls = own[found.group(1)] if found else random if evaluated else shared
+            history = spawn_seed(row["task"], row["first_observation"], 0 if deterministic else row["member"])
+            for step in row["steps"]:
+                calls.add(spawn_seed(history, step["model"]))
+                history = spawn_seed(history, step["reply"], step["observation"])
+    everything = shared.union(random, *own.values())
+    return Sharing(len(everything), {lam: len(shared | calls) for lam, calls in sorted(own.items())})

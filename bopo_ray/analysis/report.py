@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bopo_ray.agent import episode_views
-from bopo_ray.analysis.bill import Bill
+from bopo_ray.analysis.bill import Bill, Sharing
 from bopo_ray.records import Episode
 
 __all__ = ["Price", "ReportContext", "Setting", "render_report", "write_report"]
@@ -75,6 +75,7 @@ class ReportContext:
     summary: Mapping[str, Any]
     """Of `tables.summary`."""
     bill: Bill | None = None
+    sharing: Sharing | None = None
     taxonomy: Mapping[str, int] = field(default_factory=dict)
     """Difficulty to number of training tasks."""
     frontier_svg: str | None = None

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from bopo_ray.analysis import plots, report, tables
-from bopo_ray.analysis.bill import bill
+from bopo_ray.analysis.bill import bill, sharing
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.pipeline.stages import load_policy
 from bopo_ray.pipeline.sweep import Point, Sweep, training_curves
@@ -107,11 +107,13 @@ def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, 
     title = f"{title} {budget_words(s.budget)}".strip()
     run.settle()
     spend = bill(run.episodes.rglob("part-*.parquet"), run.ledger().totals(), run.prices.cpu_hour_microusd)
+    shared = sharing(run.episodes.rglob("part-*.parquet"), all(run.temperature(m) == 0 for m in run.pool.models))
     boundaries = pq.read_table(out / "boundaries.parquet").to_pandas()
     taxonomy = {str(k): int(v) for k, v in boundaries["difficulty"].value_counts().items()}
     summary |= {
         "label": label, "note": run.pool.note, "env": s.env, "scale": s.scale, "taxonomy": taxonomy,
-        "spend": spend.to_dict(), "budget": budget_words(s.budget),
+        "spend": spend.to_dict() | {"one_lambda_calls": shared.one_lambda, "sweep_to_one_lambda": shared.ratio},
+        "budget": budget_words(s.budget),
         "bosft": json.loads((out / "bosft.json").read_text()), "price_hash": run.pool.price_hash, "command": command,
     }  # fmt: skip
     frontier.to_csv(out / "frontier.csv", index=False)
@@ -139,6 +141,7 @@ def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, 
         frontier=frontier,
         summary=summary,
         bill=spend,
+        sharing=shared,
         taxonomy=taxonomy,
         frontier_svg=plots.to_svg(figure, title),
         taxonomy_svg=plots.to_svg(plots.taxonomy_figure(boundaries, label=label), "Tasks by difficulty"),
@@ -153,12 +156,13 @@ def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, 
 
 
 def bill_line(spend: dict[str, Any]) -> str:
-    """The bill in two sentences."""
+    """The bill in three sentences."""
     lost = f", {spend['lost_calls']:,} lost (at most ${spend['lost_usd']:.2f})" if spend["lost_calls"] else ""
     return (
         f"{spend['episodes']:,} episodes, {spend['calls']:,} model calls worth ${spend['cost_usd']:.2f}: "
         f"{spend['paid_calls']:,} calls paid (${spend['paid_usd']:.2f}), {spend['saved_calls']:,} answered from the "
-        f"store (${spend['saved_usd']:.2f} saved){lost}. The router took {spend['router_ms']:.2f} ms a decision, "
+        f"store (${spend['saved_usd']:.2f} saved){lost}. All lambdas together need {spend['sweep_to_one_lambda']:.2f} "
+        f"times the calls of one. The router took {spend['router_ms']:.2f} ms a decision, "
         f"{spend['router_share']:.3%} of its bill."
     )
 

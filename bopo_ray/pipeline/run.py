@@ -27,6 +27,7 @@ from bopo_ray.models import build_pool
 from bopo_ray.models.calls import CallStore
 from bopo_ray.models.pool import PoolSpec, read_pool, resolve_pool, save_pool
 from bopo_ray.models.pricing import Usage, price_table
+from bopo_ray.models.protocol import LanguageModel
 from bopo_ray.models.spend import SpendLedger
 from bopo_ray.pipeline.preflight import preflight
 from bopo_ray.pipeline.settings import Settings, check_same, load_settings, save
@@ -134,6 +135,11 @@ class Run:
     @property
     def _ledger(self) -> Path:
         return self.out / "spend.db"
+
+    def temperature(self, model: LanguageModel) -> float:
+        """What a model is sampled at."""
+        own = model.sampling.temperature
+        return self.settings.temperature if own is None else own
 
     def ledger(self) -> SpendLedger:
         """What this run has spent, over all its attempts."""
