@@ -85,8 +85,11 @@ def serve(folder: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder), "--host", "127.0.0.1",
                "--port", str(port), "--device", "cpu", "--dtype", "float32"]  # fmt: skip
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
     log = folder.with_name(f"{folder.name}-serve-{port}.log")
+    cache = folder.with_name("empty-hub-cache")
+    cache.mkdir(exist_ok=True)  # without one its list of models is a 500
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_HUB_CACHE": str(cache),
+                                "OMP_NUM_THREADS": "1"}  # fmt: skip
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
@@ -158,8 +161,8 @@ def _model(tokenizer: PreTrainedTokenizerFast, seed: int, spread: float = 0.02) 
     """`spread` of the first weights: 0.02 to be trained, much more to say something without."""
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=2048, tie_word_embeddings=spread < 0.1, initializer_range=spread, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, dtype="float32",
+        max_position_embeddings=2048, tie_word_embeddings=spread < 0.1, initializer_range=spread,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, dtype="float32",
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bopo_ray.errors import StoreError
@@ -74,8 +75,12 @@ class _Auditor:
 
     def audit_episodes(self) -> None:
         seen: set[str] = set()
-        for shard in sorted((self.folder / "episodes").rglob("part-*.parquet")):
-            EpisodeStore(shard.parent, self.pool.price_hash)  # raises when its prices are others
+        shards = sorted((self.folder / "episodes").rglob("part-*.parquet"))
+        for shard in shards:
+            pq.read_schema(shard)  # raises when it is damaged; `EpisodeStore` would set it aside
+        for folder in sorted({shard.parent for shard in shards}):
+            EpisodeStore(folder, self.pool.price_hash)  # raises when its prices are others
+        for shard in shards:
             for row in pq.read_table(shard).to_pylist():
                 if row["id"] not in seen:
                     seen.add(row["id"])
@@ -146,11 +151,22 @@ class _Auditor:
 
 
 def audit(folder: Path) -> Audit:
-    """Recomputes a finished or unfinished run; raises StoreError when the folder holds none."""
+    """Recomputes a finished or unfinished run; raises StoreError when the folder holds none, or a damaged one."""
     a = _Auditor(folder)
-    a.audit_episodes()
-    a.audit_ledger()
-    a.audit_report()
+    for part, work in (
+        ("episodes/", a.audit_episodes),
+        ("spend.db", a.audit_ledger),
+        ("frontier.csv, boundaries.parquet or summary.json", a.audit_report),
+    ):
+        try:
+            work()
+        except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
+            if isinstance(error, StoreError):
+                raise
+            raise StoreError(
+                f"{folder}: {part} can't be read ({type(error).__name__}: {error}); "
+                "restore it from a copy, or make it again with --resume"
+            ) from error
     return Audit(a.episodes, a.calls, a.total, a.paid_calls, a.paid, a.figures, tuple(a.found))
 
 

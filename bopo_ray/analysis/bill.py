@@ -6,6 +6,7 @@ each call once, however many episodes used it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -88,7 +89,7 @@ def bill(shards: Iterable[Path], totals: Totals, cpu_hour_microusd: int) -> Bill
             for i, row in enumerate(batch.select(names).to_pylist()):
                 rows[row["id"]] = row["calls"], row["cost_microusd"], seconds[i], row["router"] == "learned"
     ledger = totals.overall
-    router_s = sum(s for _, _, s, _ in rows.values())
+    router_s = math.fsum(s for _, _, s, _ in rows.values())
     return Bill(
         episodes=len(rows),
         calls=sum(c for c, _, _, _ in rows.values()),

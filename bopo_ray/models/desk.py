@@ -40,7 +40,7 @@ class RetryPolicy:
     identical: int = 3
     """So often the same server error (5xx with the same body) is taken for an answer."""
     first_wait_s: float = 0.5
-    """Mean wait before the second attempt; doubles each time, with full jitter."""
+    """Longest wait before the second attempt; doubles each time. Each wait is drawn between 0 and that."""
     longest_wait_s: float = 30.0
     """Bound on a wait that the endpoint did not ask for."""
 
@@ -210,29 +210,34 @@ class Desk:
         handle = budget.reserve(worst) if budget is not None else None
         if budget is not None and handle is None:
             raise BudgetSpent
-        reservation = self._reserve(key, model.name, worst)
-        if self._spend is not None and reservation is None:
+        try:
+            reservation = self._reserve(key, model.name, worst)
+            if self._spend is not None and reservation is None:
+                raise SpendLimitError(
+                    f"the next call of {model.name} may cost ${worst / 1e6:.6f}, more than is left of --max-spend"
+                )
+        except BaseException:
             if budget is not None and handle is not None:
                 budget.release(handle)
-            raise SpendLimitError(
-                f"the next call of {model.name} may cost ${worst / 1e6:.6f}, more than is left of --max-spend"
-            )
+            raise
         try:
             reply = model.complete(request)
         except BaseException as error:
             charged = error.billed if isinstance(error, AttemptError) else not isinstance(error, RefusedError)
-            if self._spend is not None and reservation is not None:
-                (self._spend.lose if charged else self._spend.release)(reservation)
             if budget is not None and handle is not None:
                 budget.settle(handle, worst if charged else 0)
+            if self._spend is not None and reservation is not None:
+                (self._spend.lose if charged else self._spend.release)(reservation)
             raise
         cost = model.price.cost(reply.usage)
-        if self._calls is not None:
-            self._calls.put(key, StoredCall(model.name, reply.text, reply.usage, reply.latency_s))
-        if self._spend is not None and reservation is not None:
-            self._spend.settle(reservation, reply.usage, cost)
-        if budget is not None and handle is not None:
-            budget.settle(handle, min(cost, worst))
+        try:
+            if self._calls is not None:
+                self._calls.put(key, StoredCall(model.name, reply.text, reply.usage, reply.latency_s))
+        finally:  # it is billed also where it can't be stored
+            if budget is not None and handle is not None:
+                budget.settle(handle, min(cost, worst))
+            if self._spend is not None and reservation is not None:
+                self._spend.settle(reservation, reply.usage, cost)
         if cost > worst:
             u = reply.usage
             raise ConfigError(

@@ -42,7 +42,7 @@ class ModelSpec:
     base_url: str = ""
     """openai: the endpoint; by default OPENAI_BASE_URL, else OpenAI's own"""
     key_variable: str = "OPENAI_API_KEY"
-    """openai: environment variable that holds the key; empty for an endpoint that asks for none"""
+    """openai: environment variable that holds the key, in capitals; empty for an endpoint that asks for none"""
     headers: tuple[tuple[str, str], ...] = ()
     """openai: more HTTP headers; no secrets: this is saved with the results"""
     query: tuple[tuple[str, str], ...] = ()
@@ -84,8 +84,9 @@ class ModelSpec:
             ("max_prompt_tokens", self.max_prompt_tokens >= 256, "need at least 256"),
             ("base_url", not self.base_url or bool(re.match(r"https?://[^/\s]+", self.base_url)),
              "need an address that starts with http:// or https://"),
-            ("key_variable", not self.key_variable or bool(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_variable)),
-             "need the NAME of an environment variable, never the key itself"),
+            # In capitals: some providers' keys are made of letters, digits and underscores, too.
+            ("key_variable", not self.key_variable or bool(re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.key_variable)),
+             "need the NAME of an environment variable, in capitals, never the key itself"),
             ("max_tokens_field", self.max_tokens_field in ("", "max_tokens", "max_completion_tokens"),
              "need max_tokens or max_completion_tokens"),
             ("dtype", self.dtype in ("auto", "float32", "bfloat16", "float16"),
@@ -184,6 +185,9 @@ def read_pool(path: Path, prices: PriceTable) -> PoolSpec:
     """Reads a pool file; raises ConfigError when it is malformed."""
     try:
         raw = yaml.safe_load(path.read_text())
+    except yaml.MarkedYAMLError as error:  # as a whole it quotes the line, and with that perhaps a key
+        where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"pool file {path} can't be read: {error.problem}{where}; mend it there") from None
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"pool file {path} can't be read: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("models"), list):
@@ -202,7 +206,8 @@ def save_pool(pool: PoolSpec, path: Path) -> None:
 def _model(raw: Any, prices: PriceTable, where: str) -> ModelSpec:
     known = {f.name: f for f in dataclasses.fields(ModelSpec)}
     if not isinstance(raw, Mapping) or not isinstance(raw.get("model"), str):
-        raise ConfigError(f"{where}: model {raw!r}: need a mapping with `model: PROVIDER:MODEL`")
+        shown = f"with {', '.join(map(str, raw))}" if isinstance(raw, Mapping) else repr(raw)
+        raise ConfigError(f"{where}: model {shown}: need a mapping with `model: PROVIDER:MODEL`")
     if unknown := set(raw) - set(known):
         raise ConfigError(f"{where}: unknown key {min(map(str, unknown))!r}; allowed: {', '.join(known)}")
     fields: dict[str, Any] = {}
@@ -219,11 +224,14 @@ def _model(raw: Any, prices: PriceTable, where: str) -> ModelSpec:
                 fields[name] = None if value is None else float(value)
             elif isinstance(default, int | float) and (isinstance(value, bool) or type(default)(value) != value):
                 raise ValueError(value)
+            elif isinstance(default, str) and not isinstance(value, str):
+                raise TypeError(value)
             else:
                 fields[name] = type(default)(value) if name != "model" else value
-        except (TypeError, ValueError) as error:
-            shown = "(hidden)" if name in ("headers", "key_variable") else repr(value)
-            raise ConfigError(f"{where}: {name}={shown}: need {known[name].type}") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            shown = "(hidden)" if name in ("headers", "query", "key_variable") else repr(value)
+            kind = "a mapping" if name in ("headers", "query", "extra_body") else known[name].type
+            raise ConfigError(f"{where}: model {raw['model']!r}: {name}={shown}: need {kind}") from error
     target = raw["model"].partition(":")[2]
     if "price" in raw:
         price = parse_price(raw["price"], f"{where}: model {raw['model']!r}")

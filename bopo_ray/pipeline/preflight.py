@@ -28,11 +28,11 @@ def preflight(pool: ModelPool, settings: Settings, out: Path) -> None:
     ):
         if cap is None or (what == "max_spend" and (settings.replay or (out / "spend.db").exists())):
             continue
-        least = min(cheapest_call(m, settings.env) for m in pool.models)
+        least, name = min((cheapest_call(m, settings.env), m.name) for m in pool.models)
         if cap < least:
             raise BudgetError(
                 f"{what}={cap / 1e6:g}: not enough for one call, which may cost ${least / 1e6:.6f} "
-                f"({pool.models[0].name}); need more, set it with --{what.replace('_', '-')}"
+                f"({name}); need more, set it with --{what.replace('_', '-')}"
             )
     if not settings.replay:
         for model in pool.models:

@@ -37,6 +37,8 @@ class Frontier:
 
     folder: Path
     options: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    """More variables, e.g. keys."""
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -56,7 +58,7 @@ class Frontier:
         if hold is not None:
             (self.folder / "held" / "hold").write_text(str(hold))
         command = [sys.executable, "-m", "experiments.frontier", *self.arguments, *more]
-        environment = os.environ | {"TOY_HOLD": str(self.folder / "held" / "hold"), "COLUMNS": "130"}
+        environment = os.environ | {"TOY_HOLD": str(self.folder / "held" / "hold"), "COLUMNS": "130"} | self.environment
         with (self.folder / "stdout").open("wb") as out, (self.folder / "stderr").open("wb") as err:
             process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
@@ -98,13 +100,14 @@ class Frontier:
     def rows(self, store: str) -> dict[str, dict[str, object]]:
         """The stored episodes by id; fails when one is there twice.
 
-        Without the router's probabilities: their last bits vary with the batch that a decision was made in.
+        Without the router's probabilities and times: the last bits of the former vary with the batch that a decision
+        was made in.
         """
         shards = sorted((self.out / "episodes" / store).rglob("part-*.parquet"))
         rows = [row for shard in shards for row in pq.read_table(shard).to_pylist()]
         for row in rows:
             for step in row["steps"]:
-                del step["probabilities"]
+                del step["probabilities"], step["router_s"]
         by_id = {str(r["id"]): r for r in rows}
         assert len(by_id) == len(rows), "an episode is stored twice"
         return by_id

@@ -16,7 +16,9 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from bopo_ray.analysis.bill import sharing
 from bopo_ray.pipeline.settings import load_settings
+from experiments.audit import main as audit_main
 from experiments.frontier import main
 from tests.integration.conftest import Frontier
 from tests.toy import ID
@@ -75,7 +77,14 @@ def check_results(run: Frontier, env: str) -> None:
     assert len(episodes) == sum(map(len, stores)) == summary["spend"]["episodes"]
     assert sum(len(e["steps"]) for e in episodes.values()) == summary["spend"]["calls"]
     spent = sum(s["cost_microusd"] for e in episodes.values() for s in e["steps"])
-    assert spent == pytest.approx(summary["spend"]["cost_usd"] * 1e6, abs=0.5)
+    bill = summary["spend"]
+    assert spent == pytest.approx(bill["cost_usd"] * 1e6, abs=0.5)
+    assert bill["paid_calls"] + bill["saved_calls"] == bill["calls"] and bill["lost_calls"] == 0
+    different = sharing(out.glob("episodes/**/part-*.parquet"), deterministic=False)
+    assert bill["paid_calls"] == different.calls < bill["calls"], "each different call is paid once"
+    assert bill["one_lambda_calls"] == different.one_lambda and set(different.one_lambda) == {"0.2", "0.8"}
+    assert 1 < bill["sweep_to_one_lambda"] < 2 and bill["decisions"] > 0 and bill["router_ms"] > 0
+    assert "calls paid" in run.said("stdout") and audit_main([str(out)]) == 0
 
     assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     page = (out / "report.html").read_text()
