@@ -8,7 +8,7 @@ from bopo_ray.models.pool import ModelSpec, PoolSpec, resolve_pool
 from bopo_ray.models.pricing import price_table
 from bopo_ray.models.protocol import LanguageModel, ModelPool
 
-__all__ = ["build_pool", "load_pool"]
+__all__ = ["build_pool", "host_pool", "load_pool"]
 
 
 def load_pool(models: str = "simulated", small: str = "", large: str = "") -> ModelPool:
@@ -30,12 +30,23 @@ def build_pool(spec: PoolSpec, processes: int = 1) -> ModelPool:
     else:
         label = names
         note = f"Language models {names}; tokens as reported, billed at the prices of {spec.prices_date}."
-    models = tuple(_build(m, processes) for m in spec.models)
+    local = sum(m.provider == "hf" for m in spec.models)
+    models = tuple(_build(m, processes, local) for m in spec.models)
     return ModelPool(models, label, spec.note or note, spec.price_hash)
 
 
-def _build(spec: ModelSpec, processes: int) -> LanguageModel:
-    """Imports a provider when it is used: the SDK and transformers take seconds."""
+def host_pool(spec: PoolSpec) -> None:
+    """Starts what all processes of a run share, where Ray runs: the weights of local models, for as long as this
+    process is there, so that they don't come and go with the runners."""
+    for model in spec.models:
+        if model.provider == "hf":
+            from bopo_ray.models.huggingface import host
+
+            host(model, len(spec.models))
+
+
+def _build(spec: ModelSpec, processes: int, local: int) -> LanguageModel:
+    """Imports a provider when it is used: the SDK and transformers take seconds. `local` hf models share the GPUs."""
     if spec.provider == "openai":
         from bopo_ray.models.openai_http import OpenAIModel
 
@@ -43,7 +54,7 @@ def _build(spec: ModelSpec, processes: int) -> LanguageModel:
     if spec.provider == "hf":
         from bopo_ray.models.huggingface import shared_hf_model
 
-        return shared_hf_model(spec)
+        return shared_hf_model(spec, local)
     from bopo_ray.models.simulated import SimulatedModel
 
     return SimulatedModel(spec)

@@ -33,7 +33,7 @@ from bopo_ray.models.pricing import Usage
 from bopo_ray.models.protocol import LanguageModel, Message, Reply, Request
 from bopo_ray.records import spawn_seed
 
-__all__ = ["HFModel", "shared_hf_model"]
+__all__ = ["HFModel", "host", "shared_hf_model"]
 
 WAIT_S = 600.0
 """Bound on a call: waiting for a place in a batch, and at first for the weights, included."""
@@ -252,9 +252,14 @@ def shared_hf_model(spec: ModelSpec, models: int = 2) -> LanguageModel:
         models: how many such models the pool has; they share the cluster's GPUs.
 
     The actor belongs to the process that asked first and ends with it; whoever asks next makes it anew. So the driver
-    does well to ask before its runners do.
+    does well to `host` it before its runners ask.
     """
     return _SharedHF(spec, models) if ray.is_initialized() else _local(spec)
+
+
+def host(spec: ModelSpec, models: int = 2) -> None:
+    """Starts the actor of a shared model, which then lasts as long as this process is connected to Ray."""
+    _SharedHF(spec, models)._actor()
 
 
 @functools.cache

@@ -192,7 +192,9 @@ def _print(run: Run, frontier: pd.DataFrame, summary: dict[str, Any]) -> None:
     def interval(row: Any, name: str, form: str) -> str:
         return f"{row[name]:{form}} [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"
 
-    table = Table(title=f"{len(run.test)} held-out tasks, {run.pool.label} pair; 95% bootstrap intervals over tasks")
+    cap = f", {words}" if (words := budget_words(run.settings.budget)) else ""
+    title = f"{len(run.test)} held-out tasks, {run.pool.label} pair{cap}; 95% bootstrap intervals over tasks"
+    table = Table(title=title)
     for name in ("method", "lambda", "seed", "success", "mean score", "cost per task, $", "large calls", "front"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for _, row in frontier.iterrows():

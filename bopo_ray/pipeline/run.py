@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bopo_ray.benchmarks import select_tasks
 from bopo_ray.errors import EngineError, StoreError
-from bopo_ray.models import build_pool
+from bopo_ray.models import build_pool, host_pool
 from bopo_ray.models.calls import CallStore
 from bopo_ray.models.pool import PoolSpec, read_pool, resolve_pool, save_pool
 from bopo_ray.models.pricing import Usage, price_table
@@ -166,6 +166,8 @@ class Run:
         if len(ray.nodes()) > 1 or address != "local":
             self.desk = dataclasses.replace(self.desk, node=node_id(), actor=f"desk-{uuid.uuid4().hex[:8]}")
             self._desk_actor = serve_desk(self.desk)
+        if not self.settings.replay:
+            host_pool(self.models)
         if context.dashboard_url:
             self.console.print(f"Ray dashboard: http://{context.dashboard_url}")
         self.console.print(f"Ray's logs:    {context.address_info['session_dir']}/logs", soft_wrap=True)

@@ -19,7 +19,7 @@ import pandas as pd
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig
 
-from bopo_ray.errors import EngineError, SpendLimitError, StoreError
+from bopo_ray.errors import ConfigError, EngineError, SpendLimitError, StoreError
 from bopo_ray.method.advantage import AdvantageMode
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.rllib.bopo import BoPO
@@ -61,6 +61,8 @@ class Sweep:
         self.points = [Point(a, lam, seed) for a in s.advantage for lam in s.lambdas for seed in s.seeds]
         self.ledger = run.out / "ledger.json"
         self.folder = run.out / "tune"
+        self.refused = ""
+        """Why a model refuses every call."""
 
     def finished(self) -> dict[str, dict[str, Any]]:
         """Ledger entries of finished points, by name."""
@@ -117,6 +119,8 @@ class Sweep:
                 ),
             )  # fmt: skip
             failures = self._fit(tuner)
+        if self.refused:
+            raise ConfigError(self.refused)
         if not failures and any(p.name not in self.finished() for p in todo):
             raise SpendLimitError("the sweep stopped at the limit of --max-spend")
         if failures:
@@ -164,6 +168,7 @@ class _Ledger(Callback):
         return {}
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+        self.sweep.refused = result.get("refused") or self.sweep.refused
         update = str(trial), int(result["updates"])
         if update not in self.updates:  # a trial that failed repeats some
             self.updates.add(update)
@@ -178,18 +183,18 @@ class _Ledger(Callback):
         write_json(folder / CONTENTS, sizes)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        if trial.last_result["updates"] >= self.sweep.run.settings.updates:  # else the money was spent before
+        if trial.last_result["updates"] >= self.sweep.run.settings.updates:  # else it stopped before
             self.sweep.finish(str(trial), Path(trial.checkpoint.path))
 
 
 class _Stop:
-    """Ends a trial after its last update, or when the run's money is spent."""
+    """Ends a trial after its last update, when the run's money is spent, or when a model refuses every call."""
 
     def __init__(self, updates: int) -> None:
         self.updates = updates
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return result["updates"] >= self.updates or bool(result.get("spend_limit"))
+        return result["updates"] >= self.updates or bool(result.get("spend_limit") or result.get("refused"))
 
 
 def _trial_name(trial: Any) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ray.exceptions import RayTaskError
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.utils.annotations import override
@@ -112,6 +113,7 @@ class BoPO(Algorithm):
     @override(Algorithm)
     def setup(self, config: Any) -> None:
         self.updates = 0
+        self.refused = ""
         self.promotions: dict[str, int] = {}
         super().setup(config)
         cfg = self.config
@@ -144,6 +146,10 @@ class BoPO(Algorithm):
             log.warning("update %d: %s", self.updates, error)
             self.metrics.log_dict({"updates": self.updates, "spend_limit": 1}, window=1)
             return
+        except ConfigError as error:  # another attempt would meet the same: it is for the user to mend
+            self.refused = str(error.cause if isinstance(error, RayTaskError) else error)
+            self.metrics.log_value("updates", self.updates, window=1)
+            return
         whole = [[e for e in group if isinstance(e, Episode)] for group in by_task]
         groups = [self._group(g) for g in whole if len(g) == cfg.group_size]
         if not groups:
@@ -174,9 +180,15 @@ class BoPO(Algorithm):
         self.updates += 1
         self.metrics.log_value("updates", self.updates, window=1)
 
+    @override(Algorithm)
+    def step(self) -> dict[str, Any]:
+        """As RLlib's; `refused` is in the result when a model refuses every call, and says why."""
+        result: dict[str, Any] = super().step()
+        return result | ({"refused": self.refused} if self.refused else {})
+
     def _play_groups(self, tasks: Sequence[str], policy: str) -> list[list[Episode | Failure]]:
         """`group_size` episodes of each task; one that failed is played again under another sample index, twice at
-        most. Raises SpendLimitError."""
+        most. Raises SpendLimitError, and ConfigError when a model refuses every call."""
         cfg = self.config
         groups: list[list[Episode | Failure]] = [[] for _ in tasks]
         weights = module_state(self)

@@ -7,14 +7,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from ray.thirdparty_files import psutil
 
+from bopo_ray.models.pricing import Price, Usage
+from bopo_ray.models.protocol import Message
+from bopo_ray.models.spend import SpendLedger
+from tests.endpoint import Ask, Billed, Endpoint, Fault, toy_rule
 from tests.toy import ID
 
 ROOT = Path(__file__).parents[2]
@@ -136,3 +143,64 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Frontier:
     code = run.run()
     assert code == 0, run.said()
     return run
+
+
+PAIR = ("--env", ID, "--scale", "tiny", "--train-tasks", "6", "--test-tasks", "4", "--k", "2", "--strata", "1",
+        "--updates", "1", "--tasks-per-update", "3", "--group-size", "3", "--lambdas", "0.3", "--advantage", "hybrid",
+        "--cpus", "2", "--sft-epochs", "10", "--max-steps", "12")  # fmt: skip
+"""The main job in miniature, for models that answer over HTTP or from their own weights."""
+PRICES = {"toy-small": (0.4, 0.1, 1.6), "toy-large": (2.0, 0.5, 8.0)}
+"""Dollars per million tokens: input, cached input, output."""
+
+
+class Watched(Endpoint):
+    """The scripted endpoint, in the test's process; counts how often each question was answered, delivered or not."""
+
+    def __init__(self, faults: Callable[[Ask], Fault | None] | Sequence[Fault | None] = (), **more: Any) -> None:
+        self.answered = Counter[tuple[str, tuple[Message, ...]]]()
+        super().__init__(self._answer, faults, **more)
+
+    def _answer(self, ask: Ask) -> str:
+        with self.lock:
+            self.answered[ask.model, ask.messages] += 1
+        return toy_rule(ask)
+
+    @property
+    def delivered(self) -> Counter[tuple[str, Usage]]:
+        """The bill, without what the client never saw."""
+        return Counter((line.model, line.usage) for line in self.bill if line.delivered)
+
+    @property
+    def undelivered(self) -> list[Billed]:
+        """What the client may be charged for without having seen it."""
+        return [line for line in self.bill if not line.delivered]
+
+    @property
+    def cost_microusd(self) -> int:
+        """Of the whole bill."""
+        return sum(price(line.model).cost(line.usage) for line in self.bill)
+
+
+def price(model: str) -> Price:
+    """Of a scripted model."""
+    return Price(*(round(1e6 * usd) for usd in PRICES[model]))
+
+
+def write_pool(path: Path, url: str, **fields: object) -> Path:
+    """A pool file for the scripted endpoint, which asks for no key."""
+    models = [
+        {"model": f"openai:{name}", "price": price(name).to_dict(), "base_url": url, "key_variable": ""} | fields
+        for name in PRICES
+    ]
+    path.write_text(yaml.safe_dump({"models": models}))
+    return path
+
+
+def ledger(run: Frontier) -> SpendLedger:
+    """What a run has spent."""
+    return SpendLedger(run.out / "spend.db", None)
+
+
+def paid(run: Frontier) -> Counter[tuple[str, Usage]]:
+    """The ledger's bill."""
+    return Counter((row.model, row.usage) for row in ledger(run).paid_rows())

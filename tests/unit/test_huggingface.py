@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,15 @@ from tests.tiny_lm import TEMPLATE, make_untrained_lm
 
 FREE = Price(0, 0, 0)
 ROLES = ("user", "assistant")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other make tiny sums slow on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +67,11 @@ def ask_together(
     model: HFModel, requests: list[Request], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[list[Reply], list[int]]:
     """Asks from a thread each while the model is busy until all of them wait; also returns the rows of each batch."""
-    writer, batches = model._writer(), list[int]()
+    writer, batches, busy = model._writer(), list[int](), threading.Event()
     generate = writer.generate
 
     def watched(rows: Any) -> list[list[int]]:
+        busy.set()
         until = time.monotonic() + 60
         while not batches and len(writer.batcher._waiting) < len(requests) and time.monotonic() < until:
             time.sleep(0.001)
@@ -70,6 +81,7 @@ def ask_together(
     with monkeypatch.context() as patch, ThreadPoolExecutor(len(requests)) as threads:
         patch.setattr(writer, "generate", watched)
         plug = writer.batcher.submit(huggingface._Row([5], 1, 0.0, 0))
+        assert busy.wait(60)  # else the first of them would join the plug
         replies = [threads.submit(model.complete, r) for r in requests]
         assert len(plug.result(60)) == 1
         return [r.result(60) for r in replies], batches[1:]
@@ -337,3 +349,43 @@ def test_every_model_finds_a_place_on_the_gpus(gpus: float, models: int, share: 
     assert huggingface._gpu_share(gpus, models) == share
     if gpus:
         assert int(gpus) * int(1 / share) >= models
+
+
+def test_with_ray_all_processes_share_one_actor_and_survive_its_death(folder: Path, ray_session: Any) -> None:
+    import ray
+
+    mine = spec(folder, dtype="float32")
+    model = shared_hf_model(mine)
+    model.check()
+    home = HFModel(mine)
+    assert (model.identity, model.sampling) == (home.identity, home.sampling)
+    r = request(2)
+    assert model.bound(r.messages) == home.bound(r.messages)
+    expected = home.complete(r)
+    reply = model.complete(r)
+    assert (reply.text, reply.usage) == (expected.text, expected.usage)
+
+    @ray.remote(num_cpus=0)
+    def elsewhere() -> str:
+        return shared_hf_model(mine).complete(r).text
+
+    assert ray.get(elsewhere.remote(), timeout=120) == expected.text
+    name = f"bopo_ray {model.identity}"
+    assert [n for n in ray.util.list_named_actors() if n.startswith("bopo_ray hf|")].count(name) == 1
+    with pytest.raises(ConfigError, match="context of 2048") as caught:
+        model.complete(request(2000))
+    assert "\n" not in str(caught.value)
+
+    ray.kill(ray.get_actor(name))
+    failures, text = list[AttemptError](), ""
+    while not text and len(failures) < 20:
+        try:
+            text = model.complete(r).text
+        except AttemptError as error:
+            failures.append(error)
+    assert failures, "the dead actor answered"
+    for error in failures:
+        assert (error.kind, error.retry, error.billed) == ("actor", True, False)
+        assert "\n" not in str(error)
+    assert text == expected.text
+    ray.kill(ray.get_actor(name))
