@@ -45,6 +45,16 @@ def host_pool(spec: PoolSpec) -> None:
             host(model, len(spec.models))
 
 
+def host_pool(spec: PoolSpec) -> None:
+    """Starts the actors of local models, which then last as long as this process is connected to Ray."""
+    local = [m for m in spec.models if m.provider == "hf"]
+    if local:
+        from bopo_ray.models.huggingface import host
+
+        for m in local:
+            host(m, len(local))
+
+
 def _build(spec: ModelSpec, processes: int, local: int) -> LanguageModel:
     """Imports a provider when it is used: the SDK and transformers take seconds. `local` hf models share the GPUs."""
     if spec.provider == "openai":

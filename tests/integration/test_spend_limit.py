@@ -119,7 +119,7 @@ def test_a_run_stops_within_its_limit_and_goes_on_with_a_higher_one(
     troubled: tuple[Frontier, Watched, Trouble], tmp_path: Path
 ) -> None:
     whole = troubled[0].out
-    collected, swept = (whole / name).stat().st_mtime for name in ("bosft.json", "ledger.json")
+    collected, swept = ((whole / name).stat().st_mtime for name in ("bosft.json", "ledger.json"))
     collection, sweep = paid_between(troubled[0], 0, collected), paid_between(troubled[0], collected, swept)
     assert sweep > 10_000, "else the limit below is not in the sweep"
     with Watched(delay_s=0.02) as endpoint:
