@@ -36,16 +36,6 @@ def build_pool(spec: PoolSpec, processes: int = 1) -> ModelPool:
 
 
 def host_pool(spec: PoolSpec) -> None:
-    """Starts what all processes of a run share, where Ray runs: the weights of local models, for as long as this
-    process is there, so that they don't come and go with the runners."""
-    for model in spec.models:
-        if model.provider == "hf":
-            from bopo_ray.models.huggingface import host
-
-            host(model, len(spec.models))
-
-
-def host_pool(spec: PoolSpec) -> None:
     """Starts the actors of local models, which then last as long as this process is connected to Ray."""
     local = [m for m in spec.models if m.provider == "hf"]
     if local:

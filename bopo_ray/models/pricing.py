@@ -58,11 +58,11 @@ _KINDS = ("input", "cached_input", "output")
 
 def parse_price(raw: Any, where: str) -> Price:
     """A price from {input, cached_input, output} in dollars per million tokens, or 0; raises ConfigError."""
-    if not isinstance(raw, Mapping):
-        raw = dict.fromkeys(_KINDS, raw) if raw == 0 and not isinstance(raw, bool) else {}
+    free = raw == 0 and not isinstance(raw, bool)
+    prices = raw if isinstance(raw, Mapping) else dict.fromkeys(_KINDS, 0) if free else {}
     try:
-        amounts = [Decimal(str(raw[k])) * 1_000_000 for k in _KINDS]
-        if set(raw) != set(_KINDS) or not all(a.is_finite() and a >= 0 and a == int(a) for a in amounts):
+        amounts = [Decimal(str(prices[k])) * 1_000_000 for k in _KINDS]
+        if set(prices) != set(_KINDS) or not all(a.is_finite() and a >= 0 and a == int(a) for a in amounts):
             raise ValueError(raw)
     except (LookupError, ArithmeticError, ValueError) as error:
         raise ConfigError(

@@ -168,8 +168,6 @@ class Run:
             self._desk_actor = serve_desk(self.desk)
         if not self.settings.replay:
             host_pool(self.models)
-        if not self.settings.replay:
-            host_pool(self.models)
         if context.dashboard_url:
             self.console.print(f"Ray dashboard: http://{context.dashboard_url}")
         self.console.print(f"Ray's logs:    {context.address_info['session_dir']}/logs", soft_wrap=True)
