@@ -88,7 +88,7 @@ class EpisodeSpec:
     group: int
     """Index of the group of episodes of one task that are compared with each other."""
     member: int
-    """Index in the group: also the sample index of the model calls."""
+    """Index in the group: each member makes the router's draws of its own."""
     seed: int
     """The run's seed."""
     greedy: bool = False
@@ -96,6 +96,8 @@ class EpisodeSpec:
     budget: Budget | None = None
     router: str = "learned"
     """How the choices are made: a fixed router's name, or "learned" for the module that the runner holds."""
+    sample: int | None = None
+    """Sample index of the model calls; None: the member's index."""
 
     @property
     def id(self) -> str:
@@ -114,6 +116,7 @@ class EpisodeSpec:
                     self.seed,
                     int(self.greedy),
                     cap,
+                    "-" if self.sample is None else self.sample,
                 ),
             )
         )
@@ -125,7 +128,12 @@ class EpisodeSpec:
         Without the policy and the group: policies that are compared draw common random numbers, so that their
         difference is less noisy and what they do alike is paid once.
         """
-        return spawn_seed(self.task.env_id, self.task.name, self.phase, self.member, self.seed)
+        return spawn_seed(self.task.env_id, self.task.name, self.phase, self.member, self.sample, self.seed)
+
+    @property
+    def call_sample(self) -> int:
+        """Sample index of the model calls."""
+        return self.member if self.sample is None else self.sample
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ SCHEMA = pa.schema(
         ("member", pa.int32()),
         ("seed", pa.int64()),
         ("greedy", pa.bool_()),
+        ("sample", pa.int32()),
         ("budget_mode", pa.string()),
         ("budget_cap", pa.int64()),
         ("task_text", pa.string()),
@@ -182,6 +183,7 @@ def _row(episode: Episode) -> dict[str, object]:
         "member": spec.member,
         "seed": spec.seed,
         "greedy": spec.greedy,
+        "sample": spec.sample,
         "budget_mode": str(spec.budget.mode) if spec.budget else None,
         "budget_cap": spec.budget.cap if spec.budget else None,
         "task_text": episode.task_text,
@@ -203,6 +205,7 @@ def _episode(row: dict) -> Episode:  # type: ignore[type-arg]
     spec = EpisodeSpec(
         Task(row["env_id"], row["task"], Split(row["split"])), Phase(row["phase"]), row["policy"], row["group"],
         row["member"], row["seed"], row["greedy"], budget, row["router"],
+        row["sample"],
     )  # fmt: skip
     steps = tuple(
         Step(**{**s, "probabilities": tuple(s["probabilities"]), "mask": tuple(s["mask"])}) for s in row["steps"]

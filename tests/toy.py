@@ -165,7 +165,7 @@ def toy_spec(
 def play(spec: EpisodeSpec, env: RoutingEnv | None = None, p_large: float = 0.5) -> tuple[Episode, list[str]]:
     """A real episode by a coin of its own, and the views that RoutingEnv returned before each step."""
     env = env or routing_env()
-    options = {"task": spec.task.name, "sample": spec.member, "budget": spec.budget}
+    options = {"task": spec.task.name, "sample": spec.call_sample, "budget": spec.budget}
     view, first = env.reset(seed=0, options=options)
     mask, views, steps, info, outcome = first["action_mask"], [], [], {}, 0.0
     while "stop" not in info:

@@ -133,12 +133,13 @@ def sharing(shards: Iterable[Path], deterministic: bool) -> Sharing:
     random: set[int] = set()
     own: dict[str, set[int]] = defaultdict(set)
     for shard in shards:
-        table = pq.read_table(shard, columns=["task", "policy", "member", "first_observation", "steps"])
+        table = pq.read_table(shard, columns=["task", "policy", "member", "sample", "first_observation", "steps"])
         for row in table.to_pylist():
             found = _LAMBDA.search(row["policy"])
             evaluated = row["policy"].startswith("random") and "evaluation" in shard.parts
             calls = own[found.group(1)] if found else random if evaluated else shared
-            history = spawn_seed(row["task"], row["first_observation"], 0 if deterministic else row["member"])
+            sample = row["member"] if row["sample"] is None else row["sample"]
+            history = spawn_seed(row["task"], row["first_observation"], 0 if deterministic else sample)
             for step in row["steps"]:
                 calls.add(spawn_seed(history, step["model"]))
                 history = spawn_seed(history, step["reply"], step["observation"])

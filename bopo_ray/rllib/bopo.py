@@ -187,8 +187,12 @@ class BoPO(Algorithm):
         return result | ({"refused": self.refused} if self.refused else {})
 
     def _play_groups(self, tasks: Sequence[str], policy: str) -> list[list[Episode | Failure]]:
-        """`group_size` episodes of each task; one that failed is played again under another sample index, twice at
-        most. Raises SpendLimitError, and ConfigError when a model refuses every call."""
+        """`group_size` episodes of each task; one that failed is replaced by another, twice at most.
+
+        The members of a group share the sample index of the model calls: what a model says to the same history is the
+        same for all of them, so that they differ by the router's choices alone (less noise in the advantages), and what
+        they do alike is paid once. [ours] Raises SpendLimitError, and ConfigError when a model refuses every call.
+        """
         cfg = self.config
         groups: list[list[Episode | Failure]] = [[] for _ in tasks]
         weights = module_state(self)
@@ -196,7 +200,7 @@ class BoPO(Algorithm):
             specs = [
                 EpisodeSpec(
                     self.boundaries[name].task, Phase.POLICY, policy, self.updates * cfg.tasks_per_update + g,
-                    spawn_seed(self.updates, name, member + attempt * cfg.group_size) % 2**31, cfg.seed or 0,
+                    member + attempt * cfg.group_size, cfg.seed or 0, sample=self._sample(),
                 )
                 for g, name in enumerate(tasks)
                 for member in range(cfg.group_size - sum(isinstance(e, Episode) for e in groups[g]))
@@ -206,6 +210,10 @@ class BoPO(Algorithm):
             for result in collect(self.env_runner_group, specs, weights, version=self.updates + 1):
                 groups[result.spec.group - self.updates * cfg.tasks_per_update].append(result)
         return groups
+
+    def _sample(self) -> int:
+        """Sample index of this update's model calls: the same in all trials of a seed, another in each seed."""
+        return (self.config.seed or 0) * 1_000_000 + self.updates
 
     def _trial_folder(self) -> str:
         return f"{self.config.advantage}_lam{self.config.lam:g}_seed{self.config.seed or 0}"

@@ -198,7 +198,7 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
         try:
             if lane.env is None:
                 lane.env = make_routing_env(spec.task.env_id, self.config.env_config)
-            options = {"task": spec.task.name, "sample": spec.member, "budget": spec.budget}
+            options = {"task": spec.task.name, "sample": spec.call_sample, "budget": spec.budget}
             lane.view, info = lane.env.reset(seed=spawn_seed(spec.seed, spec.task.name) % 2**31, options=options)
             lane.first, lane.mask = info, info["action_mask"]
         except Exception as error:
