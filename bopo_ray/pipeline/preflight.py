@@ -24,7 +24,7 @@ def preflight(pool: ModelPool, settings: Settings, out: Path) -> None:
     budget = settings.budget
     for what, cap in (
         ("budget_usd", budget.cap if budget and budget.mode is CostMode.USD else None),
-        ("max_spend", None if math.isinf(settings.max_spend) else settings.max_spend * 1_000_000),
+        ("max_spend", None if math.isinf(settings.max_spend) else math.floor(settings.max_spend * 1_000_000 + 1e-6)),
     ):
         if cap is None or (what == "max_spend" and (settings.replay or (out / "spend.db").exists())):
             continue
