@@ -48,9 +48,12 @@ class DeskConfig:
 
 @cache
 def open_desk(config: DeskConfig) -> Desk:
-    """This process's desk."""
+    """This process's desk; raises ModelError when the actor is gone."""
     if config.actor and node_id() != config.node:
-        handle = ray.get_actor(config.actor)
+        try:
+            handle = ray.get_actor(config.actor)
+        except ValueError:
+            raise ModelError(f"the call store's actor {config.actor} is gone") from None
         return Desk(_Remote(handle, "calls"), _Remote(handle, "spend") if config.spend else None, replay=config.replay)
     calls = CallStore(Path(config.calls), config.max_bytes) if config.calls else None
     spend = SpendLedger(Path(config.spend), config.cap_microusd) if config.spend else None
@@ -75,7 +78,7 @@ class _Served:
 
 
 def serve_desk(config: DeskConfig) -> Any:
-    """Starts the actor called `config.actor` on this node; it ends with the job that started it."""
+    """Starts the actor called `config.actor` on this node; it ends with the job, and with the handle returned here."""
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(config.node, soft=False)
     return (
         ray.remote(_Served)
