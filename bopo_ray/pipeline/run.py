@@ -49,6 +49,7 @@ STOP_S = 5.0
 QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # else RLlib's way of starting actors prints an error that is none
     "RAY_DEDUP_LOGS": "0",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of runners beside the one whose error ends the run
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_V2_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -99,6 +100,10 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self.stop_runners()
+        ledger, until = self.ledger(), time.monotonic() + STOP_S
+        while ledger.totals().overall.reserved_microusd and time.monotonic() < until:
+            self.settle()  # what runners that were stopped in mid-call left open, as soon as they are gone
+            time.sleep(0.1)
         self._lock.close()
 
     # -- calls and money --------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from tests.integration.conftest import PAIR, Frontier, Watched, ledger, paid, wr
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
+OPTIONS = (*PAIR, "--seeds", "1", "--updates", "2", "--tasks-per-update", "4")
+"""Another seed than the boundary rollouts', so that the sweep has calls of its own to pay."""
 CAP = 0.0009
 """Dollars per evaluation episode: the small model can be paid for some steps, the large one never."""
 
@@ -63,8 +65,8 @@ def troubled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Frontie
     folder = tmp_path_factory.mktemp("troubled")
     trouble = Trouble(folder / "out")
     with Watched(trouble) as endpoint:
-        pool = write_pool(folder / "pool.yaml", endpoint.url, timeout_s=1.0)
-        run = Frontier(folder, (*PAIR, "--models", str(pool), "--budget-usd", str(CAP)))
+        pool = write_pool(folder / "pool.yaml", endpoint.url, timeout_s=1.0, max_completion_tokens=32)
+        run = Frontier(folder, (*OPTIONS, "--models", str(pool), "--budget-usd", str(CAP)))
         assert run.run() == 0, run.said()
     return run, endpoint, trouble
 
@@ -78,7 +80,8 @@ def test_a_run_ends_although_requests_hang_and_episodes_fail(troubled: tuple[Fro
     assert totals.paid_microusd + totals.lost_microusd >= endpoint.cost_microusd
     # The group whose episodes failed was filled up.
     policy = run.rows("policy").values()
-    assert Counter(e["group"] for e in policy) == {0: 3, 1: 3, 2: 3}
+    assert Counter(e["group"] for e in policy) == dict.fromkeys(range(8), 3)
+    assert len({e["group"] for e in policy if e["member"] >= 3}) == 1
 
 
 def test_no_evaluation_episode_exceeds_its_cap_in_dollars(troubled: tuple[Frontier, Watched, Trouble]) -> None:
@@ -121,10 +124,10 @@ def test_a_run_stops_within_its_limit_and_goes_on_with_a_higher_one(
     whole = troubled[0].out
     collected, swept = ((whole / name).stat().st_mtime for name in ("bosft.json", "ledger.json"))
     collection, sweep = paid_between(troubled[0], 0, collected), paid_between(troubled[0], collected, swept)
-    assert sweep > 10_000, "else the limit below is not in the sweep"
+    assert sweep > 6_000, "else the limit below is not in the sweep"
     with Watched(delay_s=0.02) as endpoint:
-        pool = write_pool(tmp_path / "pool.yaml", endpoint.url)
-        run = Frontier(tmp_path, (*PAIR, "--models", str(pool)))
+        pool = write_pool(tmp_path / "pool.yaml", endpoint.url, max_completion_tokens=32)
+        run = Frontier(tmp_path, (*OPTIONS, "--models", str(pool)))
         first = collection // 2
         spent = check_stopped(run, endpoint, run.run("--max-spend", f"{first / 1e6:.6f}"), first)
         assert not (run.out / "bosft.json").exists()
@@ -150,9 +153,8 @@ def test_a_run_stops_within_its_limit_and_goes_on_with_a_higher_one(
     [
         (lambda e: setattr(e, "models", ("toy-large",)), ["'toy-small'", "404", "check the model's name"]),
         (lambda e: setattr(e, "faults", lambda ask: Fault(Kind.NO_USAGE)), ["no token usage", "price: 0"]),
-        (lambda e: setattr(e, "faults", lambda ask: Fault(Kind.ECHO_401)), ["401", "[hidden]", "check"]),
     ],
-    ids=["wrong name", "no usage", "refused key"],
+    ids=["wrong name", "no usage"],
 )
 def test_an_endpoint_that_can_never_do_stops_the_run_in_one_line(
     mend: Callable[[Watched], None], named: list[str], tmp_path: Path, ray_session: Any,
@@ -180,5 +182,7 @@ def test_a_key_that_is_revoked_in_the_sweep_stops_the_run_in_one_line(tmp_path: 
         assert run.run() == 2, run.said()
     line = run.said().splitlines()[-1]
     assert line.startswith("error: ") and "401" in line and "[hidden]" in line and "TOY_KEY" in line
-    assert "Traceback" not in run.said() and key not in run.said() + run.said("stdout")
+    assert (
+        "Traceback" not in run.said() and "Unhandled" not in run.said() and key not in run.said() + run.said("stdout")
+    )
     assert endpoint.refusals[Kind.ECHO_401] <= 8
