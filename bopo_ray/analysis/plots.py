@@ -109,7 +109,7 @@ def frontier_figure(
         own = points[points["method"] == name].sort_values(["cost_usd", "success"])
         ends[name] = _draw_method(axes, name, own, frontier_df[frontier_df["method"] == name])
     _draw_random_line(axes, points)
-    spread_x = points["cost_usd_high"].fillna(points["cost_usd"]).max()
+    spread_x = points["cost_usd_high"].fillna(points["cost_usd"]).max() or 1.0
     axes.set_xlim(0, spread_x * 1.04)
     lowest = points["success_low"].fillna(points["success"]).min()
     highest = points["success_high"].fillna(points["success"]).max()

@@ -102,7 +102,8 @@ def summary(episodes: pd.DataFrame, settings: Settings | None = None) -> dict[st
     settings = settings or Settings()
     data = _collect(episodes)
     boundary = [_boundary(data, ALWAYS_SMALL), _boundary(data, ALWAYS_LARGE)]
-    reference = settings.reference or Reference(1.1 * max(float(row.values["cost_usd"].mean()) for row in boundary))
+    dearest = max(float(row.values["cost_usd"].mean()) for row in boundary)
+    reference = settings.reference or Reference(1.1 * dearest or 1.0)  # models that cost nothing: any width will do
     own = _methods(data)
     points = {method: [_as_point(row) for row in [*rows, *boundary]] for method, rows in own.items()}
     points[BOUNDARY] = [_as_point(row) for row in boundary]
@@ -283,8 +284,8 @@ def _cost_saved(rows: Sequence[_Row], boundary: Sequence[_Row], settings: Settin
     for share in EQUAL_SUCCESS:
         reached = success_RP >= share * success_RP[:, -1:] - 1e-12
         allowed = np.where(reached, costs_RP, np.inf)
-        large = np.maximum(costs_RP[:, -1], 1e-300)
-        saved = 1.0 - allowed.min(axis=1) / large
+        large = costs_RP[:, -1]
+        saved = np.where(large > 0, 1.0 - allowed.min(axis=1) / np.maximum(large, 1e-300), 0.0)  # of nothing, nothing
         best = int(np.argmin(allowed[0]))
         records.append(
             {

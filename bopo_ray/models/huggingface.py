@@ -39,6 +39,8 @@ WAIT_S = 600.0
 """Bound on a call: waiting for a place in a batch, and at first for the weights, included."""
 MIN_PROMPT_TOKENS = 256
 """A context that leaves less than this for a prompt is no use."""
+_MAKING, _LOADING = threading.Lock(), threading.Lock()
+"""One model is made, and one loaded, at a time: loads of transformers that overlap leave models without weights."""
 ACTOR_THREADS = 512
 ACTOR_RESTARTS = 3
 
@@ -154,7 +156,7 @@ class HFModel(_Described):
         prompts = self._prompts()
         with self._lock:
             if self._writing is None:
-                with loading(self.spec):
+                with _LOADING, loading(self.spec):
                     model: Any = AutoModelForCausalLM.from_pretrained(
                         model_path(self.spec), revision=self._revision or "main", trust_remote_code=False,
                         dtype=getattr(torch, self._dtype),
@@ -262,8 +264,14 @@ def host(spec: ModelSpec, models: int = 2) -> None:
     _SharedHF(spec, models)._actor()
 
 
-@functools.cache
 def _local(spec: ModelSpec) -> HFModel:
+    """The model of this process: one, also for threads that ask at once."""
+    with _MAKING:
+        return _made(spec)
+
+
+@functools.cache
+def _made(spec: ModelSpec) -> HFModel:
     return HFModel(spec)
 
 

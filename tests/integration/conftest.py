@@ -104,7 +104,7 @@ class Frontier:
                 continue
         return found
 
-    def rows(self, store: str) -> dict[str, dict[str, object]]:
+    def rows(self, store: str) -> dict[str, dict[str, Any]]:
         """The stored episodes by id; fails when one is there twice.
 
         Without the router's probabilities and times: the last bits of the former vary with the batch that a decision
@@ -204,3 +204,11 @@ def ledger(run: Frontier) -> SpendLedger:
 def paid(run: Frontier) -> Counter[tuple[str, Usage]]:
     """The ledger's bill."""
     return Counter((row.model, row.usage) for row in ledger(run).paid_rows())
+
+
+def audited(run: Frontier) -> str:
+    """What the audit says; fails when it finds a difference."""
+    command = [sys.executable, "-m", "experiments.audit", str(run.out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

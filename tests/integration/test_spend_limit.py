@@ -6,7 +6,7 @@ import json
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from bopo_ray.records import StopReason
 from experiments.frontier import main
 from tests.endpoint import Ask, Fault, Kind
-from tests.integration.conftest import PAIR, Frontier, Watched, ledger, paid, write_pool
+from tests.integration.conftest import PAIR, Frontier, Watched, audited, ledger, paid, write_pool
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -60,7 +60,7 @@ class Trouble:
 
 
 @pytest.fixture(scope="module")
-def troubled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Frontier, Watched, Trouble]]:
+def troubled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Frontier, Watched, Trouble]:
     """A run without a limit, at an endpoint in trouble, evaluated under a cap in dollars."""
     folder = tmp_path_factory.mktemp("troubled")
     trouble = Trouble(folder / "out")
@@ -78,6 +78,7 @@ def test_a_run_ends_although_requests_hang_and_episodes_fail(troubled: tuple[Fro
     assert paid(run) == endpoint.delivered and set(paid_keys(run).values()) == {1}
     assert totals.lost_calls == len(endpoint.undelivered) == endpoint.refusals[Kind.HANG]
     assert totals.paid_microusd + totals.lost_microusd >= endpoint.cost_microusd
+    audited(run)
     # The group whose episodes failed was filled up.
     policy = run.rows("policy").values()
     assert Counter(e["group"] for e in policy) == dict.fromkeys(range(8), 3)
@@ -146,6 +147,7 @@ def test_a_run_stops_within_its_limit_and_goes_on_with_a_higher_one(
         spend = json.loads((run.out / "summary.json").read_text())["spend"]
         assert (spend["paid_calls"], spend["lost_calls"]) == (totals.paid_calls, totals.lost_calls)
         assert spend["paid_usd"] == totals.paid_microusd / 1e6
+        audited(run)
 
 
 @pytest.mark.parametrize(
