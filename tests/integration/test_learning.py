@@ -10,6 +10,8 @@ import pytest
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from bopo_ray.models import load_pool
+from bopo_ray.models.pool import resolve_pool
+from bopo_ray.models.pricing import price_table
 from bopo_ray.pipeline.settings import load_settings
 from bopo_ray.rllib.bopo import BoPO, BoPOConfig
 from tests.integration.conftest import Frontier
@@ -21,7 +23,9 @@ def algorithm(run: Frontier, learners: int = 0, minibatch: int = 64) -> BoPO:
     """BoPO on the boundary episodes of a finished run, from its BoSFT router."""
     s = load_settings(run.out / "settings.yaml")
     cfg = BoPOConfig()
-    cfg.environment(s.env, env_config={"pool": run.models, "env": {"max_steps": s.max_steps}})
+    cfg.environment(
+        s.env, env_config={"pool": resolve_pool(s.models, "", "", price_table()), "env": {"max_steps": s.max_steps}}
+    )
     cfg.env_runners(num_env_runners=0, create_local_env_runner=True, num_envs_per_env_runner=4)
     cfg.router(**s.router_shape)
     cfg.start_from(str(run.out / "policies" / "bosft"))
