@@ -55,7 +55,7 @@ SCHEMA = pa.schema(
         ("member", pa.int32()),
         ("seed", pa.int64()),
         ("greedy", pa.bool_()),
-        ("sample", pa.int32()),
+        ("sample", pa.int64()),
         ("budget_mode", pa.string()),
         ("budget_cap", pa.int64()),
         ("task_text", pa.string()),

@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from bopo_ray import store as store_module
 from bopo_ray.errors import StoreError
 from bopo_ray.records import Budget, CostMode, Episode, Phase
+from bopo_ray.rllib.bopo import BoPO, BoPOConfig
 from bopo_ray.store import EpisodeStore, write_table
 from tests.toy import play, toy_spec
 
@@ -50,6 +52,15 @@ def test_episodes_come_back_equal(tmp_path: Path) -> None:
         assert by_id(reader) == BY_ID and len(reader) == len(BY_ID)
     again = next(iter(by_id(store).values()))
     assert isinstance(again.spec.phase, Phase) and isinstance(again.steps, tuple)
+
+
+def test_a_sample_index_of_any_seed_is_kept(tmp_path: Path) -> None:
+    config = BoPOConfig().debugging(seed=4_000_000)
+    sample = BoPO._sample(SimpleNamespace(config=config, updates=7))
+    episode = dataclasses.replace(EPISODES[0], spec=dataclasses.replace(EPISODES[0].spec, sample=sample))
+    store = EpisodeStore(tmp_path, "p1")
+    store.append([episode])
+    assert sample > 2**31 and by_id(store) == {episode.spec.id: episode}
 
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
