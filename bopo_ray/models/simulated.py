@@ -144,7 +144,8 @@ class SimulatedModel:
     def __init__(self, spec: ModelSpec) -> None:
         if spec.target not in _SIZES:
             raise ConfigError(f"unknown simulated model {spec.target!r}; known: {', '.join(_SIZES)}")
-        self.name = self.identity = spec.label
+        self.name = spec.label
+        self.identity = f"{spec.model}|{spec.label}"  # its draws depend on both
         self.competence = _SIZES[spec.target]
         self.price, self.sampling = spec.price, spec.sampling
 

@@ -97,6 +97,11 @@ def model(**changes: object) -> SimulatedModel:
     return made
 
 
+def test_two_sizes_of_the_same_name_share_no_call() -> None:
+    pair = [SimulatedModel(ModelSpec(f"simulated:{size}", Price(1, 1, 1), name="sim")) for size in ("small", "large")]
+    assert pair[0].name == pair[1].name and pair[0].identity != pair[1].identity
+
+
 @pytest.mark.parametrize(
     ("turns", "action"),
     [((), PLAN[0]), (STEPS[:3], PLAN[3]), (STEPS, "wait1"), ([STEPS[0], WRONG], "teleport to kitchen"),
