@@ -13,7 +13,7 @@ import pyarrow as pa
 from bopo_ray.method.synthesis import Expert, choose_expert, gate, stratified_shares
 from bopo_ray.method.taxonomy import counts
 from bopo_ray.pipeline.run import Run, write_json
-from bopo_ray.records import Difficulty, Episode, EpisodeSpec, Phase
+from bopo_ray.records import CostMode, Difficulty, Episode, EpisodeSpec, Phase
 from bopo_ray.rllib.bopo import Boundary, read_boundaries
 from bopo_ray.rllib.bosft import BoSFT, BoSFTConfig
 from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL
@@ -52,6 +52,8 @@ def boundary_stage(run: Run) -> dict[str, Boundary]:
         + ", ".join(f"{n} {d}" for d, n in shares.items())
         + f"; always-small costs more than always-large on {inverted} of {len(rows)} tasks"
     )
+    if run.mode is CostMode.USD and not any(r["cost_large_usd"] + r["cost_small_usd"] for r in rows):
+        run.console.print("every call costs $0: lambda has no effect; count calls of the large model with --cost calls")
     return boundaries
 
 
