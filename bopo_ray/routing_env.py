@@ -2,7 +2,9 @@
 
 What always holds: an episode's cost is the sum of its calls' measured costs, whether they were paid for now or had
 been stored; with a budget, each call's worst case is reserved before it is made and settled by the measured usage
-(Eq. 9), so the cap is never exceeded; a call whose model is masked is made by the best model that can be paid.
+(Eq. 9), so the cap is never exceeded; a call whose model is masked is made by the best model that can be paid; what
+a budget has spent is in the steps, also when it ran out between the attempts at a call: that step has no tokens, no
+reply and no observation, and says what its attempts may have been charged.
 """
 
 from __future__ import annotations
@@ -93,8 +95,8 @@ class RoutingEnv(gym.Env[str, np.int64]):
     def step(self, action: np.int64 | int) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """One model call and one environment step.
 
-        Raises ModelError when the call fails (nothing was spent, it may be stepped again), EngineError when the
-        environment does (the episode is lost: reset).
+        Raises ModelError when the call fails (only what may have been charged was spent, it may be stepped again),
+        EngineError when the environment does (the episode is lost: reset).
         """
         if self._needs_reset:
             raise gym.error.ResetNeeded("Cannot call env.step() before calling env.reset() or after the episode ended.")
@@ -105,8 +107,8 @@ class RoutingEnv(gym.Env[str, np.int64]):
             index = self._mask.index(True)
         try:
             answer = self._call(index)
-        except BudgetSpent:
-            return self._finish(StopReason.BUDGET, {})
+        except BudgetSpent as error:
+            return self._finish(StopReason.BUDGET, _unanswered(index, error.lost) if error.lost else {})
         reply = answer.reply
         act = parse_action(reply.text)
         terminated = truncated = False
@@ -200,3 +202,11 @@ class RoutingEnv(gym.Env[str, np.int64]):
         terminated = stop in (StopReason.SUCCESS, StopReason.FAILURE)
         outcome = float(self._last["outcome"])
         return self._view(), outcome, terminated, not terminated, info | self._status() | {"stop": stop}
+
+
+def _unanswered(index: int, lost: int) -> dict[str, Any]:
+    """The step of a call of model `index` that no reply came to, and no budget was left to ask again."""
+    return {
+        "model": index, "reply": "", "action": "", "observation": "", "prompt_tokens": 0, "cached_tokens": 0,
+        "completion_tokens": 0, "cost_microusd": 0, "lost_microusd": lost, "latency_s": 0.0,
+    }  # fmt: skip

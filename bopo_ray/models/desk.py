@@ -59,6 +59,11 @@ class Answer:
 class BudgetSpent(Exception):  # noqa: N818 (not an error: the episode's cap did its work)
     """What is left of the episode's budget can't pay for another attempt."""
 
+    def __init__(self, lost: int = 0) -> None:
+        """`lost`: micro-dollars, worst case, of this call's attempts before, whose reply never came."""
+        super().__init__(lost)
+        self.lost = lost
+
 
 class Calls(Protocol):
     """What the desk asks of a call store, see `bopo_ray.models.calls.CallStore`."""
@@ -198,6 +203,8 @@ class Desk:
                     except AttemptError as error:
                         lost += worst * error.billed
                         raise
+                    except BudgetSpent:
+                        raise BudgetSpent(lost) from None
                     stored = True
                     return Answer(reply, model.price.cost(reply.usage), lost)
             raise AssertionError("tenacity returns or raises")

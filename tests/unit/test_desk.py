@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sqlite3
 import tempfile
 import threading
@@ -220,7 +221,8 @@ def test_a_mate_whose_maker_ran_out_of_budget_tries_for_itself(office: Office, t
     until(lambda: model.asked == 2)
     time.sleep(0.05)
     gate.set()
-    assert isinstance(maker.exception(LONG_S), BudgetSpent)
+    spent = maker.exception(LONG_S)
+    assert isinstance(spent, BudgetSpent) and spent.lost == WORST
     assert mate.result(LONG_S) == Answer(Reply("reply 1", USAGE, 0.25), COST, 0)
     assert (small.spent, office.bill.lost_microusd, office.bill.paid_microusd) == (WORST, WORST, COST)
 
@@ -420,6 +422,16 @@ def test_an_episodes_budget_pays_the_worst_case_or_nothing(office: Office, cap: 
         with pytest.raises(BudgetSpent):
             ask(office.desk(), model, budget=budget)
         assert (model.calls, budget.spent, office.bill) == (0, 0, ModelTotals("all"))
+
+
+@pytest.mark.parametrize("billed", [(), (True,), (True, False, True)])
+def test_a_spent_budget_says_what_was_lost_before(office: Office, billed: tuple[bool, ...]) -> None:
+    lost = sum(billed) * WORST
+    model, budget = Fake(*(failed(billed=b) for b in billed), USAGE), office.budget(lost + WORST - 1)
+    with pytest.raises(BudgetSpent) as caught:
+        ask(office.desk(), model, budget=budget)
+    assert (model.calls, caught.value.lost, budget.spent, office.bill.lost_microusd) == (len(billed), lost, lost, lost)
+    assert pickle.loads(pickle.dumps(caught.value)).lost == lost
 
 
 def test_a_stored_call_needs_its_cost_only(office: Office) -> None:

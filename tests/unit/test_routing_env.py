@@ -11,11 +11,12 @@ from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bopo_ray.agent import FEEDBACK
+from bopo_ray.agent import FEEDBACK, episode_views
 from bopo_ray.errors import AttemptError, EngineError, ModelError, UnknownTaskError
 from bopo_ray.models import load_pool
+from bopo_ray.models.desk import Answer, BudgetSpent, Desk, RetryPolicy
 from bopo_ray.models.pricing import Usage
-from bopo_ray.models.protocol import Message
+from bopo_ray.models.protocol import Message, ModelPool
 from bopo_ray.models.tokens import prompt_tokens
 from bopo_ray.records import Budget, CostMode, StopReason
 from tests.toy import PLANS, play, routing_env, scripted_pool, toy_spec
@@ -192,6 +193,56 @@ def test_a_cap_below_one_small_call_stops_before_any_call() -> None:
     # One micro-dollar more pays for exactly one small call, not for a large one.
     assert env.reset(options=options(budget=Budget(CostMode.USD, worst)))[1]["action_mask"] == (True, False)
     assert env.step(1)[4]["model"] == 0
+
+
+def breaks_off(after: int, times: int) -> ModelPool:
+    """A pool whose large model answers so many calls, then breaks off so many attempts that may be charged."""
+    pool = scripted_pool(FETCH, max_completion_tokens=10)
+    large = pool.models[1]
+
+    def reply(step: int) -> str:
+        if after < large.calls <= after + times:
+            raise AttemptError("broke off", kind="cut", retry=True, billed=True)
+        return FETCH[step]
+
+    large.reply = reply
+    return pool
+
+
+QUICK = Desk(retry=RetryPolicy(first_wait_s=0.001, longest_wait_s=0.001))
+
+
+@pytest.mark.parametrize("answered", [0, 2])
+def test_a_budget_that_runs_out_between_two_attempts_is_in_the_steps(answered: int) -> None:
+    free, _ = play(toy_spec(), routing_env(breaks_off(0, 0)), p_large=1.0)
+    before = sum(s.cost_microusd for s in free.steps[:answered])
+    worst = 10 * free.steps[answered].prompt_tokens + 20 * 10  # $10 per million words in, $20 out
+    spec = toy_spec(budget=Budget(CostMode.USD, before + 3 * worst - 1))
+    env = routing_env(breaks_off(answered, 9), desk=QUICK)
+    episode, views = play(spec, env, p_large=1.0)
+    assert (episode.stop, episode.success, len(episode.steps)) == (StopReason.BUDGET, False, answered + 1)
+    last = episode.steps[-1]
+    assert (last.model, last.reply, last.action, last.observation) == (1, "", "", "")
+    assert (last.prompt_tokens, last.completion_tokens, last.cost_microusd, last.lost_microusd) == (0, 0, 0, 2 * worst)
+    assert sum(s.charged_microusd for s in episode.steps) == env._ledger.spent == before + 2 * worst
+    assert episode.cost_microusd == before
+    assert episode_views(episode) == views
+
+
+def test_a_call_that_was_never_made_is_no_step() -> None:
+    class Refuses(Desk):
+        def call(self, *_: object) -> Answer:
+            raise BudgetSpent  # a stored reply that costs more than is left
+
+    episode, _ = play(toy_spec(budget=Budget(CostMode.USD, 10**6)), routing_env(desk=Refuses()))
+    assert (episode.stop, episode.steps) == (StopReason.BUDGET, ())
+
+
+def test_attempts_that_were_lost_before_the_reply_are_in_its_step() -> None:
+    env = routing_env(breaks_off(1, 2), desk=QUICK)
+    episode, _ = play(toy_spec(budget=Budget(CostMode.USD, 10**6)), env, p_large=1.0)
+    assert episode.success and [s.lost_microusd > 0 for s in episode.steps] == [False, True, False, False]
+    assert sum(s.charged_microusd for s in episode.steps) == env._ledger.spent
 
 
 def test_a_masked_choice_is_made_by_the_best_model_that_can_be_paid() -> None:
