@@ -1,12 +1,16 @@
-"""`transformers serve` with a tiny trained model, over real HTTP: an episode, its bill, and the same model at home."""
+"""`transformers serve` with tiny trained models, over real HTTP: an episode, its bill, and the same model at home; then
+the main job on two of them."""
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
 from ray.thirdparty_files import psutil
 from transformers import AutoTokenizer
 
@@ -16,7 +20,8 @@ from bopo_ray.models.openai_http import OpenAIModel
 from bopo_ray.models.pool import ModelSpec
 from bopo_ray.models.pricing import Price
 from bopo_ray.models.protocol import LanguageModel, Message, Reply, Request
-from tests.tiny_lm import make_tiny_lm, serve
+from tests.integration.conftest import PAIR, Frontier, audited, ledger, paid, price
+from tests.tiny_lm import make_tiny_lm, make_untrained_lm, serve
 from tests.toy import Toy
 
 FREE = Price(0, 0, 0)
@@ -71,6 +76,49 @@ def test_an_episode_over_http_is_billed_exactly_and_equals_the_one_at_home(
         assert reply.usage.prompt_tokens <= min(remote.bound(messages), home.bound(messages))
     remote.close()
     home.close()
+
+
+@pytest.mark.timeout(600)
+def test_the_main_job_on_served_models(small: Path, url: str, tmp_path: Path) -> None:
+    """Beside a model that writes noise, the one that can only fetch is the large one."""
+    noise = make_untrained_lm(tmp_path / "noise")
+    prices = {"noise": price("toy-small"), "fetcher": price("toy-large")}
+    with serve(noise) as other:
+        models = [
+            {"model": f"openai:{folder}", "name": name, "price": prices[name].to_dict(), "base_url": address,
+             "key_variable": "", "max_completion_tokens": 32, "timeout_s": 300}
+            for name, folder, address in (("noise", noise, other), ("fetcher", small, url))
+        ]  # fmt: skip
+        pool = tmp_path / "pool.yaml"
+        pool.write_text(yaml.safe_dump({"models": models}))
+        run = Frontier(
+            tmp_path, (*PAIR, "--models", str(pool), "--temperature", "0", "--max-steps", "6", "--ignore-gate")
+        )
+        assert run.run() == 0, run.said()
+    assert "0 differ" in audited(run)
+
+    # Each step has the usage that the server reported.
+    stores = {name: run.rows(name).values() for name in ("boundary", "stratified", "policy", "evaluation")}
+    steps = [s for episodes in stores.values() for e in episodes for s in e["steps"]]
+    assert all(stores.values()) and {s["model"] for s in steps} == {0, 1}
+    assert all(s["prompt_tokens"] > 20 and 0 < s["completion_tokens"] <= 32 for s in steps)
+    solved = {(e["policy"], e["task"].partition("/")[0]) for e in stores["boundary"] if e["success"]}
+    assert solved == {("always-large", "fetch")}
+
+    # The report's bill is the ledger's, and the ledger's is that of its calls and of the steps.
+    totals, spend = ledger(run).totals(), json.loads((run.out / "summary.json").read_text())["spend"]
+    costs = Counter[str]()
+    for (model, usage), calls in paid(run).items():
+        costs[model] += calls * prices[model].cost(usage)
+    assert {m.model: m.paid_microusd for m in totals.models} == costs and all(costs.values())
+    bill = totals.overall
+    for kind in ("paid", "saved", "lost"):
+        assert spend[f"{kind}_calls"] == getattr(bill, f"{kind}_calls")
+        assert spend[f"{kind}_usd"] == getattr(bill, f"{kind}_microusd") / 1e6
+    assert (bill.lost_calls, bill.reserved_microusd) == (0, 0)
+    assert bill.paid_calls + bill.saved_calls == spend["calls"] == len(steps)
+    assert bill.paid_microusd + bill.saved_microusd == sum(s["cost_microusd"] for s in steps) > 0
+    assert f"<td>Paid</td><td>{bill.paid_calls:,}</td>" in (run.out / "report.html").read_text()
 
 
 def test_the_server_is_gone_at_the_end(small: Path) -> None:
