@@ -1,14 +1,16 @@
 """The audit: every dollar of a results folder worked out again from the raw usage, and compared with what is stored.
 
 Always true here: nothing is taken from a stored cost; the prices are those in the folder's pool.yaml, whose hash must
-be the one in every episode file.
+be the one in every episode file. What the store saved and what was lost leave no usage behind: of these the report's
+sums must be the ledger's, and the ledger's must cover every answer and every loss in the episodes. They may be more,
+since an episode that was dropped or begun anew has spent, too.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import pyarrow.parquet as pq
 from bopo_ray.errors import StoreError
 from bopo_ray.models.pool import PoolSpec, read_pool
 from bopo_ray.models.pricing import PriceTable, Usage
-from bopo_ray.models.spend import SpendLedger
+from bopo_ray.models.spend import ModelTotals, SpendLedger
 from bopo_ray.store import EpisodeStore
 
 __all__ = ["Audit", "Difference", "audit"]
@@ -66,6 +68,9 @@ class _Auditor:
         """Evaluation episodes' costs, by policy."""
         self.large: dict[str, list[int]] = defaultdict(list)
         self.boundary: dict[tuple[str, str], list[int]] = defaultdict(list)
+        self.answers, self.worth, self.lost = Counter[str](), Counter[str](), Counter[str]()
+        """In all episodes, by model: calls that were answered, their cost, and what was lost."""
+        self.ledger = ModelTotals("all")
         self.episodes = self.calls = self.total = self.figures = self.paid_calls = self.paid = 0
 
     def compare(self, where: str, what: str, stored: float, recomputed: float, tolerance: float = 0.0) -> None:
@@ -91,7 +96,11 @@ class _Auditor:
         cost = lost = large = 0
         for t, step in enumerate(row["steps"]):
             usage = Usage(step["prompt_tokens"], step["completion_tokens"], step["cached_tokens"])
-            own = self.pool.models[step["model"]].price.cost(usage)
+            model = self.pool.models[step["model"]]
+            own = model.price.cost(usage)
+            self.answers[model.label] += bool(step["reply"] or step["observation"])
+            self.worth[model.label] += own
+            self.lost[model.label] += step["lost_microusd"]
             self.compare(where, f"cost of step {t}, micro-dollars", step["cost_microusd"], own)
             cost, lost, large = cost + own, lost + step["lost_microusd"], large + (step["model"] > 0)
         self.compare(where, "cost, micro-dollars", row["cost_microusd"], cost)
@@ -111,8 +120,12 @@ class _Auditor:
     def audit_report(self) -> None:
         path = self.folder / "frontier.csv"
         if path.exists():
-            for row in pd.read_csv(path).to_dict("records"):
-                costs, large = self.costs[row["policy"]], self.large[row["policy"]]
+            table = pd.read_csv(path)
+            rows = Counter(table["policy"])
+            for policy in self.costs:
+                self.compare(f"frontier.csv: {policy}", "rows", rows[policy], 1)
+            for row in table.to_dict("records"):
+                costs, large = self.costs.get(row["policy"]), self.large[row["policy"]]
                 if costs:
                     where = f"frontier.csv: {row['policy']}"
                     self.compare(where, "dollars per task", row["cost_usd"], _mean(costs) / 1e6, TOLERANCE_USD)
@@ -134,6 +147,11 @@ class _Auditor:
             self.compare(path.name, "dollars of all episodes", spend["cost_usd"], self.total / 1e6, TOLERANCE_USD)
             self.compare(path.name, "paid calls", spend["paid_calls"], self.paid_calls)
             self.compare(path.name, "paid dollars", spend["paid_usd"], self.paid / 1e6, TOLERANCE_USD)
+            saved, lost = self.ledger.saved_microusd / 1e6, self.ledger.lost_microusd / 1e6
+            self.compare(path.name, "saved calls", spend["saved_calls"], self.ledger.saved_calls)
+            self.compare(path.name, "saved dollars", spend["saved_usd"], saved, TOLERANCE_USD)
+            self.compare(path.name, "lost calls", spend["lost_calls"], self.ledger.lost_calls)
+            self.compare(path.name, "lost dollars", spend["lost_usd"], lost, TOLERANCE_USD)
 
     def audit_ledger(self) -> None:
         path = self.folder / "spend.db"
@@ -145,9 +163,19 @@ class _Auditor:
             own = prices[model].cost(usage) if model in prices else -1
             self.compare(f"{path.name}: paid call {i} of {model}", "cost, micro-dollars", cost, own)
             self.paid_calls, self.paid = self.paid_calls + 1, self.paid + own
-        totals = ledger.totals().overall
-        self.compare(path.name, "paid calls", totals.paid_calls, self.paid_calls)
-        self.compare(path.name, "paid micro-dollars", totals.paid_microusd, self.paid)
+        totals = ledger.totals()
+        self.ledger = totals.overall
+        self.compare(path.name, "paid calls", self.ledger.paid_calls, self.paid_calls)
+        self.compare(path.name, "paid micro-dollars", self.ledger.paid_microusd, self.paid)
+        by_model = {m.model: m for m in totals.models}
+        for name in prices:
+            m = by_model.get(name, ModelTotals(name))
+            for what, counted, found in (
+                ("paid or saved calls", m.paid_calls + m.saved_calls, self.answers[name]),
+                ("paid or saved micro-dollars", m.paid_microusd + m.saved_microusd, self.worth[name]),
+                ("lost micro-dollars", m.lost_microusd, self.lost[name]),
+            ):
+                self.compare(f"{path.name}: {name}", f"{what}, at least", counted, max(counted, found))
 
 
 def audit(folder: Path) -> Audit:

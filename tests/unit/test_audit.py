@@ -303,8 +303,30 @@ def test_each_difference_says_both_figures(run: Path, capsys: pytest.CaptureFixt
             {"cost, micro-dollars", "paid micro-dollars", "paid dollars"},
         ),
         ("DELETE FROM paid WHERE id = 3", {"paid calls", "paid micro-dollars", "paid dollars"}),
-        ("UPDATE models SET paid_microusd = paid_microusd - 1 WHERE model = 'simulated:large'", {"paid micro-dollars"}),
+        (
+            "UPDATE models SET paid_microusd = paid_microusd - 1 WHERE model = 'simulated:large'",
+            {"paid micro-dollars", "paid or saved micro-dollars, at least"},
+        ),
         ("UPDATE models SET paid_calls = paid_calls + 1 WHERE model = 'simulated:small'", {"paid calls"}),
+        (
+            "UPDATE models SET saved_calls = saved_calls - 1 WHERE model = 'simulated:small'",
+            {"saved calls", "paid or saved calls, at least"},
+        ),
+        (
+            "UPDATE models SET saved_microusd = saved_microusd - 1 WHERE model = 'simulated:large'",
+            {"saved dollars", "paid or saved micro-dollars, at least"},
+        ),
+        (
+            "DELETE FROM models WHERE model = 'simulated:large'",
+            {
+                "paid calls",
+                "paid micro-dollars",
+                "saved calls",
+                "saved dollars",
+                "paid or saved calls, at least",
+                "paid or saved micro-dollars, at least",
+            },
+        ),
     ],
 )
 def test_the_ledger_was_changed(statement: str, what: set[str], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -314,18 +336,75 @@ def test_the_ledger_was_changed(statement: str, what: set[str], run: Path, capsy
     assert any(d.where.startswith("spend.db") for d in found.differences) and "spend.db" in said
 
 
+@pytest.mark.parametrize("kind", ["saved", "lost"])
+def test_the_ledger_counts_more_than_the_report(kind: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The episodes alone allow it: one that was begun anew has spent, too."""
+    sql(run, f"UPDATE models SET {kind}_calls = {kind}_calls + 1, {kind}_microusd = {kind}_microusd + 9 WHERE model = "
+             "'simulated:small'")  # fmt: skip
+    code, said, found = audited(run, capsys)
+    assert (code, {(d.where, d.what) for d in found.differences}) == (
+        1, {("summary.json", f"{kind} calls"), ("summary.json", f"{kind} dollars")})  # fmt: skip
+    assert f"{kind} calls" in said and f"{kind} dollars" in said
+    (run / "summary.json").unlink()
+    assert audited(run, capsys)[0] == 0
+
+
+def lost_between_two_attempts(rows: list[dict[str, Any]]) -> None:
+    """As when a cap in dollars ends an episode there: a step of a call that was never answered."""
+    row = next(r for r in rows if r["budget_mode"] == "usd" and r["stop"] == "budget")
+    nothing = {"model": 1, "reply": "", "action": "", "observation": "", "prompt_tokens": 0, "cached_tokens": 0,
+               "completion_tokens": 0, "cost_microusd": 0, "lost_microusd": 40}  # fmt: skip
+    row["steps"].append(row["steps"][-1] | nothing)
+    row["calls"] += 1
+    row["large_calls"] += 1
+    row["budget_cap"] = 10**6
+
+
+@pytest.mark.parametrize(("counted", "differ"), [(39, 1), (40, 0), (41, 0)])
+def test_what_the_steps_lost_is_in_the_ledger(
+    counted: int, differ: int, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = json.loads((run / "summary.json").read_text())["spend"]
+    change_episodes(run, lost_between_two_attempts)
+    sql(run, f"UPDATE models SET lost_calls = 1, lost_microusd = {counted} WHERE model = 'simulated:large'")
+    change_summary(run, calls=summary["calls"] + 1, lost_calls=1, lost_usd=counted / 1e6)
+    (run / "frontier.csv").unlink()
+    code, said, found = audited(run, capsys)
+    assert (code, len(found.differences)) == (differ, differ)
+    for d in found.differences:
+        assert (d.where, d.what) == ("spend.db: simulated:large", "lost micro-dollars, at least")
+        assert (d.stored, d.recomputed) == (39, 40) and d.where in said and d.what in said
+
+
 @pytest.mark.parametrize(
-    ("column", "what"),
-    [("cost_usd", "dollars per task"), ("large_calls", "large calls per task"), ("policy", "episodes")],
+    ("column", "what"), [("cost_usd", "dollars per task"), ("large_calls", "large calls per task")]
 )
 def test_the_frontier_was_changed(column: str, what: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = pd.read_csv(run / "frontier.csv")
-    table.loc[1, column] = "nobody" if column == "policy" else table.loc[1, column] + 1e-6
+    table.loc[1, column] += 1e-6
     table.to_csv(run / "frontier.csv", index=False)
     code, said, found = audited(run, capsys)
     (d,) = found.differences
     assert (code, d.what, d.where) == (1, what, f"frontier.csv: {table.loc[1, 'policy']}")
     assert d.where in said and what in said
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_each_evaluated_policy_has_one_row(rows: int, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pd.read_csv(run / "frontier.csv")
+    pd.concat([table.drop(index=1)] + [table.loc[[1]]] * rows).to_csv(run / "frontier.csv", index=False)
+    code, said, found = audited(run, capsys)
+    (d,) = found.differences
+    assert (code, d.what, d.where) == (1, "rows", f"frontier.csv: {table.loc[1, 'policy']}")
+    assert (d.stored, d.recomputed) == (rows, 1) and d.where in said
+
+
+def test_a_row_of_a_policy_that_was_never_evaluated(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pd.read_csv(run / "frontier.csv")
+    pd.concat([table, table.loc[[1]].assign(policy="nobody")]).to_csv(run / "frontier.csv", index=False)
+    code, said, found = audited(run, capsys)
+    (d,) = found.differences
+    assert (code, d.what, d.where) == (1, "episodes", "frontier.csv: nobody") and d.where in said
 
 
 def test_the_boundaries_were_changed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -338,7 +417,10 @@ def test_the_boundaries_were_changed(run: Path, capsys: pytest.CaptureFixture[st
     assert d.where in said
 
 
-@pytest.mark.parametrize("name", ["episodes", "calls", "cost_usd", "paid_calls", "paid_usd"])
+@pytest.mark.parametrize(
+    "name",
+    ["episodes", "calls", "cost_usd", "paid_calls", "paid_usd", "saved_calls", "saved_usd", "lost_calls", "lost_usd"],
+)
 def test_the_summary_was_changed(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = json.loads((run / "summary.json").read_text())["spend"][name]
     change_summary(run, **{name: before + (1e-6 if name.endswith("_usd") else 1)})
