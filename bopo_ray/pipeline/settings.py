@@ -64,7 +64,7 @@ class Settings:
     strata: int = 10
     """stratified rollouts of a Hard task: P(large) = 0/N, 1/N .. N/N"""
     sft_epochs: int = 8
-    """passes of BoSFT over the expert steps"""
+    """passes of BoSFT over the expert steps; the one that does best on held-out training tasks is kept"""
     sft_lr: float = 5e-4
     """learning rate of BoSFT"""
     ignore_gate: bool = False

@@ -87,14 +87,16 @@ def bosft_stage(run: Run, boundaries: dict[str, Boundary]) -> Path:
     figures = json.loads(report.read_text())
     p = gate(np.full(figures["hard_steps"], figures["p_large_hard"]), override=s.ignore_gate)
     run.console.print(
-        f"BoSFT: {figures['experts']} expert trajectories, {figures['steps']} steps; loss {figures['loss']:.3f} "
-        f"(validation {figures['validation_loss']:.3f}), accuracy {figures['accuracy']:.0%}; "
+        f"BoSFT: {figures['experts']} expert trajectories, {figures['steps']} steps; kept epoch {figures['epoch']} of "
+        f"{s.sft_epochs}: loss {figures['loss']:.3f}, on {figures['held_out'] or 'no'} held-out tasks "
+        f"{figures['validation_loss']:.3f}; "
         f"mean pi(LARGE) on Hard training states {p:.2f} (gate: 0.10)"
     )
     return folder
 
 
 def _train(run: Run, experts: list[Expert], folder: Path) -> dict[str, Any]:
+    """Trains and saves the router; where there are enough tasks, every eighth is held out to choose the epoch by."""
     s = run.settings
     cfg = BoSFTConfig().environment(s.env, env_config=run.config().env_config).router(**s.router_shape)
     cfg.lr = s.sft_lr
@@ -103,26 +105,17 @@ def _train(run: Run, experts: list[Expert], folder: Path) -> dict[str, Any]:
     assert isinstance(algorithm, BoSFT)
     held_out = experts[::8] if len(experts) >= 16 else []
     algorithm.set_experts([e for e in experts if e not in held_out] if held_out else experts)
+    temporary = folder.with_suffix(".tmp").resolve()
     with run.progress("BoSFT", s.sft_epochs) as advance:
-        for _ in range(s.sft_epochs):
-            result = algorithm.train()
-            advance()
-    learned = result["learners"]["default_policy"]
+        kept = algorithm.fit(s.sft_epochs, held_out, temporary, advance)
+    algorithm.load_router(temporary)
     p_hard = algorithm.p_large(experts, Difficulty.HARD)
-    validation = held_out or experts
-    p = np.clip(algorithm.p_large(validation), 1e-6, 1 - 1e-6)
-    labels = np.concatenate([np.asarray(e.labels) > 0 for e in validation])
-    temporary = folder.with_suffix(".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    algorithm.save_router(temporary.resolve())
+    algorithm.stop()
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
-    algorithm.stop()
-    return {
-        "experts": len(experts), "steps": sum(len(e.labels) for e in experts), "hard_steps": int(p_hard.size),
-        "loss": float(learned["sft_loss"]), "accuracy": float(learned["accuracy"]),
-        "validation_loss": float(-np.mean(np.where(labels, np.log(p), np.log(1 - p)))),
-        "p_large_hard": float(p_hard.mean()) if p_hard.size else 0.0,
+    return kept | {
+        "experts": len(experts), "held_out": len(held_out), "steps": sum(len(e.labels) for e in experts),
+        "hard_steps": int(p_hard.size), "p_large_hard": float(p_hard.mean()) if p_hard.size else 0.0,
     }  # fmt: skip
 
 

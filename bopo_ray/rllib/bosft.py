@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import LEARNER_RESULTS
 
 from bopo_ray.errors import ConfigError
+from bopo_ray.method.loss import bosft_loss
 from bopo_ray.method.synthesis import Expert, step_weights
 from bopo_ray.records import Difficulty, spawn_seed
 from bopo_ray.rllib.batch import episode_ids, sft_batch
@@ -61,6 +63,29 @@ class BoSFT(Algorithm):
             raise ConfigError("0 expert trajectories: need at least one task with boundary rollouts")
         self.experts = tuple(experts)
 
+    def fit(
+        self, epochs: int, held_out: Sequence[Expert], folder: Path, advance: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """Trains, and saves the router of the epoch with the least loss on `held_out`; of the last one without any.
+
+        A small router knows its tasks by heart after a few epochs, and is then just as certain, and wrong, on others.
+        [ours]
+
+        Returns:
+            `epoch` (the one kept, from 1), `loss` and `accuracy` (on its own tasks), `validation_loss`; in nats.
+        """
+        best: dict[str, float] = {}
+        for epoch in range(1, epochs + 1):
+            learned = self.train()["learners"][DEFAULT_MODULE_ID]
+            validation = self.loss(held_out or self.experts)
+            if not best or not held_out or validation < best["validation_loss"]:
+                best = {"epoch": epoch, "loss": float(learned["sft_loss"]), "accuracy": float(learned["accuracy"]),
+                        "validation_loss": validation}  # fmt: skip
+                shutil.rmtree(folder, ignore_errors=True)
+                self.save_router(folder)
+            advance()
+        return best
+
     @override(Algorithm)
     def training_step(self) -> None:
         cfg = self.config
@@ -80,17 +105,33 @@ class BoSFT(Algorithm):
             lambda learner: learner.module[DEFAULT_MODULE_ID].unwrapped().save_to_path(str(folder))
         )
 
+    def load_router(self, folder: Path) -> None:
+        """Puts a saved router in the learner's place."""
+        self.learner_group.foreach_learner(
+            lambda learner: learner.module[DEFAULT_MODULE_ID].unwrapped().restore_from_path(str(folder))
+        )
+
+    def loss(self, experts: Sequence[Expert]) -> float:
+        """The training loss on these experts, in nats."""
+        cfg = self.config
+        labels = torch.from_numpy(np.concatenate([np.asarray(e.labels, np.int64) for e in experts]))
+        weights = step_weights([e.difficulty for e in experts for _ in e.labels], cfg.hard_share)
+        return float(bosft_loss(self._logits(experts), labels, torch.from_numpy(weights)))
+
     def p_large(self, experts: Sequence[Expert], difficulty: Difficulty | None = None) -> np.ndarray:
         """pi(any model but the smallest) at each step of the experts' trajectories, [steps]."""
         chosen = [e for e in experts if difficulty is None or e.difficulty is difficulty]
         if not chosen:
             return np.zeros(0)
-        ids = torch.from_numpy(np.concatenate([episode_ids(e.episode, self.config.context) for e in chosen]))
+        return torch.softmax(self._logits(chosen), -1)[:, 1:].sum(-1).numpy()
 
-        def probabilities(learner: Any) -> np.ndarray:
+    def _logits(self, experts: Sequence[Expert]) -> torch.Tensor:
+        """The learner's logits at each step of the experts' trajectories, [steps, n_models]."""
+        ids = torch.from_numpy(np.concatenate([episode_ids(e.episode, self.config.context) for e in experts]))
+
+        def logits(learner: Any) -> torch.Tensor:
             module = learner.module[DEFAULT_MODULE_ID].unwrapped()
             with torch.no_grad():
-                logits = torch.cat([module.policy(c.to(learner.device)).cpu() for c in ids.split(256)])
-            return torch.softmax(logits, -1)[:, 1:].sum(-1).numpy()
+                return torch.cat([module.policy(c.to(learner.device)).cpu() for c in ids.split(256)])
 
-        return self.learner_group.foreach_learner(probabilities).result_or_errors[0].get()
+        return self.learner_group.foreach_learner(logits).result_or_errors[0].get()

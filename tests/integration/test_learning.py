@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from ray.rllib.core import DEFAULT_MODULE_ID
 
+from bopo_ray.method.synthesis import Expert
 from bopo_ray.models import load_pool
 from bopo_ray.models.pool import resolve_pool
 from bopo_ray.models.pricing import price_table
 from bopo_ray.pipeline.settings import load_settings
-from bopo_ray.rllib.bopo import BoPO, BoPOConfig
+from bopo_ray.records import CostMode, Difficulty
+from bopo_ray.rllib.bopo import BoPO, BoPOConfig, read_boundaries
+from bopo_ray.rllib.bosft import BoSFT, BoSFTConfig
 from tests.integration.conftest import Frontier
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -114,3 +117,24 @@ def test_two_learners_learn_what_one_does(toy_run: Frontier, ray_session: Any) -
     assert np.abs(moved).max() > 1e-4
     # Adam's first step is lr * sign(gradient) nearly everywhere: only where the gradient is rounding it may differ.
     assert np.mean(np.abs(apart) > 1e-5) < 1e-2
+
+
+def test_bosft_keeps_the_epoch_that_does_best_on_held_out_tasks(
+    toy_run: Frontier, ray_session: Any, tmp_path: Path
+) -> None:
+    s = load_settings(toy_run.out / "settings.yaml")
+    boundaries = read_boundaries(toy_run.out / "episodes" / "boundary", load_pool(s.models).price_hash, CostMode.USD)
+    rollouts = [b.large[0] for b in boundaries.values()]
+    easy = [Expert(e, (0,) * len(e.steps), Difficulty.EASY) for e in rollouts]
+    contrary = [Expert(e, (1,) * len(e.steps), Difficulty.EASY) for e in rollouts]
+    cfg = BoSFTConfig().environment(s.env, env_config={"pool": resolve_pool(s.models, "", "", price_table())})
+    cfg.router(**s.router_shape).debugging(seed=0)
+    built = cfg.build_algo()
+    assert isinstance(built, BoSFT)
+    built.set_experts(easy)
+    kept = built.fit(3, contrary, tmp_path / "router")
+    assert kept["epoch"] == 1 and built.loss(contrary) > kept["validation_loss"]  # the more it learns, the worse there
+    built.load_router(tmp_path / "router")
+    assert built.loss(contrary) == pytest.approx(kept["validation_loss"])
+    assert built.fit(3, (), tmp_path / "router")["epoch"] == 3
+    built.stop()
