@@ -92,7 +92,8 @@ def test_the_main_job_on_served_models(small: Path, url: str, tmp_path: Path) ->
         pool = tmp_path / "pool.yaml"
         pool.write_text(yaml.safe_dump({"models": models}))
         run = Frontier(
-            tmp_path, (*PAIR, "--models", str(pool), "--temperature", "0", "--max-steps", "6", "--ignore-gate")
+            tmp_path,
+            (*PAIR, "--models", str(pool), "--temperature", "0", "--max-steps", "6", "--cpus", "1", "--ignore-gate"),
         )
         assert run.run() == 0, run.said()
     assert "0 differ" in audited(run)
