@@ -21,6 +21,7 @@ from ray.rllib.utils.metrics import LEARNER_RESULTS
 
 from bopo_ray.errors import ConfigError, EngineError, SpendLimitError
 from bopo_ray.method.advantage import AdvantageMode, Anchor, boundary_anchor, group_advantage
+from bopo_ray.method.averaging import averaging_weight
 from bopo_ray.method.reward import beta_warning, cost_ranges, normalised_cost, reward
 from bopo_ray.method.taxonomy import BoundaryStats, boundary_stats
 from bopo_ray.records import CostMode, Difficulty, Episode, EpisodeSpec, Phase, spawn_seed
@@ -178,6 +179,8 @@ class BoPO(Algorithm):
             )
             self.metrics.aggregate(results, key=LEARNER_RESULTS)
         self.updates += 1
+        weight = averaging_weight(self.updates)
+        self.learner_group.foreach_learner(lambda learner: learner.average_in(weight))
         self.metrics.log_value("updates", self.updates, window=1)
 
     @override(Algorithm)

@@ -101,9 +101,12 @@ class BoSFT(Algorithm):
 
     def save_router(self, folder: Path) -> None:
         """Saves the learner's router: `get_module()` is an env runner's copy, which does not follow the training."""
-        self.learner_group.foreach_learner(
-            lambda learner: learner.module[DEFAULT_MODULE_ID].unwrapped().save_to_path(str(folder))
-        )
+
+        def save(learner: Any) -> None:
+            learner.average_in(1.0)
+            learner.module[DEFAULT_MODULE_ID].unwrapped().save_to_path(str(folder))
+
+        self.learner_group.foreach_learner(save)
 
     def load_router(self, folder: Path) -> None:
         """Puts a saved router in the learner's place."""

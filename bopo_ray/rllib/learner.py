@@ -32,8 +32,12 @@ class _RouterLearner(TorchLearner):
         super().build()
 
     def set_reference(self) -> None:
-        """Freezes the present policy as the reference of the KL term."""
+        """Freezes the present policy as the reference of the KL term, and begins the average with it."""
         self.module[DEFAULT_MODULE_ID].unwrapped().set_reference()
+
+    def average_in(self, weight: float) -> None:
+        """Moves the average router by `weight` of the way to the present one."""
+        self.module[DEFAULT_MODULE_ID].unwrapped().average_in(weight)
 
     def _log(self, module_id: str, stats: dict[str, Tensor], window: int) -> None:
         self.metrics.log_dict({k: v.detach() for k, v in stats.items()}, key=module_id, window=window)

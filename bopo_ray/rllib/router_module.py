@@ -24,8 +24,9 @@ class RouterModule(TorchRLModule, InferenceOnlyAPI):
     """pi(model | view).
 
     Batch: `Columns.OBS` int [B, context] as made by `encode_view`. Output: `Columns.ACTION_DIST_INPUTS`, float32
-    logits [B, n_models]. `reference` is the frozen policy of the KL term (BoSFT); it is part of the learner's state
-    and of checkpoints, and is left out of the copies that act.
+    logits [B, n_models]. `reference` is the frozen policy of the KL term (BoSFT), `average` the mean of the policy over
+    its updates, which is what training hands on; both are part of the learner's state and of checkpoints, and are left
+    out of the copies that act.
     """
 
     def setup(self) -> None:
@@ -34,14 +35,23 @@ class RouterModule(TorchRLModule, InferenceOnlyAPI):
         self.pad = tok.token_to_id(PAD)
         self.policy = _Router(cfg, tok.get_vocab_size(), int(self.action_space.n), self.pad)
         self.reference = None if self.inference_only else copy.deepcopy(self.policy).requires_grad_(False)
+        self.average = copy.deepcopy(self.reference)
 
     def set_reference(self) -> None:
-        """Freezes the present policy as the reference."""
+        """Freezes the present policy as the reference, and begins the average with it."""
         if self.reference is not None:
             self.reference.load_state_dict(self.policy.state_dict())
+        self.average_in(1.0)
+
+    def average_in(self, weight: float) -> None:
+        """Moves the average by `weight` in (0, 1] of the way to the present policy."""
+        if self.average is not None:
+            with torch.no_grad():
+                for mean, value in zip(self.average.parameters(), self.policy.parameters(), strict=True):
+                    mean.lerp_(value, weight)
 
     def get_non_inference_attributes(self) -> list[str]:
-        return ["reference"]
+        return ["reference", "average"]
 
     def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
         return {Columns.ACTION_DIST_INPUTS: self.policy(batch[Columns.OBS])}
