@@ -36,7 +36,7 @@ class StopReason(StrEnum):
     STEP_LIMIT = "step_limit"
     """Our own limit of agent steps."""
     BUDGET = "budget"
-    """What is left can't pay for another call of any model."""
+    """What is left can't pay for another call of any model, or for another attempt at the one that failed."""
 
 
 class Phase(StrEnum):
