@@ -25,6 +25,11 @@ for name in ("RAY_ADDRESS", "ALFWORLD_DATA"):
     os.environ.pop(name, None)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--env-id`: whose contract to test."""
+    parser.addoption("--env-id", action="append", help="an environment for tests/integration/test_env_contract.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what stands in tests/integration, so that `-m "not integration"` leaves it out."""
     folder = Path(__file__).parent / "integration"
