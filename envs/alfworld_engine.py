@@ -33,7 +33,7 @@ from typing import Any, NoReturn
 
 from envs.cache import cache_folder, keep
 
-__all__ = ["NOTHING", "World"]
+__all__ = ["NOTHING", "World", "prepare"]
 
 NOTHING = "Nothing happens."
 """TextWorld's answer to a command that does nothing."""
@@ -115,7 +115,7 @@ def _library() -> Any:
     return library
 
 
-def _prepare() -> None:
+def prepare() -> None:
     """Loads TextWorld and makes it keep what it would compute again."""
     sys.argv = ["translate.py", "domain", "task"]  # Fast Downward's translator reads its options off it, on import
     import fast_downward
@@ -204,5 +204,5 @@ def _nurse(control: socket.socket) -> None:
 
 if __name__ == "__main__":
     _control = socket.socket(fileno=int(sys.argv[1]))
-    _prepare()
+    prepare()
     _nurse(_control)
