@@ -15,6 +15,7 @@ for each socket that it is sent over FD. What always holds:
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import json
 import os
@@ -26,11 +27,13 @@ import threading
 import zlib
 from collections.abc import Mapping
 from copy import deepcopy
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NoReturn
 
+from envs.alfworld_layouts import domain_and_grammar
 from envs.cache import cache_folder, keep
 
 __all__ = ["NOTHING", "World", "prepare"]
@@ -116,7 +119,7 @@ def _library() -> Any:
 
 
 def prepare() -> None:
-    """Loads TextWorld and makes it keep what it would compute again."""
+    """Loads TextWorld and all that the games share, and makes it keep what it would compute again."""
     sys.argv = ["translate.py", "domain", "task"]  # Fast Downward's translator reads its options off it, on import
     import fast_downward
     from fast_downward.translate.pddl_parser import lisp_parser, parsing_functions
@@ -144,6 +147,8 @@ def prepare() -> None:
     parse = functools.cache(textgen._parse_and_convert)
     textgen._parse_and_convert = lambda text, rule_name, **_: deepcopy(parse(text, rule_name=rule_name))
     Rule.parse_conjunctive_query = functools.cache(Rule.parse_conjunctive_query)
+    import_module("alfworld.agents.utils.misc")
+    _logic(*domain_and_grammar())
 
 
 def _read(path: Path) -> str:
@@ -180,7 +185,7 @@ def _serve(link: socket.socket) -> NoReturn:
     while True:
         try:
             world, answer = _answer(world, json.loads(requests.get()))
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # Fast Downward's translator exits on what it can't read
             answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
         link.sendall(json.dumps(answer).encode() + b"\n")
 
@@ -205,4 +210,5 @@ def _nurse(control: socket.socket) -> None:
 if __name__ == "__main__":
     _control = socket.socket(fileno=int(sys.argv[1]))
     prepare()
+    gc.freeze()  # shared with the engines until they change it
     _nurse(_control)

@@ -3,7 +3,7 @@
 What always holds:
 
 * the first engine starts a nursery (see `alfworld_engine`), from which this and the further ones are forked: another
-  engine takes milliseconds and 30 MB. The nursery is a process of its own with one thread, so that forking is safe;
+  engine takes milliseconds and 40 MB. The nursery is a process of its own with one thread, so that forking is safe;
 * each call has a deadline. An engine that hangs is killed; one that is gone raises `EngineError`, in one line;
 * engines and nursery end with their owner, also when it is killed: they wait for the end of sockets whose other ends
   only the owner holds. A forked child never uses its parent's: it closes what it inherited and starts its own.

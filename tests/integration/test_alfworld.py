@@ -242,10 +242,13 @@ def test_a_hung_engine_is_killed_after_the_deadline() -> None:
     env.close()
 
 
-def test_a_game_that_the_engine_refuses_is_one_line(env: ALFWorldEnv) -> None:
+@pytest.mark.parametrize("part", ["domain", "grammar", "problem"])
+def test_a_game_that_the_engine_refuses_is_one_line(part: str) -> None:
+    game = games.source().game(LIGHT)
+    parts = {"domain": game.domain, "grammar": game.grammar, "problem": game.problem}
     engine = alfworld_process.start()
-    with pytest.raises(EngineError, match=r"raised .+ in 'load'") as caught:
-        engine.load("(define (domain x))", "no grammar", "(define (problem x))")
+    with pytest.raises(EngineError, match=r"raised .+ in 'load': reset the environment") as caught:
+        engine.load(**parts | {part: parts[part][: len(parts[part]) // 2]})
     assert "\n" not in str(caught.value) and not engine.usable
 
 

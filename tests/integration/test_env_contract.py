@@ -1,4 +1,4 @@
-"""The contract of `envs.base`, for any environment: the three benchmarks, the toy, and one's own.
+"""The contract of `envs.base`, for any environment: the benchmarks, the toy, the example, and one's own.
 
     python -m pytest tests/integration/test_env_contract.py --env-id my_package.my_module:MyEnv-v0
 
@@ -28,7 +28,7 @@ NONSENSE = ("", "xyzzy", "look around", "inventory", "90 °C\n\té \ud800", "go 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "env_id" in metafunc.fixturenames:
-        known = ["ScienceWorld-v0", "ALFWorld-v0", ID]
+        known = ["ScienceWorld-v0", "ALFWorld-v0", ID, "docs.example_env:Doors-v0"]
         metafunc.parametrize("env_id", metafunc.config.getoption("env_id") or known, scope="module")
 
 
