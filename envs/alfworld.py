@@ -156,9 +156,14 @@ sinkbasin), slice X with Y (a knife). One action at a time; X and PLACE are name
 def _generate(out: Path, counts: dict[Split, int], seed: int, processes: int) -> None:
     from envs.alfworld_generate import make_games
 
+    if low := [name for name, value in [*counts.items(), ("processes", processes)] if value < 1]:
+        raise ConfigError(f"--{low[0]} must be at least 1")
     games.require_packages()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out} can't be made ({error.strerror}): name a folder that can") from None
     made = make_games(counts, seed, processes, lambda line: print(line, file=sys.stderr, flush=True))
-    out.mkdir(parents=True, exist_ok=True)
     (out / games.FILE).write_text(games.encode(made), encoding="utf-8")
     sizes = " / ".join(str(len(made[split])) for split in Split)
     print(f"{out / games.FILE}: train / dev / test = {sizes} games; export ALFWORLD_DATA={out} to play them")

@@ -16,9 +16,9 @@ import gymnasium
 import pytest
 from gymnasium.error import ResetNeeded
 
+from envs import alfworld, alfworld_process
 from envs import alfworld_games as games
 from envs import alfworld_layouts as layouts
-from envs import alfworld_process
 from envs.alfworld import ALFWorldEnv
 from envs.alfworld_generate import COUNTS, PLAN_STEPS
 from envs.base import Split, Task, TextEnv
@@ -266,6 +266,23 @@ def test_games_made_for_another_version_of_the_package_are_refused(tmp_path: Pat
     (tmp_path / games.FILE).write_text(text.replace('"alfworld": "0.4.2"', '"alfworld": "0.3.0"'))
     with pytest.raises(ConfigError, match=r"made with alfworld 0\.3\.0, and 0\.4\.2 is installed"):
         games.OwnGames(tmp_path / games.FILE).game(NAMES[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--processes", "0"], "--processes must be at least 1"),
+        (["--test", "-3"], "--test must be at least 1"),
+        (["--out", "/dev/null/games"], "--out /dev/null/games can't be made"),
+    ],
+)
+def test_a_wrong_request_for_games_is_refused_in_one_line(
+    arguments: list[str], hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(games, "require_packages", lambda: None)
+    with pytest.raises(SystemExit) as caught:
+        alfworld.main(["generate", "--out", str(tmp_path), *arguments])
+    assert caught.value.code == 2 and hint in capsys.readouterr().err.splitlines()[-1]
 
 
 Engine = tuple[alfworld_process.Engine, socket.socket, "subprocess.Popen[bytes]"]
