@@ -2,7 +2,8 @@
 
 `ALFWORLD_DATA` names a folder that `alfworld-download` filled, or one that `python -m envs.alfworld generate` wrote.
 Task names are "<kind>/<object>-None-<furniture>-<scene>-<number or trial>". What always holds: a game that is listed
-has a plan stored with it, so that nothing plans later; a folder that is not whole is refused, in one line.
+has a plan stored with it, so that nothing plans later; a folder that is not whole is refused, in one line. A game's
+grammar holds Python expressions, which TextWorld evaluates: play only games from those whom you trust.
 """
 
 from __future__ import annotations

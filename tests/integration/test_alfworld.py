@@ -348,6 +348,13 @@ def test_generated_games_are_won_and_do_not_depend_on_the_number_of_processes(
     assert "9 plans played, 0 not won" in capsys.readouterr().out
 
 
+def test_the_bench_measures_all_ways() -> None:
+    code = "from experiments.bench_alfworld import run; print(*(row.name for row in run(0.1)), sep='|')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, again, *more = done.stdout.strip().split("|")
+    assert (first, again) == ("ALFWorld", "ALFWorld, the same game again") and len(more) in (1, 2)
+
+
 def test_the_shipped_plan_is_what_the_expert_does() -> None:
     engine = alfworld_process.start()
     for kind in KINDS:
