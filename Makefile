@@ -1,12 +1,12 @@
 # make frontier          the main job: a Pareto frontier of success and cost, with its report, in results/
 # make test              everything CI runs: lint, types, unit tests, integration tests
-# make venv lint unit integration soak clean distclean
+# make venv alfworld lint unit integration soak clean distclean
 #
 #   make frontier SCALE=tiny ENV=ScienceWorld-v0 ARGS="--lambdas 0.1,0.5"
 
 SHELL := /bin/bash
 .NOTPARALLEL:
-.PHONY: frontier test lint unit integration soak venv clean distclean
+.PHONY: frontier test lint unit integration soak venv alfworld clean distclean
 
 ENV = ScienceWorld-v0
 SCALE = quick
@@ -17,9 +17,10 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+ALFWORLD := $(VENV)/.alfworld
 INSTALL = $(PY) -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 
-frontier: $(STAMP)
+frontier: $(if $(filter ALFWorld-v0 all,$(ENV)),$(ALFWORLD),$(STAMP))
 	$(PY) -m experiments.frontier --scale $(SCALE) --env $(ENV) --resume $(ARGS)
 
 test: lint unit integration
@@ -29,10 +30,10 @@ lint: $(STAMP)
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 
-unit: $(STAMP)
+unit: $(ALFWORLD)
 	$(PY) -m pytest tests/unit -q --durations=10
 
-integration: $(STAMP)
+integration: $(ALFWORLD)
 	$(PY) -m pytest tests/integration -q --durations=10
 
 # Minutes of real kills at every stage and a full disk; not part of `test`.
@@ -50,6 +51,16 @@ $(STAMP): setup.cfg constraints.txt
 	@if nvidia-smi >/dev/null 2>&1; then $(INSTALL) torch; \
 	else $(INSTALL) --no-index --no-deps torch 2>/dev/null || $(INSTALL) --extra-index-url $(TORCH_INDEX) torch; fi
 	@$(INSTALL) -e '.[dev]'
+	@touch $@
+
+alfworld: $(ALFWORLD)
+
+# Fast Downward and Jericho come as source; their builds call `python`.
+$(ALFWORLD): $(STAMP)
+	@for tool in gcc g++; do command -v $$tool >/dev/null || \
+	{ echo "ALFWorld-v0 is built from source, which needs $$tool: apt-get install build-essential"; exit 2; }; done
+	@echo "Installing ALFWorld into $(VENV) (about 280 MB; it is compiled, two minutes)"
+	@PATH="$(abspath $(VENV))/bin:$$PATH" $(INSTALL) -e '.[alfworld]'
 	@touch $@
 
 clean:

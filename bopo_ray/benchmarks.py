@@ -12,7 +12,7 @@ from bopo_ray.errors import ConfigError
 from bopo_ray.records import spawn_seed
 from envs.base import Split, Task, TextEnv
 
-__all__ = ["env_class", "select_tasks"]
+__all__ = ["env_class", "env_label", "select_tasks"]
 
 
 def env_class(env_id: str) -> type[TextEnv]:
@@ -36,6 +36,12 @@ def env_class(env_id: str) -> type[TextEnv]:
     if not hasattr(entry, "tasks"):
         raise ConfigError(f"environment {env_id!r} has no task lists; see envs/base.py for what an environment needs")
     return entry  # type: ignore[return-value]
+
+
+def env_label(env_id: str) -> str:
+    """The id, and in brackets what the class says about its tasks, e.g. that they are not the published ones."""
+    label = getattr(env_class(env_id), "label", None)
+    return f"{env_id} ({label()})" if label else env_id
 
 
 def select_tasks(env_id: str, split: Split, count: int, seed: int, names: tuple[str, ...] = ()) -> tuple[Task, ...]:

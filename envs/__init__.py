@@ -6,9 +6,8 @@ Importing this package registers their ids and starts nothing: `gymnasium.make("
 from gymnasium.envs.registration import register
 
 # The environments raise ResetNeeded themselves, and `check_env` runs in the tests instead of at every step.
-register(
-    id="ScienceWorld-v0",
-    entry_point="envs.scienceworld:ScienceWorldEnv",
-    order_enforce=False,
-    disable_env_checker=True,
-)
+for _name, _entry_point in (
+    ("ScienceWorld-v0", "envs.scienceworld:ScienceWorldEnv"),
+    ("ALFWorld-v0", "envs.alfworld:ALFWorldEnv"),
+):
+    register(id=_name, entry_point=_entry_point, order_enforce=False, disable_env_checker=True)

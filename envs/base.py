@@ -9,8 +9,11 @@ What always holds:
 * `terminated` means that the benchmark ended the episode, `truncated` that our own step limit did;
 * what costs time comes only when asked for: `options={"admissible": True}` adds `info["admissible"]` (tuple of
   str) to each reset and step, `options={"expert_plan": True}` adds `info["expert_plan"]` (tuple of str) to reset;
+* without a task, `reset` starts a training task that the seed picks; a `step` outside an episode is `ResetNeeded`;
 * same task, same seed, same actions: the same texts, scores and flags;
 * a dead or hung engine raises `EngineError`; the next `reset` starts a fresh one.
+
+`python -m pytest tests/integration/test_env_contract.py --env-id my_package.my_module:MyEnv-v0` checks all this.
 """
 
 from __future__ import annotations
@@ -64,7 +67,8 @@ class TextEnv(Protocol):
 
     @classmethod
     def tasks(cls, split: Split) -> tuple[Task, ...]:
-        """All tasks of a split, in the benchmark's own order."""
+        """All tasks of a split, in the benchmark's own order. A class method `label()`, where there is one, says in
+        results which tasks these are."""
         ...
 
 

@@ -11,9 +11,7 @@ ways, the shortest first, and the first one whose replay reaches score 100 is th
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +21,8 @@ from importlib import resources
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
+
+from envs.cache import cache_folder, keep
 
 __all__ = ["Plan", "PlanCache", "candidates", "make_plan"]
 
@@ -144,10 +144,9 @@ def _shipped(task: str, simplifications: str) -> Plan | None:
 
 
 def _path(task: str, simplifications: str) -> Path:
-    root = Path(os.environ.get("BOPO_RAY_CACHE") or Path.home() / ".cache" / "bopo_ray")
     folder = f"scienceworld-{version('scienceworld')}-plans-{VERSION}"
     kind, _, variation = task.rpartition("/")
-    return root / folder / (re.sub(r"\W", "+", simplifications) or "none") / kind / f"{variation}.json"
+    return cache_folder(folder) / (re.sub(r"\W", "+", simplifications) or "none") / kind / f"{variation}.json"
 
 
 def _read(path: Path) -> Plan | None:
@@ -161,13 +160,5 @@ def _read(path: Path) -> Plan | None:
 
 
 def _write(path: Path, plan: Plan) -> Plan:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".tmp", delete=False) as file:
-            json.dump({"actions": plan.actions, "verified": plan.verified}, file, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
-    except OSError:
-        pass  # a plan that is not kept is made again
+    keep(path, json.dumps({"actions": plan.actions, "verified": plan.verified}, ensure_ascii=False).encode())
     return plan

@@ -4,7 +4,7 @@
     python -m experiments.bench envs --json       # the same rows as a list of objects
     python -m experiments.bench envs --seconds 60 # longer, steadier
 
-`envs` takes about half a minute. Expect ours within a few per cent of the engine's raw step, and several times the
+`envs` takes about a minute. Expect ours within a few per cent of ScienceWorld's raw step, and several times the
 simulator's own Python environment, which computes all valid actions at each step. The ways take turns in one run, so
 that a machine that slows down slows all of them. A bench is a function `seconds -> rows` in the module that `BENCHES`
 names; it is imported when it is asked for.
@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 
-__all__ = ["BENCHES", "Row", "main"]
+__all__ = ["BENCHES", "Row", "interleave", "main"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,18 @@ class Row:
             "ratio_to_limit": self.ours / self.limit if self.limit else None,
             "ratio_to_naive": self.ours / self.naive if self.naive else None,
         }
+
+
+def interleave(ways: dict[str, Callable[[], None]], seconds: float) -> dict[str, float]:
+    """Rounds per second of each way. They take turns for `seconds`; the median round counts."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    end = time.monotonic() + seconds
+    while time.monotonic() < end or not all(times.values()):
+        for name, play in ways.items():
+            start = time.perf_counter()
+            play()
+            times[name].append(time.perf_counter() - start)
+    return {name: 1 / sorted(values)[len(values) // 2] for name, values in times.items()}
 
 
 BENCHES = {"envs": "experiments.bench_envs"}

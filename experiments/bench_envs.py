@@ -1,6 +1,6 @@
 """Steps per second of the benchmarks' environments, on the same task with the same actions, one environment at a time.
 
-For ScienceWorld:
+ALFWorld's are in `bench_alfworld`. For ScienceWorld:
 
 * naive: `step` of the simulator's own Python environment, in a Java process as that package starts it;
 * ours: `ScienceWorldEnv.step`;
@@ -11,10 +11,11 @@ For ScienceWorld:
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
-from experiments.bench import Row
+from experiments import bench_alfworld
+from experiments.bench import Row, interleave
 
 __all__ = ["run"]
 
@@ -28,20 +29,12 @@ WARM_UP_ROUNDS = 4
 """Untimed rounds: Java compiles what runs often."""
 
 
-def interleave(ways: dict[str, Callable[[], None]], seconds: float) -> dict[str, float]:
-    """Rounds per second of each way. They take turns for `seconds`; the median round counts."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    end = time.monotonic() + seconds
-    while time.monotonic() < end or not all(times.values()):
-        for name, play in ways.items():
-            start = time.perf_counter()
-            play()
-            times[name].append(time.perf_counter() - start)
-    return {name: 1 / sorted(values)[len(values) // 2] for name, values in times.items()}
-
-
 def run(seconds: float = 20.0) -> Sequence[Row]:
-    """Measure for about `seconds`, after a warm-up."""
+    """Measure for about `seconds`, after a warm-up; ALFWorld only where it is installed."""
+    return [*_scienceworld(seconds / 2), *(bench_alfworld.run(seconds / 2) if find_spec("fast_downward") else ())]
+
+
+def _scienceworld(seconds: float) -> Sequence[Row]:
     import scienceworld
 
     from envs.scienceworld import ScienceWorldEnv, parse_task

@@ -20,8 +20,14 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
-# The tests start a Ray of their own, also where a cluster runs.
-os.environ.pop("RAY_ADDRESS", None)
+# The tests start a Ray of their own, also where a cluster runs, and play the games that ship with the package.
+for name in ("RAY_ADDRESS", "ALFWORLD_DATA"):
+    os.environ.pop(name, None)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--env-id`: whose contract to test."""
+    parser.addoption("--env-id", action="append", help="an environment for tests/integration/test_env_contract.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

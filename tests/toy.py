@@ -44,6 +44,7 @@ class Toy(gym.Env[str, str]):
     def __init__(self, max_steps: int = 20, scratch: str = "", hang_s: float = 3600.0) -> None:
         self.max_steps, self.scratch, self.hang_s = max_steps, scratch, hang_s
         self.observation_space = self.action_space = text_space()
+        self.over = True
 
     @classmethod
     def tasks(cls, split: Split) -> tuple[Task, ...]:
@@ -53,17 +54,20 @@ class Toy(gym.Env[str, str]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         _hold(next(_EPISODES))
-        self.name = (options or {}).get("task", "fetch/0")
+        train = self.tasks(Split.TRAIN)
+        self.name = (options or {}).get("task") or train[int(self.np_random.integers(len(train)))].name
         kind = self.name.rpartition("/")[0]
         if kind not in PLANS:
             raise UnknownTaskError(f"unknown task {self.name!r}; known kinds: {', '.join(PLANS)}")
-        self.plan, self.done, self.moves, self.lost = PLANS[kind], 0, 0, False
+        self.plan, self.done, self.moves, self.lost, self.over = PLANS[kind], 0, 0, False, False
         info = {"task": self.name, "task_text": f"Your task is to {kind} number {self.name}."} | self._status()
         if (options or {}).get("expert_plan"):
             info["expert_plan"] = self.plan
         return "This room is called the hallway. In it, you see: a cup", info
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if self.over:
+            raise gym.error.ResetNeeded("The episode is over: call reset() before step().")
         self.moves += 1
         self._misbehave()
         text = "No known action matches that input."
@@ -74,8 +78,13 @@ class Toy(gym.Env[str, str]):
             self.lost, text = True, f"You {action}."
         elif action.startswith(("teleport to", "examine", "look")):
             text = f"You {action}."
-        over = self.lost or self.done == len(self.plan)
-        return text, 0.0, over, not over and self.moves >= self.max_steps, self._status()
+        terminated = self.lost or self.done == len(self.plan)
+        truncated = not terminated and self.moves >= self.max_steps
+        self.over = terminated or truncated
+        return text, 0.0, terminated, truncated, self._status()
+
+    def close(self) -> None:
+        self.over = True
 
     def _misbehave(self) -> None:
         if self.name.startswith("fault-dead"):

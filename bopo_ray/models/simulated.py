@@ -47,7 +47,7 @@ class StepKind(StrEnum):
     MIX = "mix"
     """Pour, mix, dunk."""
     OPERATE = "operate"
-    """Switch on or off, connect."""
+    """Switch on or off, connect, heat, cool, clean."""
     WAIT = "wait"
     """Let time pass, or answer a question of the environment."""
 
@@ -60,7 +60,7 @@ _VERBS = {
     StepKind.FOCUS: ("focus",),
     StepKind.MEASURE: ("use",),
     StepKind.MIX: ("mix", "pour", "dunk"),
-    StepKind.OPERATE: ("activate", "deactivate", "connect", "disconnect", "turn"),
+    StepKind.OPERATE: ("activate", "deactivate", "connect", "disconnect", "turn", "heat", "cool", "clean"),
 }
 
 
@@ -179,7 +179,7 @@ class SimulatedModel:
         error = c.slip[kind] if self.knows(request.task, kind) else c.stuck
         if draw("error") >= error:
             return _format(_THOUGHTS[kind], step)
-        return self._error(step, kind, draw)
+        return self._error(step, kind, draw, _places(request.messages))
 
     def knows(self, task: str, kind: StepKind) -> bool:
         """Whether it knows how to do steps of `kind` in `task` ("boil/3").
@@ -192,18 +192,20 @@ class SimulatedModel:
         by_variation = _uniform("gap", task, kind)
         return by_kind >= gap and by_variation >= gap * self.competence.variation_gap
 
-    def _error(self, step: str, kind: StepKind, draw: _Draws) -> str:
+    def _error(self, step: str, kind: StepKind, draw: _Draws, places: Sequence[str]) -> str:
         thought = _THOUGHTS[kind]
         if draw("unparseable") < 0.05:
             return f"I think that {thought[0].lower()}{thought[1:]}\nLet me think about it some more."
         if kind is K.NAVIGATE:
             target = step.rpartition(" to ")[2]
+            if places:
+                return _format(thought, f"go to {draw.pick('room', [p for p in places if p != target])}")
             return _format(thought, f"teleport to {draw.pick('room', [r for r in _ROOMS if r != target])}")
         if kind is K.FOCUS and draw("fatal") < self.competence.fatal:
             return _format(thought, f"focus on {draw.pick('object', ('air', 'agent'))}")
-        wrong = draw.pick("object", _DISTRACTORS)
-        words = step.split(" ")
-        return _format(thought, draw.pick("form", (f"{words[0]} {wrong}", f"examine {wrong}", "look around")))
+        wrong = draw.pick("object", places or _DISTRACTORS)
+        words, look = step.split(" "), "look" if places else "look around"
+        return _format(thought, draw.pick("form", (f"{words[0]} {wrong}", f"examine {wrong}", look)))
 
 
 def read_progress(messages: Sequence[Message], plan: Sequence[str]) -> _Progress:
@@ -251,6 +253,12 @@ def _uniform(*parts: object) -> float:
 
 def _format(thought: str, action: str) -> str:
     return f"Thought: {thought}\nAction: {action}"
+
+
+def _places(messages: Sequence[Message]) -> list[str]:
+    """Where one can go in ALFWorld, whose first observation names it all; none elsewhere."""
+    listed = messages[1].content.partition("Looking quickly around you, you see ")[2]
+    return re.findall(r"\ba ([a-z]+ \d+)", listed)
 
 
 def _room(text: str) -> str:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from bopo_ray.analysis import plots, report, tables
 from bopo_ray.analysis.bill import bill, sharing
+from bopo_ray.benchmarks import env_label
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.pipeline.stages import load_policy
 from bopo_ray.pipeline.sweep import Point, Sweep, training_curves
@@ -125,7 +126,8 @@ def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, 
         title=title,
         label=run.pool.note,
         setting=report.Setting(
-            environment=f"{s.env}: {len(run.train)} training and {len(run.test)} test tasks, {s.max_steps} steps each",
+            environment=f"{env_label(s.env)}: {len(run.train)} training and {len(run.test)} test tasks, "
+            f"{s.max_steps} steps each",
             models=tuple(m.name for m in run.pool.models),
             scale=f"{s.scale}: {len(s.lambdas)} lambdas, {s.updates} updates of {s.tasks_per_update} x {s.group_size}",
             seeds=s.seeds,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bopo_ray.benchmarks import env_class, select_tasks
+from bopo_ray.benchmarks import env_class, env_label, select_tasks
 from bopo_ray.errors import ConfigError
 from envs.base import Split
 from envs.scienceworld import ScienceWorldEnv
@@ -63,3 +63,8 @@ def test_tasks_by_name_keep_their_order() -> None:
 def test_no_task_is_a_mistake() -> None:
     with pytest.raises(ConfigError, match=r"0 train tasks of tests\.toy:Toy-v0 asked for, 32 there; need at least 1"):
         select_tasks(ID, Split.TRAIN, 0, 0)
+
+
+def test_results_say_which_games_were_played() -> None:
+    assert env_label(ID) == ID
+    assert env_label("ALFWorld-v0") == "ALFWorld-v0 (ALFWorld engine, own layouts)"

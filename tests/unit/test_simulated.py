@@ -189,6 +189,28 @@ def test_replies_depend_on_the_history_and_the_task() -> None:
     assert len({erring.complete(request(messages(first=f"Room {i}"))).text for i in range(30)}) > 1
 
 
+ROOM = "You are in the middle of a room. Looking quickly around you, you see a bed 1, a desk 2, a desk 1, and a safe 1."
+
+
+@pytest.mark.parametrize("step", ["go to desk 1", "take pen 2 from desk 1", "heat mug 1 with microwave 1"])
+def test_in_alfworld_an_error_is_an_action_of_alfworld(step: str) -> None:
+    wrong = model(slip=dict.fromkeys(StepKind, 1.0))
+    history = messages(first=ROOM)
+    actions = {parse_action(wrong.complete(request(history, i, plan=(step,))).text) for i in range(200)} - {""}
+    places = {"bed 1", "desk 1", "desk 2", "safe 1"}
+    verb = step.split()[0]
+    allowed = {f"{v} {place}" for v in (verb, "examine") for place in places} | {"look"}
+    assert actions == ({f"go to {place}" for place in places - {"desk 1"}} if verb == "go" else allowed)
+
+
+def test_in_alfworld_a_wrong_way_needs_no_way_back() -> None:
+    plan = ("go to desk 1", "take pen 2 from desk 1", "go to safe 1")
+    turns = [("go to bed 1", "You arrive at bed 1."), ("go to desk 1", "You arrive at desk 1."),
+             ("take pen 2 from bed 1", "Nothing happens.")]  # fmt: skip
+    progress = read_progress(messages(*turns, first=ROOM), plan)
+    assert (progress.next_step, progress.failures, progress.away_from) == (1, 1, "")
+
+
 KINDS = [f"kind-{i}" for i in range(40)]
 
 
@@ -242,7 +264,8 @@ def test_usage_is_what_was_counted_and_stays_within_the_limit(
         ("open door", StepKind.OPEN), ("pick up cup", StepKind.TAKE), ("move a to b", StepKind.TAKE),
         ("focus on cup", StepKind.FOCUS), ("use scale on soup", StepKind.MEASURE), ("pour a into b", StepKind.MIX),
         ("activate stove", StepKind.OPERATE), ("deactivate stove", StepKind.OPERATE),
-        ("connect a to b", StepKind.OPERATE),
+        ("connect a to b", StepKind.OPERATE), ("heat egg 1 with microwave 1", StepKind.OPERATE),
+        ("take pen 1 from desk 1", StepKind.TAKE), ("go to desk 1", StepKind.NAVIGATE),
         ("wait1", StepKind.WAIT), ("0", StepKind.WAIT), ("", StepKind.WAIT),
     ],
 )  # fmt: skip
