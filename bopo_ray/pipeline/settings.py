@@ -153,6 +153,8 @@ SCALES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """What each scale changes."""
+BENCHMARKS: dict[str, dict[str, Any]] = {"ALFWorld-v0": {"max_steps": 30}}
+"""What each benchmark changes: the paper's step limits, where they are not the default."""
 
 
 def _distinct(values: tuple[float, ...]) -> bool:
@@ -166,7 +168,7 @@ _NOT_RESULTS = {"cpus", "lanes", "ignore_gate", "max_spend", "calls"}
 
 
 def resolve(file: Path | None, given: dict[str, Any]) -> Settings:
-    """Scale's defaults, then the YAML file, then what the command line gave. Raises ConfigError."""
+    """The benchmark's and the scale's defaults, then the YAML file, then the command line. Raises ConfigError."""
     from_file: dict[str, Any] = {}
     if file is not None:
         try:
@@ -180,7 +182,8 @@ def resolve(file: Path | None, given: dict[str, Any]) -> Settings:
     scale = given.get("scale") or from_file.get("scale") or Settings.__dataclass_fields__["scale"].default
     if not isinstance(scale, str) or scale not in SCALES:
         raise ConfigError(f"scale={scale!r}: need one of {', '.join(SCALES)}; set it with --scale")
-    merged = SCALES[scale] | from_file | given | {"scale": scale}
+    env = given.get("env") or from_file.get("env")
+    merged = BENCHMARKS.get(str(env), {}) | SCALES[scale] | from_file | given | {"scale": scale}
     return _typed(merged)
 
 

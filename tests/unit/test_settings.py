@@ -36,6 +36,14 @@ def test_the_command_lines_scale_wins_over_the_files(tmp_path: Path) -> None:
     assert resolve(write(tmp_path, ""), {}) == Settings()
 
 
+def test_each_benchmark_has_the_papers_step_limit(tmp_path: Path) -> None:
+    assert resolve(None, {"env": "ALFWorld-v0"}).max_steps == 30
+    assert resolve(write(tmp_path, "env: ALFWorld-v0\n"), {}).max_steps == 30
+    assert resolve(None, {"env": "ALFWorld-v0", "scale": "tiny"}).max_steps == SCALES["tiny"]["max_steps"]
+    assert resolve(None, {"env": "ALFWorld-v0", "max_steps": 12}).max_steps == 12
+    assert resolve(None, {}).max_steps == 40
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_scale_is_valid_and_names_fields_only(scale: str) -> None:
     assert set(SCALES[scale]) <= {f.name for f in dataclasses.fields(Settings)}
