@@ -12,3 +12,9 @@ register(
     order_enforce=False,
     disable_env_checker=True,
 )
+register(
+    id="AppWorld-v0",
+    entry_point="envs.appworld:AppWorldEnv",
+    order_enforce=False,
+    disable_env_checker=True,
+)
