@@ -1,4 +1,6 @@
-"""`python -m envs.appworld generate`: build and verify our own tasks now rather than at the first episode."""
+"""Our own AppWorld tasks: `python -m envs.appworld generate` builds them now rather than at the first episode, and
+`python -m envs.appworld verify` plays each of them: the right solution must succeed, a wrong one and nothing fail.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,17 @@ from envs.errors import ConfigError
 def main() -> int:
     """Returns the exit code: 2 for a mistake of the user's."""
     parser = argparse.ArgumentParser(prog="python -m envs.appworld", description=__doc__)
-    parser.add_argument("command", choices=["generate"])
-    parser.parse_args()
+    parser.add_argument("command", choices=["generate", "verify"])
+    command = parser.parse_args().command
     try:
         folder = data.generate()
+        if command == "verify":
+            data.verify(folder / "data")
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
     sizes = ", ".join(f"{len(data.own_tasks(split))} {split}" for split in Split)
-    print(f"{data.OWN}: {sizes} tasks in {folder}")
+    print(f"{data.OWN}: {sizes} tasks in {folder}, fingerprint {data.fingerprint(folder / 'data')}")
     return 0
 
 

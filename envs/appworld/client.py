@@ -275,7 +275,10 @@ def _receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
     size = struct.unpack("!I", head + _exactly(channel, 4 - len(head), deadline))[0]
     if size > MAX_MESSAGE:
         raise ValueError(f"a message of {size} bytes")
-    message = json.loads(_exactly(channel, size, deadline))
+    try:
+        message = json.loads(_exactly(channel, size, deadline))
+    except RecursionError:
+        message = None
     if not isinstance(message, dict):
         raise ValueError("a message that is no object")
     return message, fds
