@@ -10,6 +10,7 @@ What always holds:
 * what costs time comes only when asked for: `options={"admissible": True}` adds `info["admissible"]` (tuple of
   str) to each reset and step, `options={"expert_plan": True}` adds `info["expert_plan"]` (tuple of str) to reset;
 * same task, same seed, same actions: the same texts, scores and flags;
+* a class attribute `action_form = "code"` says that an action is code, which may have lines; else it is one line;
 * a dead or hung engine raises `EngineError`; the next `reset` starts a fresh one.
 """
 
