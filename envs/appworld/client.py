@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import json
 import os
+import platform
 import re
 import shutil
 import socket
@@ -89,6 +90,8 @@ class Server:
     """The server process of one data folder."""
 
     def __init__(self, data: Path) -> None:
+        if (system := platform.system()) != "Linux":
+            raise ConfigError(f"AppWorld-v0 runs on Linux only, and this is {system}: it confines what agents write")
         python = find_python()
         if "memory" in (folder := tempfile.gettempdir()):
             raise ConfigError(f"AppWorld takes no temporary folder with 'memory' in its name ({folder}): set TMPDIR")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import json
 import os
 import select
@@ -37,6 +38,8 @@ MAX_OUTPUT = 20_000
 FIRST_UID = 1_650_000_000
 """As root, a child becomes user FIRST_UID + its process id: a user nobody else is."""
 NOBODY = 65534
+LATE = ("_strptime", "jsonref", "libcst.native", "pytest")
+"""What the engine loads when it needs it; then it may not be readable any more."""
 CHANGES = ("INSERT", "UPDATE", "DELETE", "CREATE", "DROP")
 ENVIRONMENT = ("APPWORLD_CACHE", "APPWORLD_ROOT", "HOME", "LANG", "PATH", "PYTHONHASHSEED", "TMPDIR", "TZ")
 """All that is left of the environment."""
@@ -84,13 +87,13 @@ class Server:
         dotenv.load_dotenv = lambda *_, **__: False  # it would take in the owner's .env, with the API keys
         os.environ.update(APPWORLD_ROOT=str(self.run), APPWORLD_CACHE=str(self.run))
         import appworld
-        import jsonref  # noqa: F401  (this and libcst: loaded late by the engine, when they can't be read any more)
-        import libcst.native  # noqa: F401
-        import pytest  # noqa: F401
         from appworld import environment, evaluator  # noqa: F401
         from appworld.apps import build_main_app, get_all_apps
         from appworld.collections.api_docs import ApiDocCollection
+        from appworld.common.safety_guard import ALLOWED_MODULE_NAMES
 
+        for name in (*LATE, *sorted(ALLOWED_MODULE_NAMES)):
+            importlib.import_module(name)
         build_main_app(tuple(sorted(get_all_apps())))
         ApiDocCollection.load(load_apps=tuple(get_all_apps(skip_admin=True)), include_response_schemas=True)
         for name in set(os.environ) - set(ENVIRONMENT):
