@@ -19,7 +19,8 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 APPWORLD_VENV ?= .venv-appworld
-APPWORLD := $(APPWORLD_VENV)/.installed
+APPWORLD_VERSION := 0.1.3.post1
+APPWORLD := $(APPWORLD_VENV)/.installed-$(APPWORLD_VERSION)
 export BOPO_RAY_APPWORLD ?= $(abspath $(APPWORLD_VENV))
 INSTALL = $(PY) -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 
@@ -49,10 +50,10 @@ appworld: $(STAMP) $(APPWORLD)
 	$(PY) -m envs.appworld generate
 
 # AppWorld pins pydantic 1, which Ray refuses: it never shares an environment with the rest.
-$(APPWORLD): Makefile
+$(APPWORLD):
 	@echo "Installing AppWorld's engine into $(APPWORLD_VENV) (0.2 GB; under a minute)"
 	@test -x $(APPWORLD_VENV)/bin/python || $(PYTHON) -m venv $(APPWORLD_VENV)
-	@$(APPWORLD_VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input appworld==0.1.3.post1
+	@$(APPWORLD_VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input appworld==$(APPWORLD_VERSION)
 	@$(APPWORLD_VENV)/bin/appworld install >/dev/null
 	@touch $@
 

@@ -329,3 +329,8 @@ def test_the_system_call_filter_jumps_within_itself_and_always_returns() -> None
     for call in random.Random(0).sample(range(440), 200):
         if call not in {*known, jail._CLONE[column], jail._CLONE3, jail._TGKILL[column], jail._PRLIMIT[column]}:
             assert answer(call) == jail._ALLOW, call
+
+
+def test_the_makefile_installs_the_version_that_is_asked_for() -> None:
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text(encoding="utf-8")
+    assert f"APPWORLD_VERSION := {client.VERSION}\n" in makefile
