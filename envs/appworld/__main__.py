@@ -9,11 +9,11 @@ import sys
 
 from envs.appworld import data
 from envs.base import Split
-from envs.errors import ConfigError
+from envs.errors import ConfigError, EngineError
 
 
 def main() -> int:
-    """Returns the exit code: 2 for a mistake of the user's."""
+    """Returns the exit code: 2 for a mistake of the user's, 1 for a task that is wrong or an engine that fails."""
     parser = argparse.ArgumentParser(prog="python -m envs.appworld", description=__doc__)
     parser.add_argument("command", choices=["generate", "verify"])
     command = parser.parse_args().command
@@ -21,9 +21,9 @@ def main() -> int:
         folder = data.generate()
         if command == "verify":
             data.verify(folder / "data")
-    except ConfigError as error:
+    except (ConfigError, EngineError) as error:
         print(error, file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ConfigError) else 1
     sizes = ", ".join(f"{len(data.own_tasks(split))} {split}" for split in Split)
     print(f"{data.OWN}: {sizes} tasks in {folder}, fingerprint {data.fingerprint(folder / 'data')}")
     return 0

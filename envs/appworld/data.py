@@ -170,6 +170,8 @@ def generate() -> Path:
     if target.is_dir():
         return target
     client.find_python()
+    if "memory" in str(root):
+        raise ConfigError(f"AppWorld takes no folder with 'memory' in its name ({root}): set BOPO_RAY_CACHE to another")
     root.mkdir(parents=True, exist_ok=True)
     with open(root / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -207,6 +207,18 @@ def test_the_second_environment_is_found_or_said_to_be_missing(tmp_path: Path, m
     assert client.find_python() == tmp_path / ".venv-appworld" / "bin" / "python"
 
 
+def test_folders_that_the_engine_would_take_for_databases_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BOPO_RAY_APPWORLD", str(second_environment(tmp_path / "venv")))
+    monkeypatch.setenv("BOPO_RAY_CACHE", str(tmp_path / "in-memory"))
+    with pytest.raises(ConfigError, match=r"'memory' in its name .*in-memory.*set BOPO_RAY_CACHE"):
+        data.generate()
+    monkeypatch.setattr(client.tempfile, "gettempdir", lambda: "/memory")
+    with pytest.raises(ConfigError, match=r"'memory' in its name \(/memory\): set TMPDIR"):
+        client.Server(tmp_path)
+
+
 def test_a_server_that_can_not_start_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = second_environment(tmp_path)
     (folder / "bin" / "python").write_text("#!/bin/sh\necho first >&2\necho no space left >&2\nexit 1\n")
