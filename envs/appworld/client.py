@@ -306,6 +306,8 @@ def acquire(data: Path, task: str, timeout_s: float) -> Session:
     with _lock:
         server = _servers.get(data)
         if server is None or not server.usable:
+            if server is not None:
+                server.close()  # it may have left its folder
             server = _servers[data] = Server(data)
     return Session(server, task, timeout_s)
 

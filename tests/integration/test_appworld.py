@@ -309,6 +309,7 @@ def test_a_killed_server_raises_once_for_each_environment_and_reset_starts_afres
         env.reset(options={"task": TASK})
         assert env.step("print(1)")[0].strip() == "1"
         env.close()
+    assert not Path(server._folder).exists()
 
 
 def test_a_hung_server_is_killed_after_the_deadline(env: AppWorldEnv, monkeypatch: pytest.MonkeyPatch) -> None:
