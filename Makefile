@@ -1,12 +1,13 @@
 # make frontier          the main job: a Pareto frontier of success and cost, with its report, in results/
 # make test              everything CI runs: lint, types, unit tests, integration tests
-# make venv alfworld lint unit integration soak clean distclean
+# make alfworld          ALFWorld's engine, part of it compiled; make appworld: AppWorld's, in an environment of its own
+# make venv lint unit integration soak clean distclean
 #
 #   make frontier SCALE=tiny ENV=ScienceWorld-v0 ARGS="--lambdas 0.1,0.5"
 
 SHELL := /bin/bash
 .NOTPARALLEL:
-.PHONY: frontier test lint unit integration soak venv alfworld clean distclean
+.PHONY: frontier test lint unit integration soak venv alfworld appworld clean distclean
 
 ENV = ScienceWorld-v0
 SCALE = quick
@@ -18,9 +19,13 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 ALFWORLD := $(VENV)/.alfworld
+APPWORLD_VENV ?= .venv-appworld
+APPWORLD_VERSION := 0.1.3.post1
+APPWORLD := $(APPWORLD_VENV)/.installed-$(APPWORLD_VERSION)
+export BOPO_RAY_APPWORLD ?= $(abspath $(APPWORLD_VENV))
 INSTALL = $(PY) -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 
-frontier: $(if $(filter ALFWorld-v0 all,$(ENV)),$(ALFWORLD),$(STAMP))
+frontier: $(STAMP) $(if $(filter ALFWorld-v0 all,$(ENV)),$(ALFWORLD)) $(if $(filter AppWorld-v0 all,$(ENV)),$(APPWORLD))
 	$(PY) -m experiments.frontier --scale $(SCALE) --env $(ENV) --resume $(ARGS)
 
 test: lint unit integration
@@ -33,7 +38,7 @@ lint: $(STAMP)
 unit: $(ALFWORLD)
 	$(PY) -m pytest tests/unit -q --durations=10
 
-integration: $(ALFWORLD)
+integration: $(ALFWORLD) $(APPWORLD)
 	$(PY) -m pytest tests/integration -q --durations=10
 
 # Minutes of real kills at every stage and a full disk; not part of `test`.
@@ -41,6 +46,17 @@ soak: $(STAMP)
 	$(PY) -m pytest tests/soak -q --durations=10
 
 venv: $(STAMP)
+
+appworld: $(STAMP) $(APPWORLD)
+	$(PY) -m envs.appworld generate
+
+# AppWorld pins pydantic 1, which Ray refuses: it never shares an environment with the rest.
+$(APPWORLD):
+	@echo "Installing AppWorld's engine into $(APPWORLD_VENV) (0.2 GB; under a minute)"
+	@test -x $(APPWORLD_VENV)/bin/python || $(PYTHON) -m venv $(APPWORLD_VENV)
+	@$(APPWORLD_VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input appworld==$(APPWORLD_VERSION)
+	@$(APPWORLD_VENV)/bin/appworld install >/dev/null
+	@touch $@
 
 # PyTorch goes first: without a GPU, the package index's own build would bring gigabytes of CUDA. There a build that pip
 # has at hand (find-links) is taken, else one from TORCH_INDEX, whose 2.13.0+cpu pip ranks above plain 2.13.0.
@@ -68,4 +84,4 @@ clean:
 	find bopo_ray envs experiments tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv
+	rm -rf .venv .venv-appworld

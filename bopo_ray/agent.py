@@ -7,13 +7,16 @@ observations are.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bopo_ray.models.protocol import Message
 from bopo_ray.records import Budget, CostMode, Episode
 
-__all__ = ["FEEDBACK", "Turn", "budget_text", "chat_messages", "episode_views", "parse_action", "router_view"]
+__all__ = [
+    "FEEDBACK", "Turn", "budget_text", "chat_messages", "episode_views", "parse_action", "parse_code", "router_view",
+]  # fmt: skip
 
 SYSTEM = """You are an agent that solves a task in a text environment, one action at a time.
 Every reply has exactly two lines:
@@ -25,10 +28,12 @@ Take no action twice when it did not help. Stop only when the environment says t
 FEEDBACK = "Your reply held no action. Answer with a line 'Thought: ...' and a line 'Action: ...'."
 DROPPED = "[earlier observation dropped]"
 MAX_ACTION_CHARS = 200
+MAX_CODE_CHARS = 2000
 
 # Matched line by line, and no two neighbouring runs share a character: linear time on whatever a model writes.
 _ACTION = re.compile(r"[\s>*_`#-]*action(?:[ \t]*\d+)?[ \t*_`]*[:=](.*)", re.IGNORECASE | re.DOTALL)
 _FENCE = re.compile(r"\s*```\w*\s*")
+_AFTER = re.compile(r"[>*_#-]*(?:```|(?:thought|observation)[ \t]*\d*[ \t*_]*:)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,28 @@ def parse_action(reply: str) -> str:
     found = [_clean(m.group(1)) or bare[i + 1] for i, line in enumerate(lines) if (m := _ACTION.match(line))]
     actions = [action for action in found if action] or (bare[:1] if len(lines) == 1 else [])
     return actions[-1][:MAX_ACTION_CHARS] if actions else ""
+
+
+def parse_code(reply: str) -> str:
+    """The action in a reply where actions are code: what follows the last `Action:`, or else the reply's fenced block
+    or its only line; empty when there is none. Code keeps its lines, indentation and quotes.
+    """
+    lines = [line.rstrip() for line in reply.splitlines() if line.strip()]
+    labels = [(i, m) for i, line in enumerate(lines) if (m := _ACTION.match(line))]
+    block = lines
+    if labels:
+        at, label = labels[-1]
+        block = [line for line in (label.group(1).strip(" *"), *lines[at + 1 :]) if line]
+    fences = [i for i, line in enumerate(block) if _FENCE.fullmatch(line)]
+    if fences and (fences[0] == 0 or not labels):
+        block = block[fences[0] + 1 : fences[1] if len(fences) > 1 else None]
+    elif labels:
+        end = next((i for i, line in enumerate(block) if _AFTER.match(line) and (i or line[0] != "`")), None)
+        block = block[:end]
+    elif len(block) != 1 or _AFTER.match(block[0]):
+        return ""
+    code = textwrap.dedent("\n".join(block))
+    return (code.strip("`") if len(block) == 1 else code)[:MAX_CODE_CHARS]
 
 
 def chat_messages(
@@ -88,7 +115,7 @@ def router_view(task_text: str, first_observation: str, turns: Sequence[Turn], s
     Each history entry is one line "> action | observation", so that a reader can drop the oldest.
     """
     lines = [f"task: {_flat(task_text)}", f"budget: {budget}; steps left {steps_left}", f"| {_flat(first_observation)}"]
-    lines += [f"> {t.action or '(no action)'} | {_flat(t.observation)}" for t in turns]
+    lines += [f"> {_flat(t.action) or '(no action)'} | {_flat(t.observation)}" for t in turns]
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from bopo_ray.agent import FEEDBACK, Turn, budget_text, chat_messages, parse_action, router_view
+from bopo_ray.agent import FEEDBACK, Turn, budget_text, chat_messages, parse_action, parse_code, router_view
 from bopo_ray.method.budget import Ledger, affordable_mask
 from bopo_ray.models.desk import Answer, BudgetSpent, Desk
 from bopo_ray.models.pricing import Usage
@@ -61,6 +61,7 @@ class RoutingEnv(gym.Env[str, np.int64]):
         self.temperature = temperature
         self.max_prompt_tokens = min(m.sampling.max_prompt_tokens for m in pool.models)
         self.guide: str = getattr(env.unwrapped, "action_guide", "")
+        self._parse = parse_code if getattr(env.unwrapped, "action_form", "text") == "code" else parse_action
         self.max_steps: int = getattr(env.unwrapped, "max_steps", 40)
         self.observation_space = text_space()
         self.action_space = gym.spaces.Discrete(len(pool))
@@ -110,7 +111,7 @@ class RoutingEnv(gym.Env[str, np.int64]):
         except BudgetSpent as error:
             return self._finish(StopReason.BUDGET, _unanswered(index, error.lost) if error.lost else {})
         reply = answer.reply
-        act = parse_action(reply.text)
+        act = self._parse(reply.text)
         terminated = truncated = False
         if act:
             self._needs_reset = True

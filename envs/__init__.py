@@ -9,5 +9,6 @@ from gymnasium.envs.registration import register
 for _name, _entry_point in (
     ("ScienceWorld-v0", "envs.scienceworld:ScienceWorldEnv"),
     ("ALFWorld-v0", "envs.alfworld:ALFWorldEnv"),
+    ("AppWorld-v0", "envs.appworld:AppWorldEnv"),
 ):
     register(id=_name, entry_point=_entry_point, order_enforce=False, disable_env_checker=True)

@@ -11,6 +11,7 @@ What always holds:
   str) to each reset and step, `options={"expert_plan": True}` adds `info["expert_plan"]` (tuple of str) to reset;
 * without a task, `reset` starts a training task that the seed picks; a `step` outside an episode is `ResetNeeded`;
 * same task, same seed, same actions: the same texts, scores and flags;
+* a class attribute `action_form = "code"` says that an action is code, which may have lines; else it is one line;
 * a dead or hung engine raises `EngineError`; the next `reset` starts a fresh one.
 
 `python -m pytest tests/integration/test_env_contract.py --env-id my_package.my_module:MyEnv-v0` checks all this.

@@ -12,11 +12,13 @@ from bopo_ray.agent import (
     DROPPED,
     FEEDBACK,
     MAX_ACTION_CHARS,
+    MAX_CODE_CHARS,
     Turn,
     budget_text,
     chat_messages,
     episode_views,
     parse_action,
+    parse_code,
     router_view,
 )
 from bopo_ray.models.protocol import Message
@@ -66,6 +68,44 @@ from tests.toy import play, routing_env, scripted_pool, toy_spec
 )
 def test_actions_are_read_from_what_models_write(reply: str, action: str) -> None:
     assert parse_action(reply) == action
+
+
+@pytest.mark.parametrize(
+    ("reply", "code"),
+    [
+        ("Thought: I look.\nAction: print(1)", "print(1)"),
+        ('Action: x = "a"', 'x = "a"'),  # quotes and dots at the end stay
+        ("Action: x = 1.", "x = 1."),
+        ("Action: x = 'a  b'", "x = 'a  b'"),
+        ("**Action:** print('a')", "print('a')"),
+        ("Action 1: `print(1)`", "print(1)"),
+        ("Action: ```print(1)```", "print(1)"),
+        ("Action: print('`')", "print('`')"),
+        ("Action:\n```python\nfor i in x:\n    print(i)\n```\nThat is it.", "for i in x:\n    print(i)"),
+        ("Action: ```python\nprint(1)\n```", "print(1)"),
+        ("Action: for i in x:\n    print(i)", "for i in x:\n    print(i)"),
+        ("Action:\n    x = 1\n\n    y = 2", "x = 1\ny = 2"),
+        ("Thought: so\n```python\nprint(1)\n```", "print(1)"),
+        ("```\nprint(1)", "print(1)"),  # cut off
+        ("print(1)", "print(1)"),
+        ("Action: a()\nObservation: 3\nAction: b()", "b()"),
+        ("Action: a()  # c: d\nObservation: 3", "a()  # c: d"),
+        ("Action: a()\nThought: and then", "a()"),
+        ("Thought: I only think.", ""),
+        ("Thought: hm\nAction:", ""),
+        ("I think.\nLet me think about it some more.", ""),
+        ("", ""),
+        ("```\n```", ""),
+    ],
+)
+def test_code_is_read_from_what_models_write(reply: str, code: str) -> None:
+    assert parse_code(reply) == code
+
+
+@given(st.text(max_size=300))
+def test_code_is_bounded_whatever_the_reply(reply: str) -> None:
+    for text in (reply, f"Action: {reply}", f"```\n{reply}\n```"):
+        assert len(parse_code(text)) <= MAX_CODE_CHARS
 
 
 @given(st.text(max_size=300))

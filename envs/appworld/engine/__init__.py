@@ -1,0 +1,1 @@
+"""What runs in AppWorld's virtual environment; of these, only `kinds` is imported elsewhere."""
