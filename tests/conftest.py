@@ -21,7 +21,7 @@ QUIET = {
 }
 os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
 # The tests start a Ray of their own, also where a cluster runs, and play the games that ship with the package.
-for name in ("RAY_ADDRESS", "ALFWORLD_DATA"):
+for name in ("RAY_ADDRESS", "ALFWORLD_DATA", "APPWORLD_ROOT"):
     os.environ.pop(name, None)
 
 

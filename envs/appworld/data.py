@@ -22,6 +22,7 @@ from pathlib import Path
 from envs.appworld import client
 from envs.appworld.engine import kinds
 from envs.base import Split, Task
+from envs.cache import cache_folder
 from envs.errors import ConfigError, EngineError, UnknownTaskError
 
 __all__ = [
@@ -165,7 +166,7 @@ def generate() -> Path:
 
     Processes that ask at once wait for the one that builds.
     """
-    root = Path(os.environ.get("BOPO_RAY_CACHE") or Path.home() / ".cache" / "bopo_ray") / "appworld"
+    root = cache_folder("appworld")
     target = root / _version()
     if target.is_dir():
         return target

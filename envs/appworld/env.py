@@ -66,6 +66,11 @@ apis.supervisor.complete_task(), with answer=... if it asks a question: that end
         """All tasks of a split, in AppWorld's order or kind after kind."""
         return data.tasks(Split(split))
 
+    @classmethod
+    def label(cls) -> str:
+        """Which tasks are played, for results."""
+        return data.world()
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Start a task: `options["task"]`, or a training task that the seed picks.
 
