@@ -211,6 +211,37 @@ def test_in_alfworld_a_wrong_way_needs_no_way_back() -> None:
     assert (progress.next_step, progress.failures, progress.away_from) == (1, 1, "")
 
 
+CODE = ("me = apis.supervisor.show_profile()", "things = [x for x in text]", "apis.phone.send(message='hi')")
+
+
+def test_wrong_code_is_never_the_right_one_and_ends_an_episode_only_where_something_would_change() -> None:
+    wrong = model(slip=dict.fromkeys(StepKind, 1.0), fatal=0.5)
+    done = [(step, "Execution successful.") for step in CODE]
+    for k, step in enumerate(CODE):
+        said = {parse_action(wrong.complete(request(messages(*done[:k]), i, plan=CODE)).text) for i in range(60)}
+        assert step not in said and len(said) > 2
+        assert ("apis.supervisor.complete_task()" in said) == (k == 2)
+
+
+def test_code_that_failed_has_still_to_be_done() -> None:
+    turns = [(CODE[0], "Execution failed. Traceback:\nNameError: name 'apis' is not defined")]
+    assert tuple(read_progress(messages(*turns), CODE))[:2] == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "small", "large"),
+    [
+        ("pick_heat_then_place_in_recep/Cup-None-Shelf-1-0", StepKind.OPERATE, 0.92, 0.02),
+        ("pick_heat_then_place_in_recep/Cup-None-Shelf-1-0", StepKind.TAKE, 0.06, 0.015),
+        ("pick_two_obj_and_place/Pen-None-Desk-301-0", StepKind.TAKE, 0.96, 0.96),
+        ("shopping-tasks/3", StepKind.MIX, 0.92, 0.03),
+        ("note-total/3", StepKind.MIX, 0.12, 0.03),
+    ],
+)
+def test_where_kinds_are_few_the_gaps_are_listed(task: str, kind: StepKind, small: float, large: float) -> None:
+    assert [m.error_rate(task, kind) for m in POOL.models] == [small, large]  # type: ignore[attr-defined]
+
+
 KINDS = [f"kind-{i}" for i in range(40)]
 
 
@@ -267,6 +298,12 @@ def test_usage_is_what_was_counted_and_stays_within_the_limit(
         ("connect a to b", StepKind.OPERATE), ("heat egg 1 with microwave 1", StepKind.OPERATE),
         ("take pen 1 from desk 1", StepKind.TAKE), ("go to desk 1", StepKind.NAVIGATE),
         ("wait1", StepKind.WAIT), ("0", StepKind.WAIT), ("", StepKind.WAIT),
+        ("me = apis.supervisor.show_profile()", StepKind.LOOK),
+        ('phone = apis.phone.login(username=me["phone_number"])["access_token"]', StepKind.OPEN),
+        ('notes = apis.simple_note.search_notes(query="a = b", access_token=t)', StepKind.MEASURE),
+        ('small = [r for r in requests if r["amount"] <= 30]', StepKind.MIX),
+        ("for t in urgent: apis.todoist.update_task(task_id=t, is_completed=True)", StepKind.OPERATE),
+        ("apis.supervisor.complete_task(answer=answer)", StepKind.FOCUS),
     ],
 )  # fmt: skip
 def test_the_kind_of_a_step_is_its_verbs(action: str, kind: StepKind) -> None:
