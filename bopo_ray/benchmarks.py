@@ -12,7 +12,7 @@ from bopo_ray.errors import ConfigError
 from bopo_ray.records import spawn_seed
 from envs.base import Split, Task, TextEnv
 
-__all__ = ["env_class", "env_label", "select_tasks"]
+__all__ = ["check_ready", "env_class", "env_label", "select_tasks"]
 
 
 def env_class(env_id: str) -> type[TextEnv]:
@@ -36,6 +36,13 @@ def env_class(env_id: str) -> type[TextEnv]:
     if not hasattr(entry, "tasks"):
         raise ConfigError(f"environment {env_id!r} has no task lists; see envs/base.py for what an environment needs")
     return entry  # type: ignore[return-value]
+
+
+def check_ready(env_id: str) -> None:
+    """Raises ConfigError when what the environment needs is not installed, for a class that can tell."""
+    ready = getattr(env_class(env_id), "ready", None)
+    if ready is not None:
+        ready()
 
 
 def env_label(env_id: str) -> str:

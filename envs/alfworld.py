@@ -82,6 +82,11 @@ sinkbasin), slice X with Y (a knife). One action at a time; X and PLACE are name
         return games.source().tasks(Split(split))
 
     @classmethod
+    def ready(cls) -> None:
+        """Raises ConfigError where the engine is not installed."""
+        games.require_packages()
+
+    @classmethod
     def label(cls) -> str:
         """Which games are played, for results."""
         return games.source().label

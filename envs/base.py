@@ -69,7 +69,7 @@ class TextEnv(Protocol):
     @classmethod
     def tasks(cls, split: Split) -> tuple[Task, ...]:
         """All tasks of a split, in the benchmark's own order. A class method `label()`, where there is one, says in
-        results which tasks these are."""
+        results which tasks these are; `ready()` raises ConfigError where something that it needs is not installed."""
         ...
 
 

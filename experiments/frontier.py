@@ -3,6 +3,7 @@
     python -m experiments.frontier                          # quick: under 20 minutes on 2 cores
     python -m experiments.frontier --scale tiny             # everything once, in minutes
     python -m experiments.frontier --out results/x --resume # go on where a run was stopped
+    python -m experiments.frontier --env all                # the three benchmarks, and their frontiers in one figure
 
 Expect a table on the screen and results/<run>/: report.html, frontier.png, frontier.csv, summary.json, episodes as
 Parquet, the trained routers, and TensorBoard logs. The default pair of models is simulated, and labelled so.
@@ -28,6 +29,7 @@ from bopo_ray.models.spend import SpendLedger
 from bopo_ray.pipeline.evaluate import evaluate_stage, report_stage
 from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.settings import Settings, field_docs, resolve
+from bopo_ray.pipeline.side_by_side import ALL, run_all
 from bopo_ray.pipeline.stages import bosft_stage, boundary_stage
 from bopo_ray.pipeline.sweep import Sweep
 
@@ -65,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = resolve(args.settings, given)
         out = args.out or Path("results") / default_name(settings)
+        if settings.env == ALL:
+            return run_all(settings, arguments, out)
         with Run(settings, out, args.resume, console) as run:
             started = time.monotonic()
             run.start_ray()

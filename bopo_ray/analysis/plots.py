@@ -28,7 +28,7 @@ from bopo_ray.analysis.labels import free_spots, spread
 from bopo_ray.analysis.pareto import pareto_front
 from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL
 
-__all__ = ["frontier_figure", "save_png", "taxonomy_figure", "to_svg", "training_curves_figure"]
+__all__ = ["frontier_figure", "frontiers_figure", "save_png", "taxonomy_figure", "to_svg", "training_curves_figure"]
 
 INK, MUTED, GRID = "#1f2328", "#6b7280", "#e5e7eb"
 _STYLES: Mapping[str, tuple[str, str]] = {  # method -> colour, marker
@@ -102,10 +102,51 @@ def frontier_figure(
     """
     figure, axes = _canvas(11.0, 7.0)
     figure.subplots_adjust(left=0.075, right=0.80, top=0.88, bottom=0.09)
+    ends = _draw_frontier(axes, frontier_df, summary)
+    _label_methods(axes, ends)
     points = pd.DataFrame(summary["operating_points"])
-    names = _ordered(points["method"].unique())
+    _label_lambdas(figure, axes, points, str(summary.get("headline") or ""))
+    _head(figure, title, subtitle or _subtitle(summary), label)
+    return figure
+
+
+@_styled
+def frontiers_figure(
+    panels: Mapping[str, tuple[pd.DataFrame, Mapping[str, Any]]], title: str, label: str, subtitle: str = ""
+) -> Figure:
+    """Several frontiers side by side, a panel each, with scales of their own and one legend.
+
+    Args:
+        panels: what stands over a panel -> its `tables.frontier` and `tables.summary`, as in `frontier_figure`.
+        title, label, subtitle: as in `frontier_figure`.
+
+    Raises:
+        ValueError: there is no panel.
+    """
+    if not panels:
+        raise ValueError("no frontier to draw: need at least one")
+    figure, grid = _canvas(max(9.0, 5.4 * len(panels)), 6.4, 1, len(panels))
+    figure.subplots_adjust(left=0.9 / figure.get_figwidth(), right=0.985, top=0.8, bottom=0.2, wspace=0.24)
+    methods: set[str] = set()
+    for axes, (name, (frontier_df, summary)) in zip(np.ravel(grid), panels.items(), strict=True):
+        methods |= set(_draw_frontier(axes, frontier_df, summary))
+        axes.set_title(f"{name}: {summary['n_tasks']} tasks")
+        points = pd.DataFrame(summary["operating_points"])
+        _label_lambdas(figure, axes, points, str(summary.get("headline") or ""))
+    handles = [
+        Line2D([], [], color=_style(m)[0], marker=_style(m)[1], linestyle="", markersize=8, label=str(m))
+        for m in _ordered(list(methods))
+    ]
+    figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.01, 0.005), ncols=len(handles), fontsize=10)
+    _head(figure, title, subtitle, label)
+    return figure
+
+
+def _draw_frontier(axes: Axes, frontier_df: pd.DataFrame, summary: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """All methods' marks and fronts, with scales; returns where each front ends."""
+    points = pd.DataFrame(summary["operating_points"])
     ends = {}
-    for name in names:
+    for name in _ordered(points["method"].unique()):
         own = points[points["method"] == name].sort_values(["cost_usd", "success"])
         ends[name] = _draw_method(axes, name, own, frontier_df[frontier_df["method"] == name])
     _draw_random_line(axes, points)
@@ -119,10 +160,7 @@ def frontier_figure(
     axes.set_ylabel("success")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.xaxis.set_major_formatter(FuncFormatter(_usd))
-    _label_methods(axes, {name: ends[name] for name in names if name in ends})
-    _label_lambdas(figure, axes, points, str(summary.get("headline") or ""))
-    _head(figure, title, subtitle or _subtitle(summary), label)
-    return figure
+    return ends
 
 
 @_styled

@@ -21,7 +21,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bopo_ray.benchmarks import select_tasks
+from bopo_ray.benchmarks import check_ready, select_tasks
 from bopo_ray.errors import EngineError, StoreError
 from bopo_ray.models import build_pool, host_pool
 from bopo_ray.models.calls import CallStore
@@ -69,6 +69,7 @@ class Run:
         self.prices = price_table(Path(settings.prices)) if settings.prices else price_table()
         self.models = resolve_pool(settings.models, settings.small, settings.large, self.prices)
         self.pool = build_pool(self.models)
+        check_ready(settings.env)
         self.train = select_tasks(settings.env, Split.TRAIN, settings.train_tasks, 0)
         self.test = select_tasks(settings.env, Split.TEST, settings.test_tasks, 0)
         self._group: EnvRunnerGroup | None = None

@@ -26,7 +26,8 @@ class Settings:
     """All that decides a run's results. Each field's line says what it is, with its unit."""
 
     env: str = "ScienceWorld-v0"
-    """Gymnasium id of the benchmark; your own as package.module:Name-v0"""
+    """Gymnasium id of the benchmark: ScienceWorld-v0, ALFWorld-v0, AppWorld-v0, your own as package.module:Name-v0; or
+    all: these three one after the other"""
     models: str = "simulated"
     """pool of models: simulated, or a YAML file with two or more, smallest first"""
     small: str = ""

@@ -67,6 +67,11 @@ apis.supervisor.complete_task(), with answer=... if it asks a question: that end
         return data.tasks(Split(split))
 
     @classmethod
+    def ready(cls) -> None:
+        """Raises ConfigError where AppWorld's virtual environment is missing."""
+        client.find_python()
+
+    @classmethod
     def label(cls) -> str:
         """Which tasks are played, for results."""
         return data.world()

@@ -16,7 +16,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from bopo_ray.analysis.labels import free_spots, spread
-from bopo_ray.analysis.plots import frontier_figure, save_png, taxonomy_figure, to_svg, training_curves_figure
+from bopo_ray.analysis.plots import (
+    frontier_figure,
+    frontiers_figure,
+    save_png,
+    taxonomy_figure,
+    to_svg,
+    training_curves_figure,
+)
 from bopo_ray.analysis.tables import Settings, frontier, summary
 from tests.unit.test_analysis_tables import synthetic_episodes
 
@@ -62,6 +69,18 @@ def test_frontier_figure_says_what_it_shows(tmp_path: Path) -> None:
     save_png(figure, tmp_path / "f.png")
     with Image.open(tmp_path / "f.png") as image:
         assert image.width == 1200
+
+
+def test_frontiers_stand_side_by_side_under_their_names() -> None:
+    panels = {}
+    for name, tasks in (("one world", 12), ("another", 20)):
+        episodes, settings = synthetic_episodes(n_tasks=tasks), Settings(n=20)
+        panels[name] = frontier(episodes, settings), summary(episodes, settings)
+    shown = texts(frontiers_figure(panels, "A title", "simulated pair"))
+    for text in ("A title", "simulated pair", "one world: 12 tasks", "another: 20 tasks", "bopo-hybrid", "random"):
+        assert text in shown
+    with pytest.raises(ValueError, match="no frontier"):
+        frontiers_figure({}, "t", "l")
 
 
 def test_only_the_boundary_policies_can_be_drawn() -> None:

@@ -1,0 +1,65 @@
+"""The main job on all benchmarks, one after the other, and their frontiers side by side in one figure."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from bopo_ray.analysis import plots
+from bopo_ray.benchmarks import check_ready, env_label
+from bopo_ray.models.spend import SpendLedger
+from bopo_ray.pipeline.settings import Settings
+
+__all__ = ["ALL", "BENCHMARKS", "draw_side_by_side", "run_all"]
+
+ALL = "all"
+"""The `--env` that stands for all of them."""
+BENCHMARKS = ("ScienceWorld-v0", "ALFWorld-v0", "AppWorld-v0")
+FIGURE = "frontiers.png"
+
+
+def run_all(settings: Settings, arguments: Sequence[str], out: Path, benchmarks: Sequence[str] = BENCHMARKS) -> int:
+    """Runs `experiments.frontier` with these arguments for each benchmark, in a process of its own.
+
+    Each has its folder in `out` and goes on there with --resume; --max-spend bounds the dollars of all together.
+    Returns the first exit code that is not 0, or 0 with the figure drawn. Raises ConfigError, before anything is
+    played, when what one of them needs is not installed.
+    """
+    for env in benchmarks:
+        check_ready(env)
+    folders = {env: out / env.rpartition(":")[2].lower() for env in benchmarks}
+    for env, folder in folders.items():
+        own = ["--env", env, "--out", str(folder)]
+        if not math.isinf(settings.max_spend):
+            others = sum(_spent(other) for other in folders.values() if other != folder)
+            own += ["--max-spend", f"{max(0.0, settings.max_spend - others):.6f}"]
+        print(f"{env}: {folder}", flush=True)
+        code = subprocess.run([sys.executable, "-m", "experiments.frontier", *arguments, *own], check=False).returncode
+        if code:
+            return code
+    print(f"all frontiers: {draw_side_by_side(folders, out / FIGURE)}")
+    return 0
+
+
+def draw_side_by_side(folders: Mapping[str, Path], path: Path) -> Path:
+    """Draws the frontiers of finished runs, by benchmark, into one PNG."""
+    panels, labels = {}, set()
+    for env, folder in folders.items():
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        panels[env_label(env)] = pd.read_csv(folder / "frontier.csv"), summary
+        labels.add(str(summary["label"]))
+    figure = plots.frontiers_figure(panels, "Success against cost on held-out tasks", ", ".join(sorted(labels)))
+    plots.save_png(figure, path, width_px=1800)
+    return path
+
+
+def _spent(folder: Path) -> float:
+    """Dollars that a run has spent so far."""
+    ledger = folder / "spend.db"
+    return SpendLedger(ledger, None).totals().overall.spent_microusd / 1e6 if ledger.exists() else 0.0

@@ -1,0 +1,91 @@
+"""All benchmarks by one command: what is known beforehand, how money is shared, what is drawn."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from bopo_ray.analysis.tables import Settings as Bootstrap
+from bopo_ray.analysis.tables import frontier, summary
+from bopo_ray.errors import ConfigError
+from bopo_ray.models.pricing import Usage
+from bopo_ray.models.spend import SpendLedger
+from bopo_ray.pipeline import side_by_side
+from bopo_ray.pipeline.settings import resolve
+from experiments.frontier import main
+from tests.toy import ID
+from tests.unit.test_analysis_tables import synthetic_episodes
+
+TWO = (ID, "docs.example_env:Doors-v0")
+
+
+def finished(folder: Path) -> None:
+    """A folder that looks like a finished run's."""
+    episodes, settings = synthetic_episodes(n_tasks=8), Bootstrap(n=20)
+    folder.mkdir(parents=True)
+    frontier(episodes, settings).to_csv(folder / "frontier.csv", index=False)
+    (folder / "summary.json").write_text(json.dumps(summary(episodes, settings) | {"label": "simulated pair"}))
+
+
+class Started:
+    """Stands for the processes: keeps their arguments, finishes their folders, and spends."""
+
+    def __init__(self, spent: Sequence[int] = (0, 0), codes: Sequence[int] = (0, 0)) -> None:
+        self.arguments: list[list[str]] = []
+        self.spent, self.codes = spent, codes
+
+    def __call__(self, command: list[str], **_: Any) -> SimpleNamespace:
+        at, folder = len(self.arguments), Path(command[command.index("--out") + 1])
+        self.arguments.append(command[3:])
+        finished(folder)
+        ledger = SpendLedger(folder / "spend.db", None)
+        reservation = ledger.reserve("me", "key", "m", self.spent[at])
+        assert reservation is not None
+        ledger.settle(reservation, Usage(1, 1), self.spent[at])
+        return SimpleNamespace(returncode=self.codes[at])
+
+
+def test_each_benchmark_has_its_folder_and_all_share_the_money(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = Started(spent=(1_250_000, 400_000))
+    monkeypatch.setattr(subprocess, "run", started)
+    settings = resolve(None, {"env": "all", "max_spend": "2"})
+    assert side_by_side.run_all(settings, ["--env", "all", "--max-spend", "2", "--resume"], tmp_path, TWO) == 0
+    first, second = started.arguments
+    assert first[-6:] == ["--env", TWO[0], "--out", str(tmp_path / "toy-v0"), "--max-spend", "2.000000"]
+    assert second[-6:] == ["--env", TWO[1], "--out", str(tmp_path / "doors-v0"), "--max-spend", "0.750000"]
+    assert "--resume" in first and "--resume" in second
+    with Image.open(tmp_path / "frontiers.png") as image:
+        assert image.width == 1800
+    assert "frontiers.png" in capsys.readouterr().out
+
+
+def test_the_first_that_fails_ends_it_with_its_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = Started(codes=(3, 0))
+    monkeypatch.setattr(subprocess, "run", started)
+    assert side_by_side.run_all(resolve(None, {"env": "all"}), [], tmp_path, TWO) == 3
+    assert len(started.arguments) == 1 and "--max-spend" not in started.arguments[0]
+    assert not (tmp_path / "frontiers.png").exists()
+
+
+def test_a_missing_engine_is_known_before_anything_is_played(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def check(env: str) -> None:
+        if env.startswith("AppWorld"):
+            raise ConfigError("AppWorld needs a virtual environment: run `make appworld`")
+
+    started = Started()
+    monkeypatch.setattr(subprocess, "run", started)
+    monkeypatch.setattr(side_by_side, "check_ready", check)
+    assert main(["--env", "all", "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == "error: AppWorld needs a virtual environment: run `make appworld`\n"
+    assert not started.arguments and not (tmp_path / "out").exists()
