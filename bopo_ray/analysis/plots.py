@@ -130,7 +130,7 @@ def frontiers_figure(
     methods: set[str] = set()
     for axes, (name, (frontier_df, summary)) in zip(np.ravel(grid), panels.items(), strict=True):
         methods |= set(_draw_frontier(axes, frontier_df, summary))
-        axes.set_title(f"{name}: {summary['n_tasks']} tasks")
+        axes.set_title(f"{name}\n{summary['n_tasks']} tasks", fontsize=11)
         points = pd.DataFrame(summary["operating_points"])
         _label_lambdas(figure, axes, points, str(summary.get("headline") or ""))
     handles = [

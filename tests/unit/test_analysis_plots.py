@@ -77,7 +77,7 @@ def test_frontiers_stand_side_by_side_under_their_names() -> None:
         episodes, settings = synthetic_episodes(n_tasks=tasks), Settings(n=20)
         panels[name] = frontier(episodes, settings), summary(episodes, settings)
     shown = texts(frontiers_figure(panels, "A title", "simulated pair"))
-    for text in ("A title", "simulated pair", "one world: 12 tasks", "another: 20 tasks", "bopo-hybrid", "random"):
+    for text in ("A title", "simulated pair", "one world\n12 tasks", "another\n20 tasks", "bopo-hybrid", "random"):
         assert text in shown
     with pytest.raises(ValueError, match="no frontier"):
         frontiers_figure({}, "t", "l")
