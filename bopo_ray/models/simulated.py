@@ -122,17 +122,17 @@ LARGE = Competence(
 
 _GAPS: dict[str, dict[StepKind, tuple[float, float]]] = {
     "pick_and_place_simple": {},
-    "look_at_obj_in_light": {K.MEASURE: (0.92, 0.0)},
+    "look_at_obj_in_light": {K.TAKE: (0.92, 0.0), K.MEASURE: (0.92, 0.0)},
     "pick_clean_then_place_in_recep": {},
-    "pick_heat_then_place_in_recep": {K.OPERATE: (0.92, 0.0)},
+    "pick_heat_then_place_in_recep": {K.TAKE: (0.92, 0.0), K.OPERATE: (0.92, 0.0)},
     "pick_cool_then_place_in_recep": {K.OPERATE: (0.998, 0.998)},
     "pick_two_obj_and_place": {K.TAKE: (0.96, 0.96)},
     "text-contact": {},
     "move-alarm": {},
     "note-total": {},
-    "pay-contact": {K.OPERATE: (0.92, 0.0)},
-    "shopping-tasks": {K.MIX: (0.92, 0.0)},
-    "finish-tasks": {K.MIX: (0.92, 0.0)},
+    "pay-contact": {K.MEASURE: (0.92, 0.0), K.OPERATE: (0.92, 0.0)},
+    "shopping-tasks": {K.MEASURE: (0.92, 0.0), K.MIX: (0.92, 0.0)},
+    "finish-tasks": {K.MEASURE: (0.92, 0.0), K.MIX: (0.92, 0.0)},
     "approve-requests": {K.MIX: (0.998, 0.998)},
     "tidy-files": {K.MIX: (0.998, 0.998)},
 }

@@ -17,6 +17,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bopo_ray.analysis.bill import sharing
+from bopo_ray.benchmarks import check_ready
+from bopo_ray.errors import ConfigError
 from bopo_ray.pipeline.settings import load_settings
 from experiments.audit import main as audit_main
 from experiments.frontier import main
@@ -191,9 +193,22 @@ def test_the_gate_can_be_ignored_as_its_line_says(toy_run: Frontier, tmp_path: P
     assert main([*again.arguments, "--resume", "--ignore-gate"]) == 0
 
 
-def test_scienceworld_from_end_to_end(tmp_path: Path) -> None:
-    run = Frontier(tmp_path, ("--scale", "tiny", "--env", "ScienceWorld-v0", "--lambdas", "0.2", "--cpus", "2"))
+@pytest.mark.parametrize(
+    ("env", "label"),
+    [
+        ("ScienceWorld-v0", "ScienceWorld-v0"),
+        ("ALFWorld-v0", "ALFWorld-v0 (ALFWorld engine, own layouts)"),
+        ("AppWorld-v0", "AppWorld-v0 (AppWorld engine, own tasks)"),
+    ],
+)
+def test_each_benchmark_from_end_to_end(env: str, label: str, tmp_path: Path) -> None:
+    try:
+        check_ready(env)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    run = Frontier(tmp_path, ("--scale", "tiny", "--env", env, "--lambdas", "0.2", "--cpus", "2"))
     assert run.run() == 0, run.said()
-    check_results(run, "ScienceWorld-v0")
+    check_results(run, env)
     scores = {e["score"] for e in run.rows("boundary").values()}
     assert len(scores) > 1
+    assert f"{label}: 6 training and 4 test tasks" in (run.out / "report.html").read_text()

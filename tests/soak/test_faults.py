@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from experiments.frontier import main
 from tests.integration.conftest import TOY, Frontier, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+FULL = re.compile("No space left on device|the disk is full")
 
 
 def kill_run(process: subprocess.Popen[bytes]) -> None:
@@ -118,13 +121,13 @@ def _updates(results: Path) -> list[int]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 256 KiB."""
+    """A disk of 8 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = shutil.which("mount")
     if os.geteuid() != 0 or mount is None:
         pytest.skip("mounting a small disk needs root")
-    command = [mount, "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    command = [mount, "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("a small disk can't be mounted here")
     yield folder
@@ -141,21 +144,22 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(small_disk: Path, frontier:
     wait_for(lambda: len(frontier.held()) == 2 and len(frontier.rows("boundary")) >= 16, process)
     filler = small_disk / "filler"
     with pytest.raises(OSError, match="No space"):
-        filler.write_bytes(bytes(1 << 20))
+        filler.write_bytes(bytes(16 << 20))
     frontier.release()
     assert process.wait(120) == 2
     last = frontier.said().splitlines()[-1]
-    assert last.startswith("error: ") and "No space left on device" in last and "--resume" in last
+    assert last.startswith("error: ") and FULL.search(last) and "--resume" in last
     kept = frontier.rows("boundary")
     assert len(kept) >= 16
 
-    # Then room for all episodes and not for the router; then for the router and not for the sweep.
+    # Then 1 MiB, too little for the router; then 3 MiB, enough for the router and too little for the sweep.
     filler.unlink()
-    for size in ("256k", "2m"):
+    for room in (1 << 20, 3 << 20):
+        size = shutil.disk_usage(small_disk).used + room
         subprocess.run(["mount", "-o", f"remount,size={size}", str(small_disk)], check=True)
         assert frontier.run("--resume") == 2, frontier.said()
         last = frontier.said().splitlines()[-1]
-        assert last.startswith("error: ") and "No space left on device" in last and "--resume" in last
+        assert last.startswith("error: ") and FULL.search(last) and "--resume" in last
         assert {k: v for k, v in frontier.rows("boundary").items() if k in kept} == kept
 
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)

@@ -232,7 +232,7 @@ def test_code_that_failed_has_still_to_be_done() -> None:
     ("task", "kind", "small", "large"),
     [
         ("pick_heat_then_place_in_recep/Cup-None-Shelf-1-0", StepKind.OPERATE, 0.92, 0.02),
-        ("pick_heat_then_place_in_recep/Cup-None-Shelf-1-0", StepKind.TAKE, 0.06, 0.015),
+        ("pick_heat_then_place_in_recep/Cup-None-Shelf-1-0", StepKind.TAKE, 0.92, 0.015),
         ("pick_two_obj_and_place/Pen-None-Desk-301-0", StepKind.TAKE, 0.96, 0.96),
         ("shopping-tasks/3", StepKind.MIX, 0.92, 0.03),
         ("note-total/3", StepKind.MIX, 0.12, 0.03),
