@@ -26,7 +26,7 @@ class Settings:
     """All that decides a run's results. Each field's line says what it is, with its unit."""
 
     env: str = "ScienceWorld-v0"
-    """ScienceWorld-v0, ALFWorld-v0, AppWorld-v0, your own benchmark as package.module:Name-v0, or all: the three in turn"""
+    """benchmark: ScienceWorld-v0, ALFWorld-v0, AppWorld-v0, all (in turn), or your own as package.module:Name-v0"""
     models: str = "simulated"
     """pool of models: simulated, or a YAML file with two or more, smallest first"""
     small: str = ""
