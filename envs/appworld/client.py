@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import socket
 import struct
 import subprocess
@@ -35,6 +34,7 @@ MAX_MESSAGE = 1 << 20
 ENGINE = Path(__file__).parent / "engine"
 _KEPT = ("HOME", "LANG", "PATH", "TMPDIR", "TZ")
 """What the server inherits of this process's environment: no keys, no tokens."""
+ENDED = "The code ended its interpreter: too much memory, or a forbidden call."
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,16}\b")
 
 
@@ -87,7 +87,10 @@ def _last_line(text: str) -> str:
 
 
 class Server:
-    """The server process of one data folder."""
+    """The server process of one data folder.
+
+    Its `folder` holds the episodes' files; it is removed when the server has ended, however it ends.
+    """
 
     def __init__(self, data: Path) -> None:
         if (system := platform.system()) != "Linux":
@@ -98,7 +101,7 @@ class Server:
         self.data = data
         self.owner = os.getpid()
         self._lock = threading.Lock()
-        self._failure = self._folder = ""
+        self._failure = ""
         self._control, theirs = socket.socketpair()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
         command = [str(python), "-I", str(ENGINE / "server.py"), str(theirs.fileno()), str(self.owner), str(data)]
@@ -117,8 +120,8 @@ class Server:
         try:
             self._control.settimeout(START_TIMEOUT_S)
             hello = _receive(self._control)[0]
-            self.version, self._folder = str(hello["version"]), str(hello["folder"])
-        except (OSError, ValueError, KeyError):
+            self.version, self.folder = str(hello["version"]), Path(hello["folder"])
+        except (OSError, ValueError, KeyError, TypeError):
             self.kill("did not start")
             self._errors.seek(0)
             why = _last_line(self._errors.read().decode(errors="replace"))
@@ -164,8 +167,6 @@ class Server:
         if self.owner == os.getpid():
             self.process.kill()
             self.process.wait()
-            if self._folder:
-                shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class Session:
@@ -210,22 +211,29 @@ class Session:
         return output, completed
 
     def _execute(self, code: str) -> tuple[str, bool]:
+        answer = self._ask({"code": code})
+        try:
+            text, length = str(answer["output"]), int(answer["length"])
+        except (ValueError, KeyError, TypeError):
+            raise Hung(ENDED) from None
+        if length > len(text):
+            text += f"\n[{length - len(text)} more characters]"
+        return _ADDRESS.sub("0x...", text), answer.get("completed") is True
+
+    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The child's answer, from a process that a model's code may have made its own."""
         if not self.server.usable:
             self.server.end(self.pid)  # raises what happened to it
         try:
             self._channel.settimeout(self.timeout_s)
-            _send(self._channel, {"code": code})
-            answer = _receive(self._channel)[0]
-            text, length = str(answer["output"]), int(answer["length"])
-            if length > len(text):
-                text += f"\n[{length - len(text)} more characters]"
-            return _ADDRESS.sub("0x...", text), answer["completed"] is True
+            _send(self._channel, message)
+            return _receive(self._channel)[0]
         except TimeoutError:
             raise Hung(f"The code did not end within {self.timeout_s:g} s.") from None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             if not self.server.usable:
                 self.server.end(self.pid)
-            raise Hung("The code ended its interpreter: too much memory, or a forbidden call.") from None
+            raise Hung(ENDED) from None
 
     def _start_again(self) -> None:
         self.close()
@@ -240,7 +248,14 @@ class Session:
             ) from None
 
     def evaluate(self) -> tuple[bool, int, int]:
-        """Judge the episode as it stands: whether it passes, passed tests, tests."""
+        """Judge the episode as it stands: whether it passes, passed tests, tests.
+
+        One whose code has made saving impossible fails.
+        """
+        try:
+            self._ask({"save": True})
+        except Hung:
+            return False, 0, 1
         pid, channel = self.server.fork({"op": "evaluation", "task": self.task, "episode": self.pid})
         try:
             channel.settimeout(START_TIMEOUT_S)
@@ -307,7 +322,7 @@ def acquire(data: Path, task: str, timeout_s: float) -> Session:
         server = _servers.get(data)
         if server is None or not server.usable:
             if server is not None:
-                server.close()  # it may have left its folder
+                server.close()
             server = _servers[data] = Server(data)
     return Session(server, task, timeout_s)
 

@@ -29,6 +29,7 @@ from envs.alfworld import ALFWorldEnv
 from envs.alfworld_layouts import KINDS, SCENES
 from envs.base import Split, Task
 from envs.errors import EngineError, UnknownTaskError
+from tests.processes import gone
 
 if find_spec("fast_downward") is None:
     pytest.skip("make alfworld installs it", allow_module_level=True)
@@ -64,19 +65,6 @@ def play(env: ALFWorldEnv, task: str) -> list[object]:
     for action in info["expert_plan"]:
         seen.append(env.step(action))
     return seen
-
-
-def gone(pid: int, within_s: float = 10.0) -> bool:
-    """Whether a process ends in time; a zombie that nobody reaps counts as ended."""
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except FileNotFoundError:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @pytest.mark.parametrize("split", [Split.TRAIN, Split.TEST])

@@ -22,6 +22,7 @@ from gymnasium.utils.env_checker import check_env
 from envs.appworld import AppWorldEnv, client, data
 from envs.base import Split
 from envs.errors import ConfigError, EngineError, UnknownTaskError
+from tests.processes import gone, removed
 
 TASK = "text-contact/1"
 HANG = "while True:\n  try:\n    for i in iter(int, 1): i + 1\n  except BaseException: pass"
@@ -45,19 +46,6 @@ def env() -> Iterator[AppWorldEnv]:
     env = AppWorldEnv()
     yield env
     env.close()
-
-
-def gone(pid: int, within_s: float = 10.0) -> bool:
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return True
-        if state == "Z":
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def play(env: AppWorldEnv, task: str) -> list[object]:
@@ -281,13 +269,27 @@ def test_databases_that_were_tampered_with_do_not_pass(env: AppWorldEnv) -> None
                     file = getattr(posix, 'open')(name, 0o1101)
                     getattr(posix, 'write')(file, b'["ATTACH DATABASE x AS y", [], false]')
                     getattr(posix, 'close')(file)
-                except OSError:  # the engine writes it anew after each action
+                except OSError:  # the engine writes it anew
                     pass
         posix and __import__('_thread').start_new_thread(tamper, ())
     """
     assert env.step(textwrap.dedent(write))[0] == "Execution successful."
     *_, info = env.step("apis.supervisor.complete_task()")
     assert info["success"] is False
+
+
+def test_an_episode_that_cannot_be_saved_fails(env: AppWorldEnv) -> None:
+    _, info = env.reset(options={"task": TASK, "expert_plan": True})
+    session = env._session
+    for line in info["expert_plan"]:
+        session.execute(line)
+    assert session.evaluate()[0] is True
+    wait = "lock = __import__('_thread').allocate_lock(); lock.acquire()"
+    later = f"lambda: [lock.acquire(True, 2), getattr({P}, '_exit')(0)]"
+    start = f"{wait}; __import__('_thread').start_new_thread({later}, ())"
+    assert session.execute(start)[0].strip() == "Execution successful."
+    assert gone(session.pid)
+    assert session.evaluate() == (False, 0, 1)
 
 
 def test_a_killed_server_raises_once_for_each_environment_and_reset_starts_afresh() -> None:
@@ -309,7 +311,7 @@ def test_a_killed_server_raises_once_for_each_environment_and_reset_starts_afres
         env.reset(options={"task": TASK})
         assert env.step("print(1)")[0].strip() == "1"
         env.close()
-    assert not Path(server._folder).exists()
+    assert removed(server.folder)
 
 
 def test_a_hung_server_is_killed_after_the_deadline(env: AppWorldEnv, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,10 +341,9 @@ def test_closed_and_forgotten_environments_leave_no_process_and_no_file() -> Non
         del env
         gc.collect()
     assert all(gone(pid) for pid in pids)
-    folder = Path(server._folder)
-    assert folder.exists()
+    assert server.folder.exists()
     client.shutdown()
-    assert gone(server.process.pid) and not folder.exists()
+    assert gone(server.process.pid) and removed(server.folder)
 
 
 OWNER = textwrap.dedent("""
@@ -354,7 +355,7 @@ OWNER = textwrap.dedent("""
     if helper == 0:
         time.sleep(60)
         os._exit(0)
-    print(env._session.server.process.pid, env._session.pid, helper, env._session.server._folder, flush=True)
+    print(env._session.server.process.pid, env._session.pid, helper, env._session.server.folder, flush=True)
     env.step(HANG)
 """)
 
@@ -368,10 +369,7 @@ def test_server_and_children_end_with_a_killed_owner() -> None:
         owner.kill()
         try:
             assert gone(server) and gone(child)
-            deadline = time.monotonic() + 5
-            while Path(line[3]).exists() and time.monotonic() < deadline:
-                time.sleep(0.1)
-            assert not Path(line[3]).exists()
+            assert removed(Path(line[3]))
         finally:
             os.kill(helper, signal.SIGKILL)
 

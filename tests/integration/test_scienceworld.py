@@ -28,6 +28,7 @@ from envs import jvm, scienceworld
 from envs.base import Split, TextEnv
 from envs.errors import EngineError, UnknownTaskError
 from envs.scienceworld import ScienceWorldEnv
+from tests.processes import gone
 
 pytestmark = pytest.mark.integration
 
@@ -73,19 +74,6 @@ def play(env: ScienceWorldEnv, task: str, actions: tuple[str, ...] = WALK) -> li
         if step[2] or step[3]:
             break
     return seen
-
-
-def gone(pid: int, within_s: float = 10.0) -> bool:
-    """Whether a process ends in time; a zombie that nobody reaps counts as ended."""
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except FileNotFoundError:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def test_gymnasium_accepts_it() -> None:

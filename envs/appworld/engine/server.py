@@ -12,6 +12,7 @@ length in 4 bytes before it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib
 import json
@@ -77,8 +78,25 @@ class Server:
         self.run.chmod(0o711)
         (self.run / "data").symlink_to(self.data)
         os.chdir(self.run)  # the engine writes "." for this folder in what it prints
+        self._alive = self._clean_up_afterwards()
         self.children: dict[int, Path] = {}
         self.count = 0
+
+    def _clean_up_afterwards(self) -> int:
+        """Fork a process that removes the folder when this one and its children are gone, however they end.
+
+        Returns the file descriptor that says so when nobody has it any more.
+        """
+        ended, alive = os.pipe()
+        if os.fork():
+            os.close(ended)
+            return alive
+        os.close(alive)
+        self.control.close()
+        while os.read(ended, 4096):
+            pass
+        shutil.rmtree(self.run, ignore_errors=True)
+        os._exit(0)
 
     def load(self) -> str:
         """Load the engine; returns its version."""
@@ -87,14 +105,15 @@ class Server:
         dotenv.load_dotenv = lambda *_, **__: False  # it would take in the owner's .env, with the API keys
         os.environ.update(APPWORLD_ROOT=str(self.run), APPWORLD_CACHE=str(self.run))
         import appworld
-        from appworld import environment, evaluator  # noqa: F401
+        from appworld import environment, evaluator, requester  # noqa: F401
         from appworld.apps import build_main_app, get_all_apps
         from appworld.collections.api_docs import ApiDocCollection
         from appworld.common.safety_guard import ALLOWED_MODULE_NAMES
 
         for name in (*LATE, *sorted(ALLOWED_MODULE_NAMES)):
             importlib.import_module(name)
-        build_main_app(tuple(sorted(get_all_apps())))
+        requester.build_main_app = functools.cache(build_main_app)  # else each child builds its own
+        requester.build_main_app(tuple(sorted(get_all_apps())))
         ApiDocCollection.load(load_apps=tuple(get_all_apps(skip_admin=True)), include_response_schemas=True)
         for name in set(os.environ) - set(ENVIRONMENT):
             del os.environ[name]
@@ -118,10 +137,9 @@ class Server:
                 self._start(message)
 
     def close(self) -> None:
-        """End the children and leave nothing behind."""
+        """End the children."""
         for pid in list(self.children):
             self._end(pid)
-        shutil.rmtree(self.run, ignore_errors=True)
 
     def _start(self, message: dict[str, Any]) -> None:
         self.count += 1
@@ -172,7 +190,15 @@ class Server:
         if not early:
             layers["user"] = jail.drop_user(folder, uid, reads=False)
         send(channel, {"layers": layers, "instruction": world.task.instruction, "supervisor": world.task.supervisor})
+        # After each action the engine would write all databases and its logs, half of the action's time; nobody reads
+        # them before the verdict.
+        save = functools.partial(world._save_state, world.output_db_home_path_on_disk)
+        world._save_state = world.save_logs = lambda *_: None
         while (request := receive(channel)) is not None:
+            if "code" not in request:
+                save()
+                send(channel, {})
+                continue
             try:
                 output = world.execute(request["code"])
             except BaseException as error:  # of the model's making
