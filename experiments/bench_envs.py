@@ -1,6 +1,6 @@
 """Steps per second of the benchmarks' environments, on the same task with the same actions, one environment at a time.
 
-ALFWorld's are in `bench_alfworld`. For ScienceWorld:
+ALFWorld's are in `bench_alfworld`, AppWorld's in `bench_appworld`. For ScienceWorld:
 
 * naive: `step` of the simulator's own Python environment, in a Java process as that package starts it;
 * ours: `ScienceWorldEnv.step`;
@@ -14,7 +14,8 @@ import logging
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
-from experiments import bench_alfworld
+from bopo_ray.errors import ConfigError
+from experiments import bench_alfworld, bench_appworld
 from experiments.bench import Row, interleave
 
 __all__ = ["run"]
@@ -30,8 +31,23 @@ WARM_UP_ROUNDS = 4
 
 
 def run(seconds: float = 20.0) -> Sequence[Row]:
-    """Measure for about `seconds`, after a warm-up; ALFWorld only where it is installed."""
-    return [*_scienceworld(seconds / 2), *(bench_alfworld.run(seconds / 2) if find_spec("fast_downward") else ())]
+    """Measure for about `seconds`, after a warm-up; ALFWorld and AppWorld only where they are installed."""
+    benchmarks = [_scienceworld]
+    if find_spec("fast_downward"):
+        benchmarks.append(bench_alfworld.run)
+    if _appworld_is_installed():
+        benchmarks.append(bench_appworld.run)
+    return [row for benchmark in benchmarks for row in benchmark(seconds / len(benchmarks))]
+
+
+def _appworld_is_installed() -> bool:
+    from envs.appworld import client
+
+    try:
+        client.find_python()
+    except ConfigError:
+        return False
+    return True
 
 
 def _scienceworld(seconds: float) -> Sequence[Row]:

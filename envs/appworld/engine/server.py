@@ -39,8 +39,12 @@ MAX_OUTPUT = 20_000
 FIRST_UID = 1_650_000_000
 """As root, a child becomes user FIRST_UID + its process id: a user nobody else is."""
 NOBODY = 65534
-LATE = ("_strptime", "jsonref", "libcst.native", "pytest")
-"""What the engine loads when it needs it; then it may not be readable any more."""
+LATE = (
+    "IPython.core.completerlib", "_strptime", "anyio._backends._asyncio", "anyio.abc",
+    "appworld.apps.api_docs.constants", "concurrent.futures.process", "dateutil.rrule", "dateutil.zoneinfo", "jsonref",
+    "libcst.native", "pytest", "unittest.async_case",
+)  # fmt: skip
+"""What the engine loads when it needs it: then each child would, and it may not be readable any more."""
 CHANGES = ("INSERT", "UPDATE", "DELETE", "CREATE", "DROP")
 ENVIRONMENT = ("APPWORLD_CACHE", "APPWORLD_ROOT", "HOME", "LANG", "PATH", "PYTHONHASHSEED", "TMPDIR", "TZ")
 """All that is left of the environment."""
@@ -105,6 +109,8 @@ class Server:
         dotenv.load_dotenv = lambda *_, **__: False  # it would take in the owner's .env, with the API keys
         os.environ.update(APPWORLD_ROOT=str(self.run), APPWORLD_CACHE=str(self.run))
         import appworld
+        import freezegun
+        import sqlalchemy.orm
         from appworld import environment, evaluator, requester  # noqa: F401
         from appworld.apps import build_main_app, get_all_apps
         from appworld.collections.api_docs import ApiDocCollection
@@ -115,6 +121,10 @@ class Server:
         requester.build_main_app = functools.cache(build_main_app)  # else each child builds its own
         requester.build_main_app(tuple(sorted(get_all_apps())))
         ApiDocCollection.load(load_apps=tuple(get_all_apps(skip_admin=True)), include_response_schemas=True)
+        # Two thirds of a child's start would be what these remember: each module's clocks, and the apps' tables.
+        with freezegun.freeze_time():
+            pass
+        sqlalchemy.orm.configure_mappers()
         for name in set(os.environ) - set(ENVIRONMENT):
             del os.environ[name]
         gc.collect()
