@@ -7,10 +7,11 @@ is Okabe and Ito's, which colour-blind readers can tell apart; methods differ in
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -30,6 +31,8 @@ from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL
 
 __all__ = ["frontier_figure", "frontiers_figure", "save_png", "taxonomy_figure", "to_svg", "training_curves_figure"]
 
+NARROW = 5.2
+"""Inches: a figure of this width is readable on a phone."""
 INK, MUTED, GRID = "#1f2328", "#6b7280", "#e5e7eb"
 _STYLES: Mapping[str, tuple[str, str]] = {  # method -> colour, marker
     "bopo-hybrid": ("#0072B2", "o"),
@@ -81,6 +84,8 @@ def to_svg(figure: Figure, description: str) -> str:
         figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    own = hashlib.sha256(text.encode()).hexdigest()[:6]  # ids are unique in a page that holds several figures
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>f{own}-", text)
     quoted = description.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     head, _, rest = text.partition(">")
     head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
@@ -89,7 +94,12 @@ def to_svg(figure: Figure, description: str) -> str:
 
 @_styled
 def frontier_figure(
-    frontier_df: pd.DataFrame, summary: Mapping[str, Any], title: str, label: str, subtitle: str = ""
+    frontier_df: pd.DataFrame,
+    summary: Mapping[str, Any],
+    title: str,
+    label: str,
+    subtitle: str = "",
+    narrow: bool = False,
 ) -> Figure:
     """Success against mean cost per task: marks averaged over seeds with intervals, seeds as dots, fronts as steps.
 
@@ -99,14 +109,20 @@ def frontier_figure(
         title: printed large.
         label: what was measured, e.g. "simulated pair"; printed on the figure, so that a copy of it stays honest.
         subtitle: printed under the title.
+        narrow: for a phone, with a legend below instead of names beside.
     """
-    figure, axes = _canvas(11.0, 7.0)
-    figure.subplots_adjust(left=0.075, right=0.80, top=0.88, bottom=0.09)
+    figure, axes = _canvas(*((NARROW, 6.6) if narrow else (11.0, 7.0)))
     ends = _draw_frontier(axes, frontier_df, summary)
-    _label_methods(axes, ends)
+    top = _head(figure, title, subtitle or ("" if narrow else _subtitle(summary)), label)
+    if narrow:
+        rows = -(-len(ends) // 2)
+        figure.subplots_adjust(left=0.13, right=0.97, top=1 - top, bottom=0.12 + 0.034 * rows)
+        _legend(figure, ends, 2)
+    else:
+        figure.subplots_adjust(left=0.075, right=0.80, top=0.88, bottom=0.09)
+        _label_methods(axes, ends)
     points = pd.DataFrame(summary["operating_points"])
     _label_lambdas(figure, axes, points, str(summary.get("headline") or ""))
-    _head(figure, title, subtitle or _subtitle(summary), label)
     return figure
 
 
@@ -133,13 +149,18 @@ def frontiers_figure(
         axes.set_title(f"{name}\n{summary['n_tasks']} tasks", fontsize=11)
         points = pd.DataFrame(summary["operating_points"])
         _label_lambdas(figure, axes, points, str(summary.get("headline") or ""))
+    _legend(figure, methods, len(methods))
+    _head(figure, title, subtitle, label)
+    return figure
+
+
+def _legend(figure: Figure, methods: Iterable[str], columns: int) -> None:
+    """The methods' marks under the drawing."""
     handles = [
         Line2D([], [], color=_style(m)[0], marker=_style(m)[1], linestyle="", markersize=8, label=str(m))
         for m in _ordered(list(methods))
     ]
-    figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.01, 0.005), ncols=len(handles), fontsize=10)
-    _head(figure, title, subtitle, label)
-    return figure
+    figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.01, 0.005), ncols=columns, fontsize=10)
 
 
 def _draw_frontier(axes: Axes, frontier_df: pd.DataFrame, summary: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
@@ -165,7 +186,11 @@ def _draw_frontier(axes: Axes, frontier_df: pd.DataFrame, summary: Mapping[str, 
 
 @_styled
 def training_curves_figure(
-    df: pd.DataFrame, title: str = "Training", label: str = "", metrics: Sequence[str] | None = None
+    df: pd.DataFrame,
+    title: str = "Training",
+    label: str = "",
+    metrics: Sequence[str] | None = None,
+    narrow: bool = False,
 ) -> Figure:
     """Small multiples: one panel per metric against the iteration, one line per trial.
 
@@ -174,6 +199,7 @@ def training_curves_figure(
         title: printed large.
         label: what was measured; printed on the figure.
         metrics: columns to draw; None: every other numeric column that has a value.
+        narrow: for a phone.
 
     Raises:
         ValueError: there is nothing to draw.
@@ -183,13 +209,14 @@ def training_curves_figure(
     shown = [c for c in (metrics or numeric) if df[c].notna().any()]
     if not shown:
         raise ValueError(f"no metric to draw among the columns {list(df.columns)}")
-    columns = min(3, len(shown))
+    columns = min(2 if narrow else 3, len(shown))
     rows = -(-len(shown) // columns)
-    height = 2.5 * rows + 1.5
-    figure, grid = _canvas(11.0, height, rows, columns)
+    height = (1.9 if narrow else 2.5) * rows + (2.0 if narrow else 1.5)
+    figure, grid = _canvas(NARROW if narrow else 11.0, height, rows, columns)
     figure.subplots_adjust(
-        left=0.06, right=0.985, top=1 - 1.35 / height, bottom=0.55 / height, hspace=0.42, wspace=0.22
-    )
+        left=0.11 if narrow else 0.06, right=0.985, top=1 - (1.75 if narrow else 1.35) / height,
+        bottom=0.55 / height, hspace=0.5 if narrow else 0.42, wspace=0.3 if narrow else 0.22,
+    )  # fmt: skip
     lams = sorted(df["lam"].dropna().unique().tolist())
     colours = dict(zip(lams, matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, max(len(lams), 1))), strict=False))
     methods = _ordered(df["method"].unique())
@@ -212,7 +239,8 @@ def training_curves_figure(
     handles = [Line2D([], [], color=colours[lam], linewidth=3, label=f"λ={lam:g}") for lam in lams]
     handles += [Line2D([], [], color=INK, linestyle=dashes[m], label=str(m)) for m in methods]
     figure.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(0.05, 1 - 0.6 / height), ncols=8, columnspacing=1.4,
+        handles=handles, loc="upper left", bbox_to_anchor=(0.01 if narrow else 0.05, 1 - 0.6 / height),
+        ncols=3 if narrow else 8, columnspacing=1.4,
         handlelength=2.0, fontsize=10, borderaxespad=0,
     )  # fmt: skip
     _head(figure, title, "", label)
@@ -220,13 +248,16 @@ def training_curves_figure(
 
 
 @_styled
-def taxonomy_figure(stats_df: pd.DataFrame, title: str = "Tasks by difficulty", label: str = "") -> Figure:
+def taxonomy_figure(
+    stats_df: pd.DataFrame, title: str = "Tasks by difficulty", label: str = "", narrow: bool = False
+) -> Figure:
     """Counts of Easy, Hard and Intractable, and each task's cost with always-large against always-small.
 
     Args:
         stats_df: one row per task: task, difficulty, cost_small_usd, cost_large_usd (means over boundary rollouts).
         title: printed large.
         label: what was measured; printed on the figure.
+        narrow: for a phone, one panel above the other.
 
     Raises:
         ValueError: a column is missing or there is no task.
@@ -235,8 +266,12 @@ def taxonomy_figure(stats_df: pd.DataFrame, title: str = "Tasks by difficulty", 
     missing = [column for column in needed if column not in stats_df]
     if missing or stats_df.empty:
         raise ValueError(f"columns {missing} are missing" if missing else "there is no task to draw")
-    figure, (bars, scatter) = _canvas(11.0, 4.9, 1, 2, width_ratios=[1, 1.35])
-    figure.subplots_adjust(left=0.1, right=0.985, top=0.84, bottom=0.13, wspace=0.24)
+    if narrow:
+        figure, (bars, scatter) = _canvas(NARROW, 7.6, 2, 1, height_ratios=[1, 2.2])
+        figure.subplots_adjust(left=0.2, right=0.97, top=0.88, bottom=0.08, hspace=0.32)
+    else:
+        figure, (bars, scatter) = _canvas(11.0, 4.9, 1, 2, width_ratios=[1, 1.35])
+        figure.subplots_adjust(left=0.1, right=0.985, top=0.84, bottom=0.13, wspace=0.24)
     difficulty = stats_df["difficulty"].astype(str)
     counts = difficulty.value_counts()
     names = [d for d in _DIFFICULTIES if d in counts.index or d in _DIFFICULTIES]
@@ -351,15 +386,25 @@ def _canvas(width: float, height: float, rows: int = 1, columns: int = 1, **grid
     return figure, figure.subplots(rows, columns, gridspec_kw=grid or None)
 
 
-def _head(figure: Figure, title: str, subtitle: str, label: str) -> None:
+def _head(figure: Figure, title: str, subtitle: str, label: str) -> float:
+    """Title, subtitle and label; returns their share of the figure's height where they stand above each other."""
     inch = 1 / figure.get_figheight()
-    figure.text(0.02, 1 - 0.16 * inch, title, fontsize=16, fontweight="bold", va="top")
+    narrow = figure.get_figwidth() <= NARROW
+    title = textwrap.fill(title, 44, break_on_hyphens=False) if narrow else title
+    figure.text(0.02, 1 - 0.16 * inch, title, fontsize=13 if narrow else 16, fontweight="bold", va="top")
+    below = 0.2 + 0.24 * (title.count("\n") + 1)  # inches
     if subtitle:
-        figure.text(0.02, 1 - 0.52 * inch, subtitle, fontsize=10.5, color=MUTED, va="top")
+        subtitle = textwrap.fill(subtitle, 62) if narrow else subtitle
+        y = below if narrow else 0.52
+        figure.text(0.02, 1 - y * inch, subtitle, fontsize=9 if narrow else 10.5, color=MUTED, va="top")
+        below += 0.17 * (subtitle.count("\n") + 1)
     if label:
         box = {"boxstyle": "round,pad=0.4", "facecolor": "#FFF4D6", "edgecolor": "#E69F00", "linewidth": 1}
         label = textwrap.fill(label, 48)
-        figure.text(0.98, 1 - 0.24 * inch, label, fontsize=10.5, ha="right", va="top", bbox=box)
+        y, size = (below + 0.12, 9) if narrow else (0.24, 10.5)
+        figure.text(0.98, 1 - y * inch, label, fontsize=size, ha="right", va="top", bbox=box)
+        below += 0.3 + 0.14 * (label.count("\n") + 1)
+    return (below + 0.1) * inch
 
 
 def _subtitle(summary: Mapping[str, Any]) -> str:

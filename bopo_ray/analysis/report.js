@@ -40,7 +40,7 @@ if (viewer && episodes.length) {
     const shown = episodes[episode];
     const now = shown.steps[step];
     say("episode-facts", `${shown.policy} on ${shown.task}: ${shown.success ? "success" : "no success"} (${shown.stop}), ` +
-      `score ${shown.score}, ${shown.large_calls} of ${shown.steps.length} calls large, ${usd(shown.cost_usd)}`);
+      `score ${shown.score}, ${shown.large_calls} of ${shown.steps.length} calls large, ${usd(shown.cost_usd)}.`);
     say("task-text", `Task: ${shown.task_text}`);
     say("position", shown.steps.length ? `Step ${step + 1} of ${shown.steps.length}` : "No steps");
     at("previous").disabled = step === 0;
@@ -60,9 +60,12 @@ if (viewer && episodes.length) {
     episode = index;
     at("strip").replaceChildren(...episodes[index].steps.map((one, number) => {
       const button = document.createElement("button");
+      const [label, bar] = [document.createElement("span"), document.createElement("i")];
       button.type = "button";
-      button.textContent = String(number + 1);
-      button.title = one.model;
+      label.textContent = String(number + 1);
+      bar.style.height = `${2.6 * one.p_large}rem`;
+      button.append(label, bar);
+      button.title = `step ${number + 1}: ${one.model}, p(LARGE) ${one.p_large.toFixed(2)}`;
       if (one.large) button.className = "large";
       button.addEventListener("click", () => go(number));
       return button;

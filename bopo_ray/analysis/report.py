@@ -22,7 +22,10 @@ from markupsafe import Markup
 
 from bopo_ray.agent import episode_views
 from bopo_ray.analysis.bill import Bill, Sharing
+from bopo_ray.analysis.story import tell
+from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL
 from bopo_ray.records import Episode
+from bopo_ray.rllib.encode import visible
 
 __all__ = ["Price", "ReportContext", "Setting", "render_report", "write_report"]
 
@@ -82,14 +85,18 @@ class ReportContext:
     """Figures come from `plots.to_svg`."""
     taxonomy_svg: str | None = None
     curves_svg: str | None = None
+    narrow_svgs: Mapping[str, str] = field(default_factory=dict)
+    """The same for a phone: "frontier", "taxonomy" or "curves" to a narrow drawing."""
     episodes: Sequence[Episode] = ()
     """For the viewer; a handful, as each is in the page whole."""
+    router_tokens: int | None = None
+    """Context of the router, tokens: the viewer shows what fits there of its view; None: all."""
     notes: tuple[str, ...] = ()
     """Printed under the label."""
 
     def __post_init__(self) -> None:
-        for name in ("frontier_svg", "taxonomy_svg", "curves_svg"):
-            svg = getattr(self, name)
+        own = {name: getattr(self, name) for name in ("frontier_svg", "taxonomy_svg", "curves_svg")}
+        for name, svg in (own | {f"narrow_svgs[{k!r}]": svg for k, svg in self.narrow_svgs.items()}).items():
             if svg is not None and (not svg.startswith("<svg") or "<script" in svg.lower()):
                 raise ValueError(f"{name} must be one <svg> element without scripts, it starts with {svg[:40]!r}")
 
@@ -113,9 +120,12 @@ def render_report(context: ReportContext) -> str:
     environment.filters |= {"usd": _usd, "percent": _percent, "number": _number, "pvalue": _p_value}
     return environment.get_template("report.html.j2").render(
         context=context,
+        story=tell(context.summary),
         rows=_rows(context.frontier),
         points=context.summary["operating_points"],
+        main_points=_main(context.summary),
         summary=context.summary,
+        forest=_forest(context.summary["differences"]),
         volumes=sorted(context.summary["hypervolumes"].items(), key=lambda item: -item[1]["estimate"]),
         difficulties=_difficulties(context.summary),
         figures={  # our own drawings, checked by ReportContext
@@ -123,10 +133,11 @@ def render_report(context: ReportContext) -> str:
             "taxonomy": Markup(context.taxonomy_svg or ""),
             "curves": Markup(context.curves_svg or ""),
         },
+        narrow={name: Markup(svg) for name, svg in context.narrow_svgs.items()},
         style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=digest,
-        episodes_json=Markup(_inline_json([_viewed(e, context.setting.models) for e in context.episodes])),
+        episodes_json=Markup(_inline_json([_viewed(e, context) for e in context.episodes])),
     )
 
 
@@ -138,21 +149,39 @@ def _rows(frontier: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
+def _main(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The operating points that matter first: the common front, the boundary policies and the headline method."""
+    methods = {ALWAYS_SMALL, ALWAYS_LARGE, summary["headline"]}
+    return [p for p in summary["operating_points"] if p["on_front"] or p["method"] in methods]
+
+
+def _forest(differences: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float | str]]:
+    """Each difference as a dot and a line on one scale: positions in percent, and what its interval settles."""
+    drawn = {m: d for m, d in differences.items() if d["low"] is not None}
+    reach = max((abs(d[k]) for d in drawn.values() for k in ("low", "high", "estimate")), default=0.0) or 1.0
+    return {
+        method: {k: round(50 + 48 * d[k] / reach, 2) for k in ("low", "high", "estimate")}
+        | {"verdict": "better" if d["low"] > 0 else "worse" if d["high"] < 0 else "open"}
+        for method, d in drawn.items()
+    }
+
+
 def _difficulties(summary: Mapping[str, Any]) -> list[str]:
     found = {name for shares in summary["spend_by_difficulty"].values() for name in shares}
     known = ["easy", "hard", "intractable"]
     return [d for d in known if d in found] + sorted(found - set(known))
 
 
-def _viewed(episode: Episode, models: tuple[str, ...]) -> dict[str, Any]:
+def _viewed(episode: Episode, context: ReportContext) -> dict[str, Any]:
     """What the viewer shows of an episode."""
+    models, tokens = context.setting.models, context.router_tokens
     spent = 0
     steps = []
     for step, view in zip(episode.steps, episode_views(episode), strict=True):
         spent += step.cost_microusd
         steps.append(
             {
-                "view": _cut(view),
+                "view": _cut(visible(_valid(view), tokens) if tokens else view),
                 "model": models[step.model] if step.model < len(models) else f"model {step.model}",
                 "large": step.model > 0,
                 "p_large": sum(step.probabilities[1:]),
@@ -177,6 +206,11 @@ def _viewed(episode: Episode, models: tuple[str, ...]) -> dict[str, Any]:
         "large_calls": episode.large_calls,
         "steps": steps,
     }
+
+
+def _valid(text: str) -> str:
+    """Without lone surrogates, which no tokenizer reads."""
+    return text.encode(errors="replace").decode()
 
 
 def _cut(text: str) -> str:

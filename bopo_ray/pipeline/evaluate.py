@@ -119,9 +119,20 @@ def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, 
     }  # fmt: skip
     frontier.to_csv(out / "frontier.csv", index=False)
     write_json(out / "summary.json", summary)
-    figure = plots.frontier_figure(frontier, summary, title, label, run.pool.note.partition(";")[0])
-    plots.save_png(figure, out / "frontier.png")
     curves = training_curves(out / "tune")
+    figures, narrow = (
+        {
+            "frontier": plots.frontier_figure(
+                frontier, summary, title, label, run.pool.note.partition(";")[0], narrow=phone
+            ),
+            "taxonomy": plots.taxonomy_figure(boundaries, label=label, narrow=phone),
+        }
+        | ({"curves": plots.training_curves_figure(curves, label=label, narrow=phone)} if len(curves) else {})
+        for phone in (False, True)
+    )
+    plots.save_png(figures["frontier"], out / "frontier.png")
+    descriptions = {"frontier": title, "taxonomy": "Tasks by difficulty", "curves": "Training curves"}
+    svgs = {name: plots.to_svg(figure, descriptions[name]) for name, figure in figures.items()}
     context = report.ReportContext(
         title=title,
         label=run.pool.note,
@@ -145,11 +156,11 @@ def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, 
         bill=spend,
         sharing=shared,
         taxonomy=taxonomy,
-        frontier_svg=plots.to_svg(figure, title),
-        taxonomy_svg=plots.to_svg(plots.taxonomy_figure(boundaries, label=label), "Tasks by difficulty"),
-        curves_svg=plots.to_svg(plots.training_curves_figure(curves, label=label), "Training curves")
-        if len(curves)
-        else None,
+        frontier_svg=svgs["frontier"],
+        taxonomy_svg=svgs["taxonomy"],
+        curves_svg=svgs.get("curves"),
+        narrow_svgs={name: plots.to_svg(figure, descriptions[name]) for name, figure in narrow.items()},
+        router_tokens=s.context,
         episodes=_examples(run, frontier),
     )
     report.write_report(out / "report.html", context)

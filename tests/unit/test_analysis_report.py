@@ -126,6 +126,14 @@ def synthetic_context(text: str = "", n_tasks: int = 40) -> ReportContext:
         frontier_svg=to_svg(frontier_figure(points, compared, "Success against cost", "simulated pair"), "frontier"),
         taxonomy_svg=to_svg(taxonomy_figure(synthetic_taxonomy(), label="simulated pair"), "taxonomy"),
         curves_svg=to_svg(training_curves_figure(synthetic_curves(), label="simulated pair"), "curves"),
+        narrow_svgs={
+            "frontier": to_svg(
+                frontier_figure(points, compared, "Success against cost", "simulated pair", narrow=True), "frontier"
+            ),
+            "taxonomy": to_svg(taxonomy_figure(synthetic_taxonomy(), label="simulated pair", narrow=True), "taxonomy"),
+            "curves": to_svg(training_curves_figure(synthetic_curves(), label="simulated", narrow=True), "curves"),
+        },
+        router_tokens=96,
         episodes=(synthetic_episode(text or "You are in the kitchen."), synthetic_episode("A hall.", "melt/1", 3)),
         notes=(f"A note.{text}",),
     )
@@ -178,7 +186,9 @@ def test_the_page_holds_every_part(tmp_path: Path) -> None:
         "boundary only", "a user can always deploy a boundary policy", "Intractable", "95% of its success",
     ):  # fmt: skip
         assert part in text, part
-    assert page.tags.count("svg") == 3
+    assert page.tags.count("svg") == 6  # each for a wide and for a narrow screen
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
 
 
 def test_the_viewer_adds_up() -> None:
@@ -190,6 +200,26 @@ def test_the_viewer_adds_up() -> None:
     assert first["steps"][1]["p_large"] == pytest.approx(0.25)
     assert [s["masked"] for s in first["steps"]] == [False] * 5 + [True]
     assert first["steps"][0]["view"].startswith("task: Boil water.")
+
+
+def test_the_viewer_shows_what_fits_into_the_router() -> None:
+    context = synthetic_context()
+    long = replace(synthetic_episode(n_steps=4), first_observation="x " * 200, task_text="go on and " * 100)
+    views = {}
+    for tokens in (None, 96):
+        page = Page(render_report(replace(context, episodes=(long,), router_tokens=tokens)))
+        views[tokens] = json.loads(page.scripts[0][1])[0]["steps"][3]["view"].splitlines()
+    assert len(views[None]) == 6 and len(views[None][0]) > 1000
+    assert views[96][0].startswith("task: go on and") and views[96][0].endswith(" …") and len(views[96][0]) < 400
+    assert views[96][1:3] == [views[None][1], views[None][-1]]  # the budget, then the newest
+
+
+def test_a_figure_for_phones_is_drawn_where_there_is_one() -> None:
+    context = synthetic_context()
+    page = Page(render_report(replace(context, narrow_svgs={"curves": context.narrow_svgs["curves"]})))
+    assert page.tags.count("svg") == 4
+    with pytest.raises(ValueError, match="narrow_svgs"):
+        replace(context, narrow_svgs={"curves": "<p>no figure</p>"})
 
 
 def test_a_long_text_keeps_its_end() -> None:

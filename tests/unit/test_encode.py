@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from bopo_ray.agent import Turn, budget_text, router_view
 from bopo_ray.models.tokens import CLS, PAD, SEP, encode, tokenizer
 from bopo_ray.records import Budget, CostMode
-from bopo_ray.rllib.encode import BUDGET_TOKENS, NEWEST_TOKENS, OLDER_TOKENS, TASK_TOKENS, encode_view
+from bopo_ray.rllib.encode import BUDGET_TOKENS, NEWEST_TOKENS, OLDER_TOKENS, TASK_TOKENS, encode_view, visible
 
 CLS_ID, SEP_ID, PAD_ID = (tokenizer().token_to_id(t) for t in (CLS, SEP, PAD))
 SMALLEST_CONTEXT = 80
@@ -73,3 +73,17 @@ def test_every_view_has_one_length_and_starts_with_task_and_budget(
     task_ids, budget_ids = encode(lines[0])[:TASK_TOKENS], encode(lines[1])
     head = [CLS_ID, *task_ids, SEP_ID, *budget_ids, SEP_ID, *encode(lines[-1])[:NEWEST_TOKENS]]
     assert ids[: len(head)].tolist() == head
+
+
+@given(st.lists(st.text(alphabet="ab .|>", max_size=120), min_size=2, max_size=12), st.integers(SMALLEST_CONTEXT, 200))
+def test_people_are_shown_what_the_router_reads(lines: list[str], context: int) -> None:
+    view = "\n".join(lines)
+    read = tokenizer().decode(encode_view(view, context).tolist())
+    shown = visible(view, context).replace(" …", "")
+    assert "".join(shown.split()) == "".join(read.split())
+
+
+def test_a_line_that_is_cut_ends_with_dots() -> None:
+    view = f"task: boil {'water ' * 60}\nbudget: unlimited; steps left 9\n| a kitchen"
+    task, budget, newest = visible(view, 96).splitlines()
+    assert task.endswith("water …") and [budget, newest] == view.splitlines()[1:]

@@ -1,0 +1,122 @@
+"""What a run found, in a few sentences and figures: the top of the report.
+
+Always true here: a method is called better or worse only where the interval of the difference leaves out 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL, BOUNDARY
+
+__all__ = ["Card", "Story", "tell"]
+
+FEW_TASKS = 30
+"""With fewer, a comparison says next to nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One policy at a glance."""
+
+    name: str
+    note: str
+    """Which of the method's points this is."""
+    point: Mapping[str, Any]
+    """Its operating point, as in `tables.summary`."""
+    success_bar: float
+    """In [0, 1]: its success beside the best of the cards."""
+    cost_bar: float
+    """In [0, 1]: its cost beside the dearest of the cards."""
+    chosen: bool
+    """The method that the run is about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """The top of the report."""
+
+    sentence: str
+    """The headline method against always-large."""
+    findings: tuple[str, ...]
+    """What the intervals settle, and what they leave open."""
+    caution: str
+    """Why not to read too much into it; empty where nothing speaks against it."""
+    cards: tuple[Card, ...]
+    """Cheapest first."""
+
+
+def tell(summary: Mapping[str, Any]) -> Story:
+    """The story of a `tables.summary`."""
+    points: Sequence[Mapping[str, Any]] = summary["operating_points"]
+    large = next(p for p in points if p["method"] == ALWAYS_LARGE)
+    headline = summary["headline"]
+    own = [p for p in points if p["method"] == headline]
+    best = max(own, key=lambda p: (p["success"], -p["cost_usd"])) if own else None
+    shown = [p for p in points if p["method"] in (ALWAYS_SMALL, ALWAYS_LARGE)] + ([best] if best else [])
+    shown.sort(key=lambda p: p["cost_usd"])
+    highest = max(p["success"] for p in shown) or 1.0
+    dearest = max(p["cost_usd"] for p in shown) or 1.0
+    n = summary["n_tasks"]
+    few = f"Only {n} held-out task{'s' * (n != 1)}: this run shows that everything works, not which method is better."
+    cards = [
+        Card(
+            p["method"], _which(p, len(own)) if p is best else "", p, p["success"] / highest,
+            p["cost_usd"] / dearest, p is best,
+        )
+        for p in shown
+    ]  # fmt: skip
+    return Story(
+        sentence=_sentence(best, large) if best else "",
+        findings=tuple(_findings(summary, str(headline))) if best else (),
+        caution=few if n < FEW_TASKS else "",
+        cards=tuple(cards),
+    )
+
+
+def _which(point: Mapping[str, Any], n_own: int) -> str:
+    lam = [] if point["lam"] is None else [f"λ = {point['lam']:g}"]
+    return ", ".join(lam + [f"the most successful of {n_own} points"] * (n_own > 1))
+
+
+def _sentence(best: Mapping[str, Any], large: Mapping[str, Any]) -> str:
+    lam = "" if best["lam"] is None else f" at λ = {best['lam']:g}"
+    success = f"{best['success']:.0%} of the tasks"
+    kept = (
+        f"always-large solves {large['success']:.0%}"
+        if not large["success"]
+        else f"{best['success'] / large['success']:.0%} of what always-large solves"
+    )
+    if not large["cost_usd"]:
+        return f"{best['method']}{lam} solves {success}: {kept}."
+    return f"{best['method']}{lam} solves {success}: {kept}, at {best['cost_usd'] / large['cost_usd']:.0%} of its cost."
+
+
+def _findings(summary: Mapping[str, Any], headline: str) -> list[str]:
+    found = []
+    level = f"{summary['bootstrap']['level']:.0%} interval"
+    saving = next(iter(summary["cost_saved"].get(headline, [])), None)
+    if saving and saving["saved"]["low"] is not None and saving["success"] > 0:
+        saved, share = saving["saved"], f"{saving['success_share']:.0%} of always-large's success"
+        found.append(
+            f"With {headline} or a boundary policy, keeping {share} saves {saved['estimate']:.0%} of its cost "
+            f"({level} {saved['low']:.0%} to {saved['high']:.0%})."
+        )
+    gaps = {m: g for m, g in summary["differences"].items() if g["low"] is not None}
+    better = [m for m, g in gaps.items() if g["low"] > 0]
+    worse = [m for m, g in gaps.items() if g["high"] < 0]
+    unsettled = [m for m in gaps if m not in better + worse]
+    if better:
+        found.append(f"Its frontier is better than that of {_listed(better)}.")
+    if worse:
+        found.append(f"Its frontier is worse than that of {_listed(worse)}.")
+    if unsettled:
+        found.append(f"Within the noise of this run: the difference to {_listed(unsettled)}.")
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    names = ["the boundary policies alone" if n == BOUNDARY else n for n in names]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

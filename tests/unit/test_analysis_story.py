@@ -1,0 +1,70 @@
+"""The top of the report: what it says, and what it may not say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bopo_ray.analysis.story import FEW_TASKS, tell
+from bopo_ray.analysis.tables import Settings, summary
+from tests.unit.test_analysis_tables import synthetic_episodes
+
+
+def told(**changes: Any) -> dict[str, Any]:
+    return summary(synthetic_episodes(), Settings(n=50)) | changes
+
+
+def gap(low: float | None, high: float | None) -> dict[str, float | None]:
+    return {"estimate": 0.1, "low": low, "high": high, "p": 0.5}
+
+
+def test_the_sentence_is_the_most_successful_point_against_always_large() -> None:
+    own = [p for p in told()["operating_points"] if p["method"] == "bopo-hybrid"]
+    most = max(p["success"] for p in own)
+    best = min((p for p in own if p["success"] == most), key=lambda p: p["cost_usd"])
+    assert sum(p["success"] == most for p in own) == 2, "of a tie, the cheaper one"
+    story = tell(told())
+    assert [c.name for c in story.cards] == ["always-small", "bopo-hybrid", "always-large"]  # by cost
+    assert story.cards[2].cost_bar == 1 and max(c.success_bar for c in story.cards) == 1
+    chosen = next(c for c in story.cards if c.chosen)
+    assert chosen.point["policy"] == best["policy"] and chosen.note.endswith("the most successful of 5 points")
+    large = next(c.point for c in story.cards if c.name == "always-large")
+    for part in (
+        f"bopo-hybrid at λ = {best['lam']:g} solves {best['success']:.0%}",
+        f"{best['success'] / large['success']:.0%} of what always-large solves",
+        f"at {best['cost_usd'] / large['cost_usd']:.0%} of its cost.",
+    ):
+        assert part in story.sentence
+
+
+def test_only_an_interval_without_zero_settles_anything() -> None:
+    differences = {"a": gap(0.01, 0.2), "b": gap(-0.2, -0.01), "c": gap(0.0, 0.2), "boundary only": gap(0.01, 0.3)}
+    findings = tell(told(differences=differences | {"d": gap(None, None)})).findings
+    assert findings[-3:] == (
+        "Its frontier is better than that of a and the boundary policies alone.",
+        "Its frontier is worse than that of b.",
+        "Within the noise of this run: the difference to c.",
+    )
+    assert "keeping 90% of always-large's success saves" in findings[0]
+
+
+@pytest.mark.parametrize(("n", "warned"), [(1, "1 held-out task:"), (FEW_TASKS - 1, "29 held-out tasks"), (30, "")])
+def test_few_tasks_are_no_comparison(n: int, warned: str) -> None:
+    caution = tell(told(n_tasks=n)).caution
+    assert warned in caution and bool(warned) == bool(caution)
+
+
+def test_nobody_succeeds_and_nothing_costs() -> None:
+    episodes = synthetic_episodes(n_tasks=4)
+    story = tell(summary(episodes.assign(success=False), Settings(n=20)))
+    assert "solves 0% of the tasks: always-large solves 0%" in story.sentence
+    assert not any("keeping" in f for f in story.findings)
+    assert "cost" not in tell(summary(episodes.assign(cost_usd=0.0), Settings(n=20))).sentence
+
+
+def test_without_the_headline_method_the_boundary_policies_stand_alone() -> None:
+    episodes = synthetic_episodes(n_tasks=40)
+    story = tell(summary(episodes[episodes["method"] != "bopo-hybrid"], Settings(n=20)))
+    assert (story.sentence, story.findings) == ("", ())
+    assert [c.name for c in story.cards] == ["always-small", "always-large"]
