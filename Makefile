@@ -1,13 +1,14 @@
 # make frontier          the main job: a Pareto frontier of success and cost, with its report, in results/
 # make test              everything CI runs: lint, types, unit tests, integration tests
 # make alfworld          ALFWorld's engine, part of it compiled; make appworld: AppWorld's, in an environment of its own
+# make browser          a Chromium for the report's tests, where there is none: apt-get, as root
 # make venv lint unit integration soak clean distclean
 #
 #   make frontier SCALE=tiny ENV=ScienceWorld-v0 ARGS="--lambdas 0.1,0.5"
 
 SHELL := /bin/bash
 .NOTPARALLEL:
-.PHONY: frontier test lint unit integration soak venv alfworld appworld clean distclean
+.PHONY: frontier test lint unit integration browser soak venv alfworld appworld clean distclean
 
 ENV = ScienceWorld-v0
 SCALE = quick
@@ -38,8 +39,15 @@ lint: $(STAMP)
 unit: $(ALFWORLD)
 	$(PY) -m pytest tests/unit -q --durations=10
 
-integration: $(ALFWORLD) $(APPWORLD)
+integration: $(ALFWORLD) $(APPWORLD) browser
 	$(PY) -m pytest tests/integration -q --durations=10
+
+# The report is tested in a real browser. Only root may install one; for others its tests are skipped and say why.
+browser:
+	@test -n "$(CHROMIUM)" || command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null || \
+	! command -v apt-get >/dev/null || test $$(id -u) != 0 || { echo "Installing Chromium (apt-get; 0.4 GB)"; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium \
+	fonts-dejavu-core >/dev/null || { echo "apt-get could not install chromium; name one: make CHROMIUM=path"; exit 2; }; }
 
 # Minutes of real kills at every stage and a full disk; not part of `test`.
 soak: $(STAMP)

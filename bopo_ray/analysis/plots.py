@@ -231,6 +231,7 @@ def training_curves_figure(
                 linewidth=1.6, alpha=0.9, marker="." if len(trial) < 3 else None,
             )  # fmt: skip
         axes.set_title(metric.replace("_", " "))
+        axes.set_xlim(df["iteration"].min() - 0.2, df["iteration"].max() + 0.2)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     for axes in flat[len(shown) :]:
         axes.set_visible(False)
