@@ -29,6 +29,7 @@ from bopo_ray.models.pool import PoolSpec, read_pool, resolve_pool, save_pool
 from bopo_ray.models.pricing import Usage, price_table
 from bopo_ray.models.protocol import LanguageModel
 from bopo_ray.models.spend import SpendLedger
+from bopo_ray.pipeline.board import board_command
 from bopo_ray.pipeline.preflight import preflight
 from bopo_ray.pipeline.settings import Settings, check_same, load_settings, save
 from bopo_ray.records import CostMode, Episode, EpisodeSpec
@@ -174,10 +175,12 @@ class Run:
             self._desk_actor = serve_desk(self.desk)
         if not self.settings.replay:
             host_pool(self.models)
-        if context.dashboard_url:
-            self.console.print(f"Ray dashboard: http://{context.dashboard_url}")
+        dashboard = (
+            f"http://{context.dashboard_url}" if context.dashboard_url else "not installed (pip install 'ray[default]')"
+        )
+        self.console.print(f"Ray dashboard: {dashboard}", soft_wrap=True, markup=False)
         self.console.print(f"Ray's logs:    {context.address_info['session_dir']}/logs", soft_wrap=True)
-        self.console.print(f"TensorBoard:   tensorboard --logdir {self.out / 'tune'}", soft_wrap=True)
+        self.console.print(f"TensorBoard:   {board_command(self.out)}", soft_wrap=True)
 
     @property
     def cpus(self) -> int:

@@ -21,6 +21,7 @@ from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig
 
 from bopo_ray.errors import ConfigError, EngineError, SpendLimitError, StoreError
 from bopo_ray.method.advantage import AdvantageMode
+from bopo_ray.pipeline.board import Board, board_folder
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.rllib.bopo import BoPO
 
@@ -115,7 +116,7 @@ class Sweep:
                     name=attempt, storage_path=str(self.folder.resolve()), verbose=0,
                     stop=_Stop(s.updates), failure_config=FailureConfig(max_failures=3),
                     checkpoint_config=CheckpointConfig(checkpoint_frequency=1, checkpoint_at_end=True, num_to_keep=2),
-                    callbacks=[_Ledger(self, advance)],
+                    callbacks=[_Ledger(self, advance), Board(board_folder(run.out).resolve())],
                 ),
             )  # fmt: skip
             failures = self._fit(tuner)
@@ -232,6 +233,8 @@ def training_curves(folder: Path) -> pd.DataFrame:
                 r = json.loads(line)
             except json.JSONDecodeError:
                 continue  # the last line of a killed trial
+            if r.get("spend_limit") or r.get("refused"):
+                continue  # no update, and it repeats the number of the last one
             point = Point(*(r["config"][k] for k in ("advantage", "lam", "seed")))
             learner = r.get("learners", {}).get("default_policy", {})
             rollouts, hard = r.get("rollouts", {}), r.get("rollouts_hard", {})

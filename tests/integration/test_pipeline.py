@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from bopo_ray.analysis.bill import sharing
 from bopo_ray.benchmarks import check_ready
 from bopo_ray.errors import ConfigError
+from bopo_ray.pipeline.board import LAYOUT, board_command
 from bopo_ray.pipeline.settings import load_settings
 from experiments.audit import main as audit_main
 from experiments.frontier import main
@@ -28,9 +29,8 @@ from tests.toy import ID
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 SCALARS = (
-    "rollouts/reward", "rollouts/success", "rollouts/cost_usd", "rollouts/share_large", "groups/skipped_groups",
-    "learners/default_policy/kl", "learners/default_policy/entropy", "learners/default_policy/clip_fraction",
-    "learners/default_policy/gradients_default_optimizer_global_norm",
+    "reward/all", "success/all", "cost_usd/all", "share_large/all", "steps/all", "groups/skipped", "spend/cost_usd",
+    "learner/kl", "learner/entropy", "learner/clip_fraction", "learner/gradient_norm", "learner/loss",
 )  # fmt: skip
 
 
@@ -100,27 +100,32 @@ def check_results(run: Frontier, env: str) -> None:
     assert "simulated pair" in run.said("stdout")
     for name in ("report.html", "frontier.png", "frontier.csv", "summary.json"):
         assert str(out / name) in run.said("stdout")
+    assert f"TensorBoard:   {board_command(out)}\n" in run.said("stdout") and "Ray dashboard: " in run.said("stdout")
     check_scalars(out, settings.updates, set(summary["taxonomy"]))
 
 
 def check_scalars(out: Path, updates: int, classes: set[str]) -> None:
-    """TensorBoard finds every promised curve of every point, over all updates."""
-    trials = sorted(out.glob("tune/attempt-*/*/events.out.tfevents.*"))
-    assert len(trials) == len(json.loads((out / "ledger.json").read_text()))
+    """TensorBoard finds every promised curve of every point, over all updates, and how to lay them out."""
+    points = json.loads((out / "ledger.json").read_text())
+    assert sorted(p.name for p in (out / "tensorboard").iterdir()) == sorted(points)
+    assert not list((out / "tune").rglob("events.out.tfevents.*")), "one place for TensorBoard's logs"
     seen: set[str] = set()
-    for file in trials:
-        events = EventAccumulator(str(file.parent))
+    for name in points:
+        events = EventAccumulator(str(out / "tensorboard" / name))
         events.Reload()
         tags = set(events.Tags()["scalars"])
         seen |= tags
-        for name in (*SCALARS[:5], "updates"):
-            assert [e.step for e in events.Scalars(f"ray/tune/{name}")] == list(range(1, updates + 1)), name
+        for tag in SCALARS[:7]:
+            assert [e.step for e in events.Scalars(tag)] == list(range(1, updates + 1)), tag
+        assert "custom_scalars__config__" in events.Tags()["tensors"]
     # A point whose groups all came out alike takes no gradient step and logs none.
-    assert {f"ray/tune/{name}" for name in SCALARS} <= seen
-    shown = {c for c in classes if f"ray/tune/rollouts_{c}/success" in seen}
+    assert set(SCALARS) <= seen
+    shown = {c for c in classes if f"success/{c}" in seen}
     assert "hard" in shown
     for c in shown:
-        assert {f"ray/tune/rollouts_{c}/{name}" for name in ("success", "cost_usd", "share_large")} <= seen
+        assert {f"success/{c}", f"cost_usd/{c}", f"share_large/{c}"} <= seen
+    charted = {tag for charts in LAYOUT.values() for _, tags in charts.values() for tag in tags}
+    assert seen - charted == {tag for tag in seen if tag.startswith(("spend/", "steps/"))}
 
 
 def test_toy_from_end_to_end(toy_run: Frontier) -> None:
