@@ -6,6 +6,7 @@ written once.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -31,18 +32,15 @@ GROUPS = ("skipped", "dropped", "anchored")
 SPEND = {"episodes": "episodes", "calls": "calls", "cost_usd": "spent_microusd"}
 """Since the point's start."""
 
-LAYOUT: Mapping[str, Mapping[str, tuple[str, list[str]]]] = {
-    "At a glance": {
-        name: ("Multiline", tags)
-        for name, tags in {
-            "reward": ["reward/all"],
-            **{measure: [f"{measure}/{c}" for c in CLASSES] for measure in ROLLOUTS[:3]},
-        }.items()
-    },
-    "Is it learning?": {name: ("Multiline", [f"learner/{name}"]) for name in LEARNER}
-    | {"groups": ("Multiline", [f"groups/{name}" for name in GROUPS])},
+_CHARTS = {
+    "At a glance": ["reward/all", *(f"{measure}/all" for measure in ROLLOUTS[:3])],
+    **{f"{c.capitalize()} tasks": [f"{measure}/{c}" for measure in ROLLOUTS[:3]] for c in CLASSES[1:]},
+    "Is it learning?": [*(f"learner/{tag}" for tag in LEARNER), *(f"groups/{name}" for name in GROUPS)],
 }
-"""The tab "Custom scalars": category, chart, and its tags."""
+LAYOUT: Mapping[str, Mapping[str, tuple[str, list[str]]]] = {
+    category: {tag.replace("_", " "): ("Multiline", [f"^{tag}$"]) for tag in tags} for category, tags in _CHARTS.items()
+}
+"""The tab "Custom scalars": category, chart, and its tags; a chart has one line per point."""
 
 
 def board_folder(out: Path) -> Path:
@@ -59,7 +57,7 @@ def board_command(out: Path) -> str:
 
 
 def scalars(result: Mapping[str, Any]) -> dict[str, float]:
-    """The tags of one update, from an RLlib result; without those that it has no value for."""
+    """The tags of one update, from an RLlib result; without those that it has no finite value for."""
     rollouts = {c: result.get("rollouts" if c == "all" else f"rollouts_{c}") or {} for c in CLASSES}
     learner = (result.get("learners") or {}).get("default_policy") or {}
     groups, spend = result.get("groups") or {}, result.get("spend") or {}
@@ -72,7 +70,7 @@ def scalars(result: Mapping[str, Any]) -> dict[str, float]:
     }
     if found["spend/cost_usd"] is not None:
         found["spend/cost_usd"] /= 1e6
-    return {tag: float(value) for tag, value in found.items() if value is not None}
+    return {tag: float(value) for tag, value in found.items() if value is not None and math.isfinite(value)}
 
 
 class Board(TBXLoggerCallback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ def result(updates: int, success: float = 0.5, **more: Any) -> dict[str, Any]:
     figures = {"success": success, "cost_usd": 0.01, "share_large": 0.3, "steps": 9.0, "outcome": 0.5}
     return {
         "updates": updates, "rollouts": figures | {"reward": 0.7}, "rollouts_hard": figures,
-        "learners": {"default_policy": {"kl": 0.02, "entropy": 0.4, "weights_seq_no": 3}},
+        "learners": {"default_policy": {"kl": 0.02, "entropy": 0.4, "clip_fraction": math.nan}},
         "groups": {"skipped_groups": 1.0}, "spend": {"spent_microusd": 2_500_000.0}, "timers": {"x": 1.0},
     } | more  # fmt: skip
 
@@ -33,6 +34,7 @@ def test_tags_come_in_families() -> None:
     assert {tag.split("/")[0] for tag in found} == {
         "reward", "success", "cost_usd", "share_large", "steps", "learner", "groups", "spend",
     }  # fmt: skip
+    assert "learner/clip_fraction" not in found  # RLlib's NaN for no gradient step
     assert scalars({"updates": 3}) == {}
 
 
@@ -53,8 +55,9 @@ def test_an_interrupted_point_stays_one_curve(tmp_path: Path) -> None:
 
 def test_the_layout_charts_what_is_written() -> None:
     charted = [tag for charts in LAYOUT.values() for _, tags in charts.values() for tag in tags]
+    assert list(LAYOUT) == ["At a glance", "Easy tasks", "Hard tasks", "Intractable tasks", "Is it learning?"]
     assert len(charted) == len(set(charted))
-    assert {t for t in scalars(result(1)) if not t.startswith(("spend/", "steps/"))} <= set(charted)
+    assert {f"^{t}$" for t in scalars(result(1)) if not t.startswith(("spend/", "steps/"))} <= set(charted)
 
 
 def test_the_command_names_a_program_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
