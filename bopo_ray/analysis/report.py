@@ -20,12 +20,11 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from bopo_ray.agent import episode_views
 from bopo_ray.analysis.bill import Bill, Sharing
 from bopo_ray.analysis.story import tell
 from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL
+from bopo_ray.analysis.trajectory import step_records
 from bopo_ray.records import Episode
-from bopo_ray.rllib.encode import visible
 
 __all__ = ["Price", "ReportContext", "Setting", "render_report", "write_report"]
 
@@ -174,27 +173,10 @@ def _difficulties(summary: Mapping[str, Any]) -> list[str]:
 
 def _viewed(episode: Episode, context: ReportContext) -> dict[str, Any]:
     """What the viewer shows of an episode."""
-    models, tokens = context.setting.models, context.router_tokens
-    spent = 0
-    steps = []
-    for step, view in zip(episode.steps, episode_views(episode), strict=True):
-        spent += step.cost_microusd
-        steps.append(
-            {
-                "view": _cut(visible(_valid(view), tokens) if tokens else view),
-                "model": models[step.model] if step.model < len(models) else f"model {step.model}",
-                "large": step.model > 0,
-                "p_large": sum(step.probabilities[1:]),
-                "masked": not all(step.mask),
-                "reply": _cut(step.reply),
-                "action": _cut(step.action),
-                "observation": _cut(step.observation),
-                "prompt_tokens": step.prompt_tokens,
-                "completion_tokens": step.completion_tokens,
-                "cost_usd": step.cost_microusd / 1e6,
-                "spent_usd": spent / 1e6,
-            }
-        )
+    steps = [
+        {name: _cut(value) if isinstance(value, str) else value for name, value in record.items()}
+        for record in step_records(episode, context.setting.models, context.router_tokens)
+    ]
     return {
         "task": episode.spec.task.name,
         "task_text": _cut(episode.task_text),
@@ -206,11 +188,6 @@ def _viewed(episode: Episode, context: ReportContext) -> dict[str, Any]:
         "large_calls": episode.large_calls,
         "steps": steps,
     }
-
-
-def _valid(text: str) -> str:
-    """Without lone surrogates, which no tokenizer reads."""
-    return text.encode(errors="replace").decode()
 
 
 def _cut(text: str) -> str:

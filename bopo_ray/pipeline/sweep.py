@@ -11,17 +11,15 @@ import json
 import logging
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig
 
 from bopo_ray.errors import ConfigError, EngineError, SpendLimitError, StoreError
-from bopo_ray.method.advantage import AdvantageMode
 from bopo_ray.pipeline.board import Board, board_folder
+from bopo_ray.pipeline.curves import Point, training_curves
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.rllib.bopo import BoPO
 
@@ -32,25 +30,6 @@ MODULE = Path("learner_group/learner/rl_module/default_policy")
 """Where RLlib keeps the router in an algorithm's checkpoint."""
 CONTENTS = "contents.json"
 """In a checkpoint: its files and their sizes in bytes, written when all of them are there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One trial."""
-
-    advantage: str
-    lam: float
-    seed: int
-
-    @property
-    def method(self) -> str:
-        """The method's name in results."""
-        return "grpo-vanilla" if self.advantage == AdvantageMode.VANILLA else f"bopo-{self.advantage}"
-
-    @property
-    def name(self) -> str:
-        """Unique in a sweep; names its folders."""
-        return f"{self.method}_lam{self.lam:g}_seed{self.seed}"
 
 
 class Sweep:
@@ -222,31 +201,3 @@ def _last_line(error: BaseException) -> str:
 
 def _disk_full(reason: str, folder: Path) -> bool:
     return os.strerror(errno.ENOSPC) in reason or shutil.disk_usage(folder).free < 1 << 16
-
-
-def training_curves(folder: Path) -> pd.DataFrame:
-    """One row per trial and update, over all attempts: see `plots.training_curves_figure`."""
-    rows: dict[tuple[str, int], dict[str, Any]] = {}
-    for file in sorted(folder.glob("attempt-*/*/result.json")):
-        for line in file.read_text().splitlines():
-            try:
-                r = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the last line of a killed trial
-            if r.get("spend_limit") or r.get("refused"):
-                continue  # no update, and it repeats the number of the last one
-            point = Point(*(r["config"][k] for k in ("advantage", "lam", "seed")))
-            learner = r.get("learners", {}).get("default_policy", {})
-            rollouts, hard = r.get("rollouts", {}), r.get("rollouts_hard", {})
-            rows[point.name, int(r["updates"])] = {
-                "trial": point.name, "method": point.method, "lam": point.lam, "seed": point.seed,
-                "iteration": int(r["updates"]),
-                "reward": rollouts.get("reward"), "success": rollouts.get("success"),
-                "cost_usd": rollouts.get("cost_usd"), "share_large": rollouts.get("share_large"),
-                "share_large_hard": hard.get("share_large"), "success_hard": hard.get("success"),
-                "kl": learner.get("kl"), "entropy": learner.get("entropy"),
-                "clip_fraction": learner.get("clip_fraction"),
-                "grad_norm": learner.get("gradients_default_optimizer_global_norm"),
-                "skipped_groups": r.get("groups", {}).get("skipped_groups"),
-            }  # fmt: skip
-    return pd.DataFrame([rows[k] for k in sorted(rows)])
