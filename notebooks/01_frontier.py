@@ -72,4 +72,4 @@ saved = pd.DataFrame(
     for m, records in summary["cost_saved"].items()
     for r in records
 )
-saved.pivot(index="method", columns="of its success", values="saved")
+saved.pivot(index="method", columns="of its success", values="saved")[saved["of its success"].unique()]

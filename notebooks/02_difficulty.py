@@ -56,6 +56,7 @@ kinds = kinds.loc[kinds.sum(axis=1).sort_values().index]
 colours = {"easy": "#009E73", "hard": "#0072B2", "intractable": "#9ca3af"}
 axes = kinds.plot.barh(stacked=True, figsize=(9, 0.32 * len(kinds) + 1.2), color=colours, width=0.8)
 axes.set(xlabel="training tasks", ylabel="")
+axes.legend(bbox_to_anchor=(1, 1), frameon=False)
 _ = axes.set_title(f"Classes within each kind of task ({LABEL})", loc="left")
 
 # %% [markdown]

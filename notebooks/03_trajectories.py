@@ -27,7 +27,8 @@ print(summary["note"], "Trained policies:", *trained, sep="\n")
 # ## Choose one
 
 # %%
-POLICY = trained[len(trained) // 2]
+own = [p["policy"] for p in summary["points"] if p["method"] == summary["headline"]] or trained
+POLICY = own[len(own) // 2]
 NUMBER = 0
 
 episodes = sorted(store.read(policy=POLICY), key=lambda e: not 0 < e.large_calls < len(e.steps))  # mixed ones first
