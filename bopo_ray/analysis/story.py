@@ -83,15 +83,12 @@ def _which(point: Mapping[str, Any], n_own: int) -> str:
 
 def _sentence(best: Mapping[str, Any], large: Mapping[str, Any]) -> str:
     lam = "" if best["lam"] is None else f" at λ = {best['lam']:g}"
-    success = f"{best['success']:.0%} of the tasks"
-    kept = (
-        f"always-large solves {large['success']:.0%}"
-        if not large["success"]
-        else f"{best['success'] / large['success']:.0%} of what always-large solves"
-    )
-    if not large["cost_usd"]:
-        return f"{best['method']}{lam} solves {success}: {kept}."
-    return f"{best['method']}{lam} solves {success}: {kept}, at {best['cost_usd'] / large['cost_usd']:.0%} of its cost."
+    solves = f"{best['method']}{lam} solves {best['success']:.0%} of the tasks"
+    share = f"{best['cost_usd'] / large['cost_usd']:.0%}" if large["cost_usd"] else ""
+    if not large["success"]:
+        return f"{solves}{f' at {share} of the cost of always-large' if share else ''}; always-large solves none."
+    kept = f"{best['success'] / large['success']:.0%} of what always-large solves"
+    return f"{solves}: {kept}{f', at {share} of its cost' if share else ''}."
 
 
 def _findings(summary: Mapping[str, Any], headline: str) -> list[str]:

@@ -58,7 +58,8 @@ def test_few_tasks_are_no_comparison(n: int, warned: str) -> None:
 def test_nobody_succeeds_and_nothing_costs() -> None:
     episodes = synthetic_episodes(n_tasks=4)
     story = tell(summary(episodes.assign(success=False), Settings(n=20)))
-    assert "solves 0% of the tasks: always-large solves 0%" in story.sentence
+    assert "solves 0% of the tasks at " in story.sentence
+    assert story.sentence.endswith("% of the cost of always-large; always-large solves none.")
     assert not any("keeping" in f for f in story.findings)
     assert "cost" not in tell(summary(episodes.assign(cost_usd=0.0), Settings(n=20))).sentence
 
