@@ -10,12 +10,14 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bopo_ray.models.protocol import Message
 from bopo_ray.records import Budget, CostMode, Episode
 
 __all__ = [
-    "FEEDBACK", "Turn", "budget_text", "chat_messages", "episode_views", "parse_action", "parse_code", "router_view",
+    "FEEDBACK", "SeenView", "Turn", "budget_text", "chat_messages", "episode_views", "parse_action", "parse_code",
+    "read_view", "router_view",
 ]  # fmt: skip
 
 SYSTEM = """You are an agent that solves a task in a text environment, one action at a time.
@@ -117,6 +119,23 @@ def router_view(task_text: str, first_observation: str, turns: Sequence[Turn], s
     lines = [f"task: {_flat(task_text)}", f"budget: {budget}; steps left {steps_left}", f"| {_flat(first_observation)}"]
     lines += [f"> {_flat(t.action) or '(no action)'} | {_flat(t.observation)}" for t in turns]
     return "\n".join(lines)
+
+
+class SeenView(NamedTuple):
+    """A router's view taken apart."""
+
+    task: str
+    steps_left: int
+    history: tuple[tuple[str, str], ...]
+    """(action, observation) of each step so far, oldest first."""
+
+
+def read_view(view: str) -> SeenView:
+    """What `router_view` wrote. An action that holds " | " itself, as code may, ends there for the reader."""
+    task, budget, _, *history = view.split("\n")
+    pairs = (line.removeprefix("> ").partition(" | ") for line in history)
+    left = int(budget.rpartition("steps left ")[2])
+    return SeenView(task.removeprefix("task: "), left, tuple((action, said) for action, _, said in pairs))
 
 
 def budget_text(budget: Budget | None, spent: int) -> str:

@@ -48,6 +48,8 @@ class Phase(StrEnum):
     """P(LARGE) = k/N on Hard tasks, for BoSFT."""
     POLICY = "policy"
     """Rollouts of the policy that BoPO trains."""
+    SELECTION = "selection"
+    """Fixed schedules on dev tasks, the best of which is evaluated."""
     EVALUATION = "evaluation"
     """Greedy rollouts on held-out tasks."""
 

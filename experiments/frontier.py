@@ -50,7 +50,9 @@ def parser() -> argparse.ArgumentParser:
         if isinstance(field.default, bool):
             p.add_argument(flag, action="store_const", const=True, dest=field.name, help=doc)
         else:
-            p.add_argument(flag, dest=field.name, metavar="VALUE", help=f"{doc} (quick: {default})")
+            action = "append" if isinstance(field.default, tuple) else "store"
+            text = f"{doc} (quick: {default})" if default != "" else doc
+            p.add_argument(flag, dest=field.name, metavar="VALUE", action=action, help=text)
     return p
 
 
@@ -63,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     args = parser().parse_args(arguments)
     given = {f.name: v for f in dataclasses.fields(Settings) if (v := getattr(args, f.name)) is not None}
+    given = {name: ",".join(v) if isinstance(v, list) else v for name, v in given.items()}
     command = f"python -m experiments.frontier {shlex.join(arguments)}".strip()
     try:
         settings = resolve(args.settings, given)

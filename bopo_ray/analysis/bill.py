@@ -135,6 +135,8 @@ def sharing(shards: Iterable[Path], deterministic: bool) -> Sharing:
     for shard in shards:
         table = pq.read_table(shard, columns=["task", "policy", "member", "sample", "first_observation", "steps"])
         for row in table.to_pylist():
+            if row["policy"] == "oracle":  # which repeats others' calls
+                continue
             found = _LAMBDA.search(row["policy"])
             evaluated = row["policy"].startswith("random") and "evaluation" in shard.parts
             calls = own[found.group(1)] if found else random if evaluated else shared

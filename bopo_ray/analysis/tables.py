@@ -24,6 +24,8 @@ __all__ = ["ALWAYS_LARGE", "ALWAYS_SMALL", "COLUMNS", "Settings", "frontier", "s
 ALWAYS_SMALL, ALWAYS_LARGE = "always-small", "always-large"
 BOUNDARY = "boundary only"
 """The method of a user who deploys one of the boundary policies and trains nothing."""
+ORACLE = "oracle"
+"""A bound that has seen the answers: nobody can deploy it, so it is on no common front."""
 COLUMNS = (
     "policy", "method", "lam", "train_seed", "task", "success", "score", "cost_usd", "large_calls", "steps",
 )  # fmt: skip
@@ -313,9 +315,12 @@ def _notes(settings: Settings) -> list[str]:
 
 
 def _mark_front(records: list[dict[str, Any]]) -> None:
-    front = set(pareto_front([r["cost_usd"] for r in records], [r["success"] for r in records]).tolist())
-    for index, record in enumerate(records):
-        record["on_front"] = index in front
+    own = [r for r in records if r["method"] != ORACLE]
+    front = pareto_front([r["cost_usd"] for r in own], [r["success"] for r in own]).tolist()
+    for record in records:
+        record["on_front"] = False
+    for index in front:
+        own[index]["on_front"] = True
 
 
 def _mean_interval(estimate: float, samples_R: FloatArray, n_tasks: int, settings: Settings) -> Interval:

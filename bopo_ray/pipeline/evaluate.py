@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Container, Iterable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,76 +15,69 @@ from rich.table import Table
 from bopo_ray.analysis import plots, report, tables
 from bopo_ray.analysis.bill import bill, sharing
 from bopo_ray.benchmarks import env_label
+from bopo_ray.pipeline.baselines import (
+    Policy,
+    asked_for,
+    best_schedules,
+    matched_random,
+    play_oracle,
+    specs,
+    trained_routers,
+)
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.pipeline.stages import load_policy
-from bopo_ray.pipeline.sweep import Point, Sweep, training_curves
+from bopo_ray.pipeline.sweep import Sweep, training_curves
 from bopo_ray.records import Budget, CostMode, Episode, EpisodeSpec, Phase
-from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL, LEARNED
+from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL, LEARNED, Kind
+from bopo_ray.store import EpisodeStore
 from envs.base import Task
 
 __all__ = ["evaluate_stage", "report_stage"]
-
-FIRST_LARGE = (2, 5, 10)
-"""K of the first-large baselines."""
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """One row of the results."""
-
-    name: str
-    method: str
-    router: str = LEARNED
-    lam: float | None = None
-    seed: int | None = None
-    folder: Path | None = None
-    """Of the saved router, for a learned one."""
 
 
 def evaluate_stage(run: Run) -> pd.DataFrame:
     """Plays every policy on the test tasks; returns one row per episode, see `bopo_ray.analysis.tables`.
 
     Learned routers take their most probable model; each random(p) matches the share of large calls of one BoPO
-    policy.
+    policy. A baseline that an earlier command played here stays among the results.
     """
-    store = run.store("evaluation")
-    fixed = [Policy(ALWAYS_SMALL, "always-small", ALWAYS_SMALL), Policy(ALWAYS_LARGE, "always-large", ALWAYS_LARGE)]
-    fixed += [Policy(f"first-large({k})", "first-large", f"first-large({k})") for k in FIRST_LARGE]
-    sweep = Sweep(run)
+    s, store, sweep, names = run.settings, run.store("evaluation"), Sweep(run), asked_for(run)
+    fixed = [Policy(n, n, n) for n in (ALWAYS_SMALL, ALWAYS_LARGE)]
+    fixed += [Policy(str(n), n.family, str(n)) for n in names if n.kind in (Kind.FIXED, Kind.TRAINED)]
+    if any(n.family == "best-schedule" for n in names):
+        fixed += best_schedules(run)
     learned = [Policy("bosft", "bosft", folder=run.out / "policies" / "bosft")]
     learned += [Policy(p.name, p.method, LEARNED, p.lam, p.seed, sweep.policy(p.name)) for p in sweep.points]
-    specs = [s for p in fixed for s in _specs(run, p)]
-    run.play("evaluating baselines", store, specs)
+
+    def todo(policies: Iterable[Policy]) -> list[EpisodeSpec]:
+        return [spec for p in policies for spec in specs(run.test, p, s.eval_samples, s.budget)]
+
+    run.play("evaluating baselines", store, todo(fixed), routers=trained_routers(run, names))
     for i, policy in enumerate(learned):
-        todo = list(_specs(run, policy))
-        if store.missing(todo):
+        if store.missing(todo([policy])):
             assert policy.folder is not None
-            run.play(f"evaluating {policy.name}", store, todo, load_policy(run, policy.folder), version=i + 1)
-    matched = _matched_random(run, store.read(Phase.EVALUATION), sweep.points)
-    run.play("evaluating random", store, [s for p in matched for s in _specs(run, p)])
-    run.stop_runners()
+            run.play(f"evaluating {policy.name}", store, todo([policy]), load_policy(run, policy.folder), i + 1)
+    headline = [p.name for p in sweep.points if p.method == "bopo-hybrid"] or [p.name for p in sweep.points]
+    matched = matched_random(store.read(Phase.EVALUATION), headline)
+    run.play("evaluating random", store, todo(matched))
     policies = {p.name: p for p in (*fixed, *learned, *matched)}
-    return pd.DataFrame([_row(e, policies[e.spec.policy]) for e in store.read() if e.spec.policy in policies])
+    policies |= {p.name: p for p in _played_before(store, policies, len(run.test) * s.eval_samples)}
+    episodes = [e for e in store.read(Phase.EVALUATION) if e.spec.policy in policies]
+    if any(n.family == "oracle" for n in names):
+        policies["oracle"] = Policy("oracle", "oracle", "oracle")
+        episodes += play_oracle(run, episodes, todo([policies["oracle"]]))
+    run.stop_runners()
+    return pd.DataFrame([_row(e, policies[e.spec.policy]) for e in episodes])
 
 
-def _specs(run: Run, policy: Policy) -> Iterator[EpisodeSpec]:
-    for task in run.test:
-        for member in range(run.settings.eval_samples):
-            yield EpisodeSpec(
-                task, Phase.EVALUATION, policy.name, 0, member, 0, greedy=policy.router == LEARNED,
-                budget=run.settings.budget, router=policy.router,
-            )  # fmt: skip
-
-
-def _matched_random(run: Run, episodes: Iterator[Episode], points: Sequence[Point]) -> list[Policy]:
-    calls: dict[str, list[int]] = {}
-    for e in episodes:
-        total = calls.setdefault(e.spec.policy, [0, 0])
-        total[0] += e.large_calls
-        total[1] += len(e.steps)
-    headline = [p.name for p in points if p.method == "bopo-hybrid"] or [p.name for p in points]
-    shares = sorted({round(calls[n][0] / max(1, calls[n][1]), 2) for n in headline})
-    return [Policy(f"random({p:g})", "random", f"random({p:g})") for p in shares if 0 < p < 1]
+def _played_before(store: EpisodeStore, known: Container[str], whole: int) -> list[Policy]:
+    """Baselines that are in the store, all `whole` episodes of them, and not asked for now."""
+    counts = Counter(
+        (e.spec.policy, e.spec.router)
+        for e in store.read(Phase.EVALUATION)
+        if e.spec.router != LEARNED and e.spec.policy not in known
+    )
+    return [Policy(name, name.partition("(")[0], router) for (name, router), n in counts.items() if n == whole]
 
 
 def _row(e: Episode, policy: Policy) -> dict[str, Any]:

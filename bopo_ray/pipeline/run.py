@@ -11,7 +11,7 @@ import os
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from bopo_ray.rllib.bopo import BoPOConfig
 from bopo_ray.rllib.collect import collect
 from bopo_ray.rllib.open_desk import DeskConfig, node_id, serve_desk
 from bopo_ray.rllib.runner import Failure
+from bopo_ray.routers import Router
 from bopo_ray.store import EpisodeStore
 from envs.base import Split
 
@@ -240,8 +241,9 @@ class Run:
         return EpisodeStore(self.episodes / name, self.pool.price_hash)
 
     def play(
-        self, title: str, store: EpisodeStore, specs: Sequence[EpisodeSpec], weights: Any = None, version: int = 0
-    ) -> None:
+        self, title: str, store: EpisodeStore, specs: Sequence[EpisodeSpec], weights: Any = None, version: int = 0,
+        routers: Mapping[str, Router] | None = None,
+    ) -> None:  # fmt: skip
         """Plays what `store` does not hold yet, writing episodes as they come; raises EngineError when one failed."""
         missing = store.missing(specs)
         if not missing:
@@ -261,7 +263,7 @@ class Run:
                 advance()
 
             try:
-                collect(self.runners(), missing, weights, version, on_episode)
+                collect(self.runners(), missing, weights, version, on_episode, routers=routers)
             finally:
                 store.append(pending)
         store.compact()

@@ -17,6 +17,7 @@ import yaml
 from bopo_ray.errors import ConfigError, StoreError
 from bopo_ray.method.advantage import AdvantageMode
 from bopo_ray.records import Budget, CostMode
+from bopo_ray.routers import parse_router
 
 __all__ = ["SCALES", "Settings", "check_same", "field_docs", "load_settings", "resolve", "save"]
 
@@ -85,6 +86,8 @@ class Settings:
     """hard cap on an evaluation episode: calls of any model but the smallest"""
     budget_usd: float | None = None
     """hard cap on an evaluation episode: dollars"""
+    router: tuple[str, ...] = ()
+    """more routers to evaluate, NAME or NAME:ARGUMENT, e.g. cascade:3,last-large:10; may be given several times"""
     width: int = 64
     """hidden size of the small router"""
     layers: int = 2
@@ -120,12 +123,16 @@ class Settings:
             ("max_spend", self.max_spend >= 0, "need dollars >= 0"),
             ("budget_calls", self.budget_calls is None or self.budget_calls >= 0, "need a number of calls >= 0"),
             ("budget_usd", self.budget_usd is None or 0 <= self.budget_usd < math.inf, "need dollars >= 0"),
+            ("router", "grpo-vanilla" not in self.router or AdvantageMode.VANILLA in self.advantage,
+             "grpo-vanilla is trained by --advantage hybrid,vanilla; give that too, or leave it out"),
             ("budget_usd", self.budget_usd is None or self.budget_calls is None,
              "a cap in dollars and one in calls at once; give one of them"),
         ]  # fmt: skip
         for name, ok, rule in rules:
             if not ok:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: {rule}; set it with --{name.replace('_', '-')}")
+        for router in self.router:
+            parse_router(router)
 
     @property
     def budget(self) -> Budget | None:
@@ -163,7 +170,7 @@ def _distinct(values: tuple[float, ...]) -> bool:
 
 _OPTIONAL = {"budget_calls": int, "budget_usd": float}
 """Fields that may be None."""
-_NOT_RESULTS = {"cpus", "lanes", "ignore_gate", "max_spend", "calls"}
+_NOT_RESULTS = {"cpus", "lanes", "ignore_gate", "max_spend", "calls", "router"}
 """Fields that may differ between a run and its continuation."""
 
 
@@ -195,14 +202,20 @@ def _typed(values: dict[str, Any]) -> Settings:
             if name in _OPTIONAL:
                 out[name] = None if value is None else _converted(value, _OPTIONAL[name])
             elif isinstance(default, tuple):
-                items = value if isinstance(value, list | tuple) else str(value).split(",")
-                out[name] = tuple(_converted(x, type(default[0])) for x in items)
+                parts = value if isinstance(value, list | tuple) else [str(value)]
+                items = [x for part in parts for x in (part.split(",") if isinstance(part, str) else [part])]
+                out[name] = tuple(_converted(x, _kind(default)) for x in items)
             else:
                 out[name] = _converted(value, type(default))
         except (TypeError, ValueError, OverflowError) as error:
-            kind = _OPTIONAL.get(name, type(default[0] if isinstance(default, tuple) else default)).__name__
+            kind = _OPTIONAL.get(name, _kind(default)).__name__
             raise ConfigError(f"{name}={value!r}: need {kind}; set it with --{name.replace('_', '-')}") from error
     return Settings(**out)
+
+
+def _kind(default: Any) -> type:
+    """Of a value, or of a tuple's items; an empty tuple is one of names."""
+    return (type(default[0]) if default else str) if isinstance(default, tuple) else type(default)
 
 
 def _converted(value: Any, kind: type) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -18,6 +18,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from bopo_ray.records import Episode, EpisodeSpec
 from bopo_ray.rllib.runner import ATTEMPTS, Failure
+from bopo_ray.routers import Router
 
 __all__ = ["collect"]
 
@@ -35,6 +36,7 @@ def collect(
     version: int = 0,
     on_episode: Callable[[Episode | Failure], None] | None = None,
     silence_s: float = SILENCE_S,
+    routers: Mapping[str, Router] | None = None,
 ) -> list[Episode | Failure]:
     """Plays `specs` on the group's runners; results in the order of `specs`.
 
@@ -44,6 +46,7 @@ def collect(
         weights, version: the learned router's, see `GroupEnvRunner.stream`.
         on_episode: called in this process as each result arrives.
         silence_s: see `SILENCE_S`.
+        routers: those that their names alone don't make, see `GroupEnvRunner.stream`.
     """
     results: dict[str, Episode | Failure] = {}
 
@@ -54,16 +57,16 @@ def collect(
                 on_episode(result)
 
     if group.num_remote_env_runners() == 0:
-        for result in group.local_env_runner.stream(specs, weights, version):
+        for result in group.local_env_runner.stream(specs, weights, version, routers):
             arrived(result)
     else:
-        _collect_remote(group, specs, weights, version, arrived, silence_s)
+        _collect_remote(group, specs, weights, version, routers, arrived, silence_s)
     return [results[s.id] for s in specs]
 
 
 def _collect_remote(
     group: EnvRunnerGroup, specs: Sequence[EpisodeSpec], weights: Any, version: int,
-    arrived: Callable[[Episode | Failure], None], silence_s: float,
+    routers: Mapping[str, Router] | None, arrived: Callable[[Episode | Failure], None], silence_s: float,
 ) -> None:  # fmt: skip
     runners = dict(group._worker_manager.actors())
     lanes = group._remote_config.num_envs_per_env_runner
@@ -76,7 +79,7 @@ def _collect_remote(
     def dispatch(index: int) -> None:
         share = max(lanes, -(-len(waiting) // (2 * len(runners))))
         unit = [waiting.popleft() for _ in range(min(share, len(waiting)))]
-        stream = runners[index].stream.options(num_returns="streaming").remote(unit, weights_ref, version)
+        stream = runners[index].stream.options(num_returns="streaming").remote(unit, weights_ref, version, routers)
         streams[stream] = (index, {s.id: s for s in unit})
         heard[stream] = time.monotonic()
 

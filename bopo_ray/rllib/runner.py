@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +35,7 @@ from bopo_ray.records import Episode, EpisodeSpec, Step, StopReason, spawn_seed
 from bopo_ray.rllib.encode import encode_view
 from bopo_ray.rllib.open_desk import DeskConfig, open_desk
 from bopo_ray.rllib.router_module import ROUTER_DEFAULTS
-from bopo_ray.routers import LEARNED, Router, fixed_router
+from bopo_ray.routers import LEARNED, Moment, Router, fixed_router
 from bopo_ray.routing_env import RoutingEnv
 from envs.base import text_space
 
@@ -79,6 +79,8 @@ class _Lane:
     attempt: int = 0
     view: str = ""
     mask: tuple[bool, ...] = ()
+    fixed: tuple[float, ...] = ()
+    """What a router without weights says; empty for the learned one."""
     probabilities: tuple[float, ...] = ()
     router_s: float = 0.0
     first: dict[str, Any] = field(default_factory=dict)
@@ -142,23 +144,27 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
     # -- sampling ---------------------------------------------------------------------------------------------------
 
     def sample(
-        self, specs: Sequence[EpisodeSpec] = (), weights: Any = None, version: int = 0, **_: Any
-    ) -> list[Episode | Failure]:
+        self, specs: Sequence[EpisodeSpec] = (), weights: Any = None, version: int = 0,
+        routers: Mapping[str, Router] | None = None, **_: Any,
+    ) -> list[Episode | Failure]:  # fmt: skip
         """Plays `specs`; see `stream`."""
-        return list(self.stream(specs, weights, version))
+        return list(self.stream(specs, weights, version, routers))
 
     def stream(
-        self, specs: Sequence[EpisodeSpec], weights: Any = None, version: int = 0
-    ) -> Iterator[Episode | Failure]:
+        self, specs: Sequence[EpisodeSpec], weights: Any = None, version: int = 0,
+        routers: Mapping[str, Router] | None = None,
+    ) -> Iterator[Episode | Failure]:  # fmt: skip
         """Plays `specs`, yielding each episode when it ends.
 
         `weights` (a module state) with `version` are the learned router's; loaded when the version is a new one.
+        `routers` are those that their names alone don't make, by name.
         A result depends on its spec and the weights, not on what runs beside it (but for the last bits of the learned
         router's probabilities, which vary with the batch and can flip a choice about once in 10^8 steps).
         """
         if weights is not None and version != self._version:
             self._load(weights)
             self._version = version
+        self._routers.update(routers or {})
         waiting, ready, busy = deque(specs), queue.SimpleQueue[_Lane](), 0
         try:
             for lane in self._lanes[: len(waiting)]:
@@ -201,6 +207,7 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
             options = {"task": spec.task.name, "sample": spec.call_sample, "budget": spec.budget}
             lane.view, info = lane.env.reset(seed=spawn_seed(spec.seed, spec.task.name) % 2**31, options=options)
             lane.first, lane.mask = info, info["action_mask"]
+            self._consult(lane)
         except Exception as error:
             lane.first = {"error": error}
         ready.put(lane)
@@ -218,9 +225,19 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
             if "stop" in info:
                 lane.first |= {"stop": info["stop"], "outcome": outcome, "success": info["success"],
                                "score": info["score"]}  # fmt: skip
+            else:
+                self._consult(lane)
         except Exception as error:
             lane.first = {"error": error}
         ready.put(lane)
+
+    def _consult(self, lane: _Lane) -> None:
+        """Asks a router without weights, in the lane's thread, since it may wait for a model."""
+        spec = lane.spec
+        assert spec is not None
+        if spec.router != LEARNED:
+            moment = Moment(lane.view, len(lane.steps), self._n_models, spec.task.name, spec.member)
+            lane.fixed = self._router(spec.router)(moment)
 
     def _result(self, lane: _Lane, ready: queue.SimpleQueue[_Lane]) -> Episode | Failure | None:
         """The lane's episode when it is over, None when it goes on (or starts again after a failure)."""
@@ -249,7 +266,7 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
         share_s = (time.perf_counter() - started) / max(1, len(learned))
         for lane in lanes:
             assert lane.spec is not None
-            p = by_lane.get(id(lane)) or self._router(lane.spec.router)(lane.view, len(lane.steps), self._n_models)
+            p = by_lane.get(id(lane)) or lane.fixed
             masked = np.where(lane.mask, p, 0.0)
             total = masked.sum()
             masked = masked / total if total > 0 else np.asarray(lane.mask, float) / max(1, sum(lane.mask))

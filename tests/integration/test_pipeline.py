@@ -54,10 +54,11 @@ def check_results(run: Frontier, env: str) -> None:
 
     table, summary = points(out), strict_json(out / "summary.json")
     methods = {row["method"] for row in table} - {"random"}
-    assert methods == {"always-small", "always-large", "first-large", "bosft", "grpo-vanilla", "bopo-hybrid"}
+    baselines = {"first-large", "last-large", "cascade", "task-level", "oracle"}
+    assert methods == {"always-small", "always-large", "bosft", "grpo-vanilla", "bopo-hybrid"} | baselines
     learned = [(row["method"], float(row["lam"])) for row in table if row["lam"]]
     assert sorted(learned) == sorted((m, x) for m in ("bopo-hybrid", "grpo-vanilla") for x in settings.lambdas)
-    played = run.rows("evaluation").values()
+    played = [*run.rows("evaluation").values(), *run.rows("oracle").values()]
     for row in table:
         own = [e for e in played if e["policy"] == row["policy"]]
         assert len(own) == settings.test_tasks * settings.eval_samples == int(row["n_episodes"])
@@ -74,7 +75,7 @@ def check_results(run: Frontier, env: str) -> None:
         assert 0 <= volume["low"] <= volume["estimate"] <= volume["high"] < math.inf
     assert sum(summary["taxonomy"].values()) == settings.train_tasks
     assert summary["taxonomy"] == {d: sum(b["difficulty"] == d for b in boundaries) for d in summary["taxonomy"]}
-    stores = [run.rows(s) for s in ("boundary", "stratified", "policy", "evaluation")]
+    stores = [run.rows(s) for s in ("boundary", "stratified", "policy", "evaluation", "oracle")]
     episodes = {k: e for rows in stores for k, e in rows.items()}
     assert len(episodes) == sum(map(len, stores)) == summary["spend"]["episodes"]
     assert sum(len(e["steps"]) for e in episodes.values()) == summary["spend"]["calls"]

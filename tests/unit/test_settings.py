@@ -100,7 +100,7 @@ def test_a_value_out_of_range_is_one_line_with_field_value_rule_and_flag(name: s
 
 def test_every_number_has_a_lower_bound() -> None:
     numbers = {f.name for f in dataclasses.fields(Settings) if isinstance(f.default, int | float | tuple)}
-    assert numbers - {name for name, _, _ in BAD} == {"ignore_gate"}
+    assert numbers - {name for name, _, _ in BAD} == {"ignore_gate", "router"}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_continuation_must_not_mix_settings(tmp_path: Path) -> None:
     old = Settings()
     check_same(old, dataclasses.replace(old, cpus=2, lanes=3), path)  # the machine may change
     for field in dataclasses.fields(Settings):
-        if field.name in ("cpus", "lanes", "ignore_gate", "max_spend", "calls"):
+        if field.name in ("cpus", "lanes", "ignore_gate", "max_spend", "calls", "router"):
             continue
         new = Settings()
         object.__setattr__(new, field.name, "other")
@@ -180,6 +180,17 @@ def test_a_continuation_must_not_mix_settings(tmp_path: Path) -> None:
             in text
         )
         assert "choose another --out" in text
+
+
+def test_routers_are_named_one_by_one_or_together() -> None:
+    given = parser().parse_args(["--router", "cascade:3,last-large:10", "--router", "oracle"]).router
+    assert resolve(None, {"router": given}).router == ("cascade:3", "last-large:10", "oracle")
+    assert resolve(None, {"router": "cascade"}).router == ("cascade",) and resolve(None, {}).router == ()
+    with pytest.raises(ConfigError, match=r"unknown router 'cascades'; known: .*; set it with --router"):
+        Settings(router=("cascades",))
+    with pytest.raises(ConfigError, match=r"grpo-vanilla is trained by --advantage hybrid,vanilla"):
+        Settings(router=("grpo-vanilla",), advantage=("hybrid",))
+    assert Settings(router=("grpo-vanilla",)).advantage == ("hybrid", "vanilla")
 
 
 def test_budgets_are_in_calls_or_in_micro_dollars() -> None:

@@ -1,0 +1,137 @@
+"""The policies that an evaluation compares: which are asked for, and what those need that a name alone doesn't make."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bopo_ray.benchmarks import select_tasks
+from bopo_ray.method.reward import cost_ranges, normalised_cost
+from bopo_ray.method.taxonomy import boundary_stats
+from bopo_ray.pipeline.run import Run
+from bopo_ray.records import Budget, CostMode, Episode, EpisodeSpec, Phase
+from bopo_ray.rllib.bopo import read_boundaries
+from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL, LEARNED, Kind, Lesson, Router, RouterName, oracle, parse_router
+from envs.base import Split, Task
+
+__all__ = [
+    "DEFAULT_ROUTERS",
+    "Policy",
+    "asked_for",
+    "best_schedules",
+    "matched_random",
+    "play_oracle",
+    "specs",
+    "trained_routers",
+]
+
+DEFAULT_ROUTERS = ("first-large:2", "first-large:5", "first-large:10", "last-large:10", "cascade:3", "task-level",
+                   "oracle")  # fmt: skip
+"""Baselines of each evaluation. Those that are left out take long: dev tasks to play, or a model to ask."""
+SCHEDULE_STEPS = (2, 5, 10, 20)
+"""K of the first-large and last-large among which the best schedule is chosen."""
+DEV_SHARE = 3
+"""One dev task for so many test tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One row of the results."""
+
+    name: str
+    method: str
+    router: str = LEARNED
+    lam: float | None = None
+    seed: int | None = None
+    folder: Path | None = None
+    """Of the saved router, for a learned one."""
+
+
+def asked_for(run: Run) -> list[RouterName]:
+    """The default baselines and those of --router, each once."""
+    return list(dict.fromkeys(parse_router(n) for n in (*DEFAULT_ROUTERS, *run.settings.router)))
+
+
+def specs(tasks: Sequence[Task], policy: Policy, samples: int, budget: Budget | None) -> Iterator[EpisodeSpec]:
+    """The evaluation episodes of a policy; learned routers take their most probable model."""
+    for task in tasks:
+        for member in range(samples):
+            yield EpisodeSpec(
+                task, Phase.EVALUATION, policy.name, 0, member, 0, greedy=policy.router == LEARNED, budget=budget,
+                router=policy.router,
+            )  # fmt: skip
+
+
+def trained_routers(run: Run, names: Iterable[RouterName]) -> dict[str, Router]:
+    """Those of `names` that learn from the run's boundary rollouts, by name."""
+    wanted = [n for n in names if n.kind is Kind.TRAINED]
+    if not wanted:
+        return {}
+    boundaries = read_boundaries(run.episodes / "boundary", run.pool.price_hash, run.mode)
+    lessons = [Lesson(b.small[0].task_text, b.stats.difficulty(), (*b.small, *b.large)) for b in boundaries.values()]
+    return {str(n): n.make(lessons) for n in wanted}
+
+
+def best_schedules(run: Run) -> list[Policy]:
+    """Per lambda the schedule with the best mean of u - lambda * C_norm on dev tasks, which are played here."""
+    s = run.settings
+    names = [ALWAYS_SMALL, ALWAYS_LARGE]
+    names += [f"{f}({k})" for f in ("first-large", "last-large") for k in SCHEDULE_STEPS if k < s.max_steps]
+    tasks = select_tasks(s.env, Split.DEV, max(1, s.test_tasks // DEV_SHARE), 0)
+    store = run.store("dev")
+    run.play(
+        "fixed schedules on dev tasks", store,
+        [EpisodeSpec(t, Phase.SELECTION, n, 0, m, 0, router=n) for t in tasks for n in names
+         for m in range(s.eval_samples)],
+    )  # fmt: skip
+    played = list(store.read(Phase.SELECTION))
+    chosen = {lam: best_schedule(played, lam, run.mode) for lam in s.lambdas}
+    return [Policy(f"best-schedule({lam:g})", "best-schedule", name) for lam, name in chosen.items()]
+
+
+def best_schedule(episodes: Iterable[Episode], lam: float, mode: CostMode) -> str:
+    """The policy with the best mean of u - lambda * C_norm over the episodes' tasks; ties go to the first by name.
+
+    C_norm is Eq. (6), arXiv:2602.21227, between the two boundary policies, which must be among the episodes.
+    """
+    by: dict[tuple[str, str], list[Episode]] = {}
+    for e in episodes:
+        by.setdefault((e.spec.policy, e.spec.task.name), []).append(e)
+    policies, tasks = sorted({p for p, _ in by}), sorted({t for _, t in by})
+    ranges = cost_ranges({t: boundary_stats(by[ALWAYS_SMALL, t], by[ALWAYS_LARGE, t], mode) for t in tasks}, mode)
+
+    def value(policy: str) -> float:
+        gains = [
+            np.mean([e.outcome - lam * normalised_cost(e.cost(mode), ranges[t]) for e in by[policy, t]]) for t in tasks
+        ]
+        return float(np.mean(gains))
+
+    return max(policies, key=value)
+
+
+def play_oracle(run: Run, known: Sequence[Episode], todo: Sequence[EpisodeSpec]) -> list[Episode]:
+    """Plays the cheapest known success of each task again; its calls are stored ones. Returns the oracle's episodes.
+
+    They have a folder of their own, which begins anew when a policy that came later knows better.
+    """
+    router, store = oracle(known), run.store("oracle")
+    if any(tuple(s.model for s in e.steps) != router.choices[e.spec.task.name, e.spec.member] for e in store.read()):
+        shutil.rmtree(store.folder)
+        store = run.store("oracle")
+    run.play("evaluating oracle", store, todo, routers={"oracle": router})
+    return list(store.read())
+
+
+def matched_random(episodes: Iterable[Episode], policies: Iterable[str]) -> list[Policy]:
+    """random(p) at the shares of large calls that `policies` have in `episodes`, to two digits."""
+    calls = {name: [0, 0] for name in policies}
+    for e in episodes:
+        if e.spec.policy in calls:
+            calls[e.spec.policy][0] += e.large_calls
+            calls[e.spec.policy][1] += len(e.steps)
+    shares = sorted({round(large / max(1, steps), 2) for large, steps in calls.values()})
+    return [Policy(f"random({p:g})", "random", f"random({p:g})") for p in shares if 0 < p < 1]

@@ -1,0 +1,51 @@
+"""What an evaluation makes of other episodes: the best schedule, and random(p) at matched shares."""
+
+from __future__ import annotations
+
+import pytest
+
+from bopo_ray.pipeline.baselines import DEFAULT_ROUTERS, best_schedule, matched_random
+from bopo_ray.records import CostMode, Episode
+from bopo_ray.routers import parse_router
+from tests.unit.test_routers import episode, step
+
+
+def played(policy: str, task: str, success: bool, *models: int) -> Episode:
+    """SMALL costs 10, LARGE 100."""
+    return episode("x", [step(m, "a", "b", 10 + 90 * m) for m in models], task, success, policy)
+
+
+DEV = [
+    # task a: SMALL costs 20, LARGE 200; first-large(1) succeeds at 110, C_norm = 0.5
+    played("always-small", "a", False, 0, 0), played("always-large", "a", True, 1, 1),
+    played("first-large(1)", "a", True, 1, 0),
+    # task b: all succeed; first-large(1) has C_norm = 0.5 again
+    played("always-small", "b", True, 0, 0), played("always-large", "b", True, 1, 1),
+    played("first-large(1)", "b", True, 1, 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lam", "name"),
+    [
+        (0.0, "always-large"),  # both that succeed twice gain 1: the first by name
+        (0.1, "first-large(1)"),  # 1 - 0.05; always-large 0.9, always-small 0.5
+        (0.9, "first-large(1)"),  # 0.55; always-small 0.5
+        (1.1, "always-small"),  # 0.45 against 0.5
+    ],
+)
+def test_the_best_schedule_by_hand(lam: float, name: str) -> None:
+    assert best_schedule(DEV, lam, CostMode.USD) == best_schedule(DEV[::-1], lam, CostMode.USD) == name
+
+
+def test_random_is_matched_to_the_share_of_large_calls_over_all_episodes() -> None:
+    episodes = [
+        played("x", "a", True, 1, 0, 0), played("x", "b", True, 0),  # 1 of 4, not the mean of 1/3 and 0
+        played("y", "a", True, 0, 0), played("z", "a", True, 1), played("other", "a", True, 1, 0),
+    ]  # fmt: skip
+    found = matched_random(episodes, ["x", "y", "z"])
+    assert [(p.name, p.method, p.router) for p in found] == [("random(0.25)", "random", "random(0.25)")]
+
+
+def test_the_default_baselines_have_names_and_ask_no_model() -> None:
+    assert all(parse_router(name).family != "prompted" for name in DEFAULT_ROUTERS)
