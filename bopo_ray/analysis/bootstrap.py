@@ -25,6 +25,7 @@ __all__ = [
     "PairedDifference",
     "Point",
     "bootstrap_ci",
+    "holm",
     "interval_of",
     "paired_hypervolume",
     "resample_weights",
@@ -175,6 +176,26 @@ def paired_hypervolume(
                 gap = samples[against] - values
                 differences[method] = PairedDifference(_interval(gap, n_tasks, level), _two_sided_p(gap[1:]))
     return HypervolumeComparison(intervals, against, differences)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Adjusted p-values of a family of comparisons, by Holm's step-down method (1979).
+
+    Whatever the comparisons have to do with each other, the chance that any true null hypothesis has an adjusted p of
+    at most a is itself at most a. The i-th smallest of m is multiplied by m - i + 1, and none is below one before it.
+
+    Raises:
+        ValueError: a value is outside [0, 1].
+    """
+    wrong = {name: p for name, p in p_values.items() if not 0 <= p <= 1}
+    if wrong:
+        raise ValueError(f"p-values {wrong}: need numbers in [0, 1]")
+    adjusted: dict[str, float] = {}
+    largest = 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = largest
+    return {name: adjusted[name] for name in p_values}
 
 
 def _method_samples(

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from bopo_ray.analysis.bootstrap import Interval, Point, interval_of, paired_hypervolume, resample_weights
+from bopo_ray.analysis.bootstrap import Interval, Point, holm, interval_of, paired_hypervolume, resample_weights
 from bopo_ray.analysis.pareto import Reference, pareto_front
 
 __all__ = ["ALWAYS_LARGE", "ALWAYS_SMALL", "COLUMNS", "Settings", "frontier", "spend_by_difficulty", "summary"]
@@ -94,7 +94,8 @@ def summary(episodes: pd.DataFrame, settings: Settings | None = None) -> dict[st
     """The whole comparison as plain JSON values; NaN becomes None.
 
     Keys: points (the rows of `frontier`), operating_points (the same, averaged over training seeds, with intervals over
-    tasks and seeds), hypervolumes, differences (headline less method, with p), cost_saved, spend_by_difficulty,
+    tasks and seeds), hypervolumes, differences (headline less method, with p and p_holm,
+    which is corrected for the number of methods and None for the oracle), cost_saved, spend_by_difficulty,
     reference, bootstrap, n_tasks, notes (how to read it) and warnings (what is wrong with the data).
     The boundary policies are among the points of every method.
 
@@ -113,6 +114,7 @@ def summary(episodes: pd.DataFrame, settings: Settings | None = None) -> dict[st
     compared = paired_hypervolume(
         points, reference, against=against, n=settings.n, seed=settings.seed, level=settings.level
     )
+    adjusted = holm({method: gap.p for method, gap in compared.differences.items() if method != ORACLE})
     result = {
         "points": _point_records(data, settings),
         "operating_points": _operating_records(data, settings),
@@ -126,14 +128,15 @@ def summary(episodes: pd.DataFrame, settings: Settings | None = None) -> dict[st
         },
         "headline": against,
         "differences": {
-            method: {**_interval_record(gap.interval), "p": gap.p} for method, gap in compared.differences.items()
+            method: {**_interval_record(gap.interval), "p": gap.p, "p_holm": adjusted.get(method)}
+            for method, gap in compared.differences.items()
         },
         "cost_saved": {method: _cost_saved(rows, boundary, settings) for method, rows in own.items()},
         "spend_by_difficulty": spend_by_difficulty(episodes[episodes["task"].astype(str).isin(data.tasks)]),
         "reference": {"cost_usd": reference.cost, "success": reference.success},
         "bootstrap": {"n": settings.n, "seed": settings.seed, "level": settings.level, "method": "percentile"},
         "n_tasks": len(data.tasks),
-        "notes": _notes(settings),
+        "notes": _notes(settings, reference, len(adjusted)),
         "warnings": data.warnings,
     }
     plain: dict[str, Any] = _plain(result)
@@ -301,13 +304,19 @@ def _cost_saved(rows: Sequence[_Row], boundary: Sequence[_Row], settings: Settin
     return records
 
 
-def _notes(settings: Settings) -> list[str]:
+def _notes(settings: Settings, reference: Reference, n_compared: int) -> list[str]:
     level, n = f"{settings.level:.0%}", settings.n
     return [
         "Each method's points include always-small and always-large: a user can always deploy a boundary policy.",
-        "Hypervolumes are shares of the box between the reference and (cost 0, success 1); bigger is better.",
+        f"Hypervolumes are shares of the box between the reference (${reference.cost:.4f} per task, success "
+        f"{reference.success:g}) and (cost 0, success 1); bigger is better.",
         "A hypervolume takes the best of several measured points: a method with more points has a small advantage.",
         f"Intervals: {level} percentile, {n} paired bootstrap resamples of tasks, and of a method's training seeds.",
+        f"p is two-sided, from the same resamples, at least {2 / (n + 1):.2g}. p, Holm: corrected for the "
+        f"{n_compared} comparisons of this table; call a difference significant by that one alone.",
+        "The resamples take the tasks as a sample of the benchmark's. With fewer than five training seeds per method "
+        "they say little about other seeds, with one seed nothing.",
+        "The oracle has seen the answers: it is a bound, no competitor, and no test is made of it.",
         "Cost saved: always-large against the cheapest measured operating point that keeps the share of its success.",
         "Cost saved does not interpolate; "
         "the point is chosen on the same tasks, in each resample anew; seeds averaged.",

@@ -211,13 +211,14 @@ def _print(run: Run, frontier: pd.DataFrame, summary: dict[str, Any]) -> None:
         )  # fmt: skip
     run.console.print(table)
     volumes = Table(title="hypervolume (success x dollars; each method together with the two boundary policies)")
-    for name in ("method", "hypervolume", f"{summary['headline']} less this", "p"):
+    for name in ("method", "hypervolume", f"{summary['headline']} less this", "p", "p, Holm"):
         volumes.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for method, v in sorted(summary["hypervolumes"].items(), key=lambda kv: -kv[1]["estimate"]):
         d = summary["differences"].get(method)
         volumes.add_row(
             method, f"{v['estimate']:.4f} [{v['low']:.4f}, {v['high']:.4f}]",
             f"{d['estimate']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]" if d else "", f"{d['p']:.3f}" if d else "",
+            f"{d['p_holm']:.3f}" if d and d["p_holm"] is not None else "",
         )  # fmt: skip
     run.console.print(volumes)
     run.console.print(f"{bill_line(summary['spend'])} {run.pool.note}")

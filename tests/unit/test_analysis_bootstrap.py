@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
 
-from bopo_ray.analysis.bootstrap import Point, bootstrap_ci, interval_of, paired_hypervolume, resample_weights
+from bopo_ray.analysis.bootstrap import Point, bootstrap_ci, holm, interval_of, paired_hypervolume, resample_weights
 from bopo_ray.analysis.pareto import Reference, hypervolume
 
 REFERENCE = Reference(cost=2.0)
@@ -119,6 +123,66 @@ def test_a_point_without_a_seed_belongs_to_each_seed() -> None:
     )
     per_seed = [hypervolume([0.5, 1.0], [0.5, s], REFERENCE, normalise=True) for s in (1.0, 0.7)]
     assert found.hypervolumes["m"].estimate == pytest.approx(np.mean(per_seed))
+
+
+def test_a_paired_difference_has_scipys_interval() -> None:
+    rng = np.random.default_rng(23)
+    a, b = rng.binomial(1, 0.7, 80).astype(float), rng.binomial(1, 0.5, 80).astype(float)
+    # one point at cost 1 of a box of width 2: half the success is the hypervolume, so the gap is linear
+    found = paired_hypervolume({"a": [point(1.0, a)], "b": [point(1.0, b)]}, REFERENCE, against="a", n=4000)
+    gap = found.differences["b"].interval
+    wanted = stats.bootstrap(
+        (a, b), lambda x, y, axis: (x.mean(axis) - y.mean(axis)) / 2, paired=True, vectorized=True, n_resamples=4000,
+        method="percentile", rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    assert gap.estimate == pytest.approx((a.mean() - b.mean()) / 2)
+    assert (gap.low, gap.high) == (pytest.approx(wanted.low, abs=0.006), pytest.approx(wanted.high, abs=0.006))
+
+
+def test_two_levels_as_a_loop_over_resamples_draws_them() -> None:
+    rng = np.random.default_rng(29)
+    tasks, seeds = 40, 4
+    success_ST = np.clip(rng.binomial(1, 0.6, tasks) * rng.uniform(0.4, 1.0, (seeds, 1)), 0, 1)
+    cost_ST = rng.uniform(0.5, 1.5, (seeds, tasks))
+    found = paired_hypervolume(
+        {"m": [point(cost_ST[s], success_ST[s], seed=s) for s in range(seeds)]}, REFERENCE, n=3000
+    ).hypervolumes["m"]
+    loop = []
+    for _ in range(3000):
+        drawn_tasks, drawn_seeds = rng.integers(tasks, size=tasks), rng.integers(seeds, size=seeds)
+        volumes = [
+            hypervolume(
+                [cost_ST[s][drawn_tasks].mean()], [success_ST[s][drawn_tasks].mean()], REFERENCE, normalise=True
+            )
+            for s in drawn_seeds
+        ]
+        loop.append(np.mean(volumes))
+    low, high = np.quantile(loop, [0.025, 0.975])
+    assert (found.low, found.high) == (pytest.approx(low, abs=0.012), pytest.approx(high, abs=0.012))
+    assert high - low > 0.1, "else the tolerance says nothing"
+
+
+def closed_testing(p: list[float]) -> list[float]:
+    """Holm's adjusted p-values by their definition: the largest Bonferroni p of all sets of hypotheses with it."""
+    sets = [s for n in range(1, len(p) + 1) for s in itertools.combinations(range(len(p)), n)]
+    return [max(min(1.0, len(s) * min(p[i] for i in s)) for s in sets if j in s) for j in range(len(p))]
+
+
+@given(st.lists(st.sampled_from([0.0, 0.001, 0.01, 0.02, 0.04, 0.3, 0.5, 1.0]), min_size=1, max_size=6))
+def test_holm_is_the_closure_of_bonferroni(p: list[float]) -> None:
+    found = holm({str(i): value for i, value in enumerate(p)})
+    assert list(found) == [str(i) for i in range(len(p))]
+    assert list(found.values()) == pytest.approx(closed_testing(p))
+
+
+def test_holm_by_hand() -> None:
+    # 4 * 0.01, 3 * 0.02, then 2 * 0.03 = 0.06 again, 1 * 0.5
+    assert holm({"c": 0.03, "a": 0.01, "d": 0.5, "b": 0.02}) == pytest.approx(
+        {"c": 0.06, "a": 0.04, "d": 0.5, "b": 0.06}
+    )
+    assert holm({}) == {} and holm({"a": 0.2}) == {"a": 0.2}
+    with pytest.raises(ValueError, match=r"'a': 1\.5"):
+        holm({"a": 1.5, "b": 0.1})
 
 
 def test_refusals() -> None:

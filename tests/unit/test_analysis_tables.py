@@ -134,10 +134,23 @@ def test_synthetic_evaluation() -> None:
     assert volumes["bopo-hybrid"]["estimate"] > volumes["random"]["estimate"]
     assert found["differences"]["random"]["estimate"] > 0 and found["differences"]["random"]["p"] < 0.05
     assert set(found["differences"]) == set(volumes) - {"bopo-hybrid"}
+    assert all(gap["p"] <= gap["p_holm"] <= 1 for gap in found["differences"].values())
+    assert found["differences"]["random"]["p_holm"] > found["differences"]["random"]["p"]
     table = frontier(episodes, QUICK)
     assert len(table) == len(found["points"]) == 2 + 4 + 2 + 2 * 16
     assert table["on_front"].sum() >= 2
     assert ((table["success_low"] <= table["success"]) & (table["success"] <= table["success_high"])).all()
+
+
+def test_the_oracle_is_a_bound_and_no_competitor() -> None:
+    bound = HAND[HAND["policy"] == "x s1"].assign(
+        policy="oracle", method="oracle", lam=NAN, train_seed=NAN, cost_usd=0.5
+    )
+    found = summary(pd.concat([HAND, bound]), QUICK)
+    assert found["differences"]["oracle"]["p_holm"] is None and found["differences"]["oracle"]["estimate"] < 0
+    without = {r["policy"]: r["on_front"] for r in summary(HAND, QUICK)["points"]}
+    assert {r["policy"]: r["on_front"] for r in found["points"]} == without | {"oracle": False}
+    assert found["differences"][BOUNDARY]["p_holm"] == found["differences"][BOUNDARY]["p"], "a family of one"
 
 
 def test_order_of_episodes_does_not_matter() -> None:
