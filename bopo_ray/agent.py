@@ -17,7 +17,7 @@ from bopo_ray.records import Budget, CostMode, Episode
 
 __all__ = [
     "FEEDBACK", "SeenView", "Turn", "budget_text", "chat_messages", "episode_views", "parse_action", "parse_code",
-    "read_view", "router_view",
+    "question_messages", "read_view", "router_view",
 ]  # fmt: skip
 
 SYSTEM = """You are an agent that solves a task in a text environment, one action at a time.
@@ -109,6 +109,19 @@ def chat_messages(
         pairs[i] = (pairs[i][0], dropped)
         messages = head + tuple(m for pair in pairs for m in pair)
     return messages
+
+
+def question_messages(
+    question: str, view: str, max_tokens: int, count: Callable[[tuple[Message, ...]], int]
+) -> tuple[Message, ...]:
+    """A router's question about its view, without the oldest history lines where it is longer than `max_tokens`."""
+    lines = view.split("\n")
+    head, history = lines[:3], lines[3:]
+    while True:
+        messages = Message("system", question), Message("user", "\n".join([*head, *history]))
+        if not history or count(messages) <= max_tokens:
+            return messages
+        history = history[1:]
 
 
 def router_view(task_text: str, first_observation: str, turns: Sequence[Turn], steps_left: int, budget: str) -> str:

@@ -12,7 +12,10 @@ from enum import StrEnum
 
 from envs.base import Task
 
-__all__ = ["Budget", "CostMode", "Difficulty", "Episode", "EpisodeSpec", "Phase", "Step", "StopReason", "spawn_seed"]
+__all__ = [
+    "Budget", "CostMode", "Difficulty", "Episode", "EpisodeSpec", "Phase", "Question", "Step", "StopReason",
+    "spawn_seed",
+]  # fmt: skip
 
 
 class Difficulty(StrEnum):
@@ -139,6 +142,19 @@ class EpisodeSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """What a router's question to the smallest model, before a step, came to; the fields are those of `Step`."""
+
+    reply: str
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    cost_microusd: int
+    lost_microusd: int
+    latency_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One decision of the router, the model call it led to and what the environment answered.
 
@@ -169,11 +185,18 @@ class Step:
     """Seconds of the model call."""
     router_s: float
     """Seconds of router compute that this decision took."""
+    question: Question | None = None
+    """What the router asked a model before it decided; None for those that ask nobody."""
+
+    @property
+    def total_microusd(self) -> int:
+        """Of the call and of the router's question."""
+        return self.cost_microusd + (self.question.cost_microusd if self.question else 0)
 
     @property
     def charged_microusd(self) -> int:
         """What a budget counts."""
-        return self.cost_microusd + self.lost_microusd
+        return self.total_microusd + self.lost_microusd + (self.question.lost_microusd if self.question else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +219,13 @@ class Episode:
 
     @property
     def cost_microusd(self) -> int:
-        """C(tau) of Eq. (1) in `usd` mode."""
-        return sum(s.cost_microusd for s in self.steps)
+        """C(tau) of Eq. (1) in `usd` mode, the router's questions included."""
+        return sum(s.total_microusd for s in self.steps)
+
+    @property
+    def calls(self) -> int:
+        """Model calls, the router's questions included."""
+        return len(self.steps) + sum(s.question is not None for s in self.steps)
 
     @property
     def large_calls(self) -> int:

@@ -14,13 +14,22 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from bopo_ray.agent import FEEDBACK, Turn, budget_text, chat_messages, parse_action, parse_code, router_view
+from bopo_ray.agent import (
+    FEEDBACK,
+    Turn,
+    budget_text,
+    chat_messages,
+    parse_action,
+    parse_code,
+    question_messages,
+    router_view,
+)
 from bopo_ray.method.budget import Ledger, affordable_mask
 from bopo_ray.models.desk import Answer, BudgetSpent, Desk
 from bopo_ray.models.pricing import Usage
 from bopo_ray.models.protocol import LanguageModel, Message, ModelPool, Request
 from bopo_ray.models.tokens import prompt_tokens
-from bopo_ray.records import Budget, CostMode, StopReason
+from bopo_ray.records import Budget, CostMode, Question, StopReason
 from envs.base import text_space
 
 __all__ = ["RoutingEnv"]
@@ -34,7 +43,8 @@ class RoutingEnv(gym.Env[str, np.int64]):
     (sample index of all calls) and `budget` (`Budget` or None). `info` after `reset`: task, task_text,
     first_observation, action_mask.
     `info` after `step`: model, reply, action, observation, prompt_tokens, cached_tokens, completion_tokens,
-    cost_microusd, lost_microusd, latency_s, action_mask (of the next decision), score, success, outcome, and `stop`
+    cost_microusd, lost_microusd, latency_s, question (`Question`, None unless `ask` was called before),
+    action_mask (of the next decision), score, success, outcome, and `stop`
     (StopReason) at the end.
     """
 
@@ -102,14 +112,15 @@ class RoutingEnv(gym.Env[str, np.int64]):
         if self._needs_reset:
             raise gym.error.ResetNeeded("Cannot call env.step() before calling env.reset() or after the episode ended.")
         if not any(self._mask):
-            return self._finish(StopReason.BUDGET, {})
+            return self._finish(StopReason.BUDGET, _unanswered(0, 0, self._question) if self._question else {})
         index = max((i for i in range(len(self.pool)) if self._mask[i] and i <= int(action)), default=-1)
         if index < 0:
             index = self._mask.index(True)
         try:
             answer = self._call(index)
         except BudgetSpent as error:
-            return self._finish(StopReason.BUDGET, _unanswered(index, error.lost) if error.lost else {})
+            paid = error.lost or self._question
+            return self._finish(StopReason.BUDGET, _unanswered(index, error.lost, self._question) if paid else {})
         reply = answer.reply
         act = self._parse(reply.text)
         terminated = truncated = False
@@ -132,6 +143,7 @@ class RoutingEnv(gym.Env[str, np.int64]):
             "cost_microusd": answer.cost,
             "lost_microusd": answer.lost,
             "latency_s": reply.latency_s,
+            "question": self._question,
         }
         if terminated or truncated:
             success = bool(self._last["success"])
@@ -139,6 +151,44 @@ class RoutingEnv(gym.Env[str, np.int64]):
             return self._finish(stop, info)
         self._prepare()
         return self._view(), 0.0, False, False, info | self._status()
+
+    def ask(self, question: str) -> str:
+        """The smallest model's reply to a router's question about its view; its cost is part of the next step's.
+
+        Empty when the budget can't pay for it and for a step of the smallest model after it. Raises ModelError when
+        the call fails, and ValueError for a second question before the step.
+        """
+        if self._question is not None:
+            raise ValueError("a router may ask one question before each step")
+        model, ledger = self.pool.models[0], None
+        messages = question_messages(question, self._view(), self.max_prompt_tokens, prompt_tokens)
+        bound = model.bound(messages)
+        if self._budget is not None and self._budget.mode is CostMode.USD and self._ledger is not None:
+            ledger = self._ledger
+            if ledger.remaining < self._worst(0, bound) + self._worst(0, self._bound(0)):
+                return ""
+        request = Request(
+            messages, self._sample, self._temperature(model), model.sampling.max_completion_tokens, self._task,
+            self._plan,
+        )  # fmt: skip
+        try:
+            answer = self.desk.call(model, request, bound, ledger)
+        except BudgetSpent as error:
+            self._question = Question("", 0, 0, 0, 0, error.lost, 0.0) if error.lost else None
+            self._remask()
+            return ""
+        u = answer.reply.usage
+        self._question = Question(
+            answer.reply.text, u.prompt_tokens, u.cached_tokens, u.completion_tokens, answer.cost, answer.lost,
+            answer.reply.latency_s,
+        )  # fmt: skip
+        self._remask()
+        return answer.reply.text
+
+    @property
+    def mask(self) -> tuple[bool, ...]:
+        """Which models the rest of the budget can pay for, at the next step."""
+        return self._mask
 
     def close(self) -> None:
         """Closes the benchmark."""
@@ -182,13 +232,19 @@ class RoutingEnv(gym.Env[str, np.int64]):
         self._messages: tuple[Message, ...] = chat_messages(
             self._task_text, self._first, self._turns, self.guide, self.max_prompt_tokens, prompt_tokens
         )
+        self._question: Question | None = None
+        self._remask()
+
+    def _worst(self, index: int, prompt_bound: int) -> int:
+        """Micro-dollars that a call of model `index` may cost."""
+        model = self.pool.models[index]
+        return model.price.cost(Usage(prompt_bound, model.sampling.max_completion_tokens))
+
+    def _remask(self) -> None:
         if self._budget is None or self._ledger is None:
             self._mask: tuple[bool, ...] = (True,) * len(self.pool)
             return
-        worst = [
-            m.price.cost(Usage(self._bound(i), m.sampling.max_completion_tokens))
-            for i, m in enumerate(self.pool.models)
-        ]
+        worst = [self._worst(i, self._bound(i)) for i in range(len(self.pool))]
         self._mask = affordable_mask(self._budget.mode, self._ledger.remaining, worst)
 
     def _view(self) -> str:
@@ -205,9 +261,10 @@ class RoutingEnv(gym.Env[str, np.int64]):
         return self._view(), outcome, terminated, not terminated, info | self._status() | {"stop": stop}
 
 
-def _unanswered(index: int, lost: int) -> dict[str, Any]:
-    """The step of a call of model `index` that no reply came to, and no budget was left to ask again."""
+def _unanswered(index: int, lost: int, question: Question | None) -> dict[str, Any]:
+    """The step of a call of model `index` that no reply came to, and no budget was left to ask (again)."""
     return {
         "model": index, "reply": "", "action": "", "observation": "", "prompt_tokens": 0, "cached_tokens": 0,
         "completion_tokens": 0, "cost_microusd": 0, "lost_microusd": lost, "latency_s": 0.0,
+        "question": question,
     }  # fmt: skip

@@ -11,20 +11,33 @@ import errno
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bopo_ray.errors import StoreError
-from bopo_ray.records import Budget, CostMode, Episode, EpisodeSpec, Phase, Step, StopReason
+from bopo_ray.records import Budget, CostMode, Episode, EpisodeSpec, Phase, Question, Step, StopReason
 from envs.base import Split, Task
 
 __all__ = ["SCHEMA", "SCHEMA_VERSION", "EpisodeStore", "write_table"]
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION, READABLE = "3", ("2", "3")
+"""Version 2 knew no routers that ask questions."""
 _VERSION_KEY, _PRICE_KEY = b"bopo_ray.schema", b"bopo_ray.prices"
 
+_QUESTION = pa.struct(
+    [
+        ("reply", pa.string()),
+        ("prompt_tokens", pa.int32()),
+        ("cached_tokens", pa.int32()),
+        ("completion_tokens", pa.int32()),
+        ("cost_microusd", pa.int64()),
+        ("lost_microusd", pa.int64()),
+        ("latency_s", pa.float64()),
+    ]
+)
 _STEP = pa.struct(
     [
         ("model", pa.int8()),
@@ -40,6 +53,7 @@ _STEP = pa.struct(
         ("lost_microusd", pa.int64()),
         ("latency_s", pa.float64()),
         ("router_s", pa.float64()),
+        ("question", _QUESTION),
     ]
 )
 SCHEMA = pa.schema(
@@ -145,7 +159,7 @@ class EpisodeStore:
             (_PRICE_KEY, "price table", "restore the prices it was made with"),
         ):
             found, wanted = metadata.get(key, b"none").decode(), self._metadata[key].decode()
-            if found != wanted:
+            if found != wanted and not (key == _VERSION_KEY and found in READABLE):
                 raise StoreError(f"{shard} has {what} {found}, this run has {wanted}; {mend}, or choose another --out")
         return pq.read_table(shard, columns=["id"])
 
@@ -194,9 +208,12 @@ def _row(episode: Episode) -> dict[str, object]:
         "score": episode.score,
         "stop": str(episode.stop),
         "cost_microusd": episode.cost_microusd,
-        "calls": len(episode.steps),
+        "calls": episode.calls,
         "large_calls": episode.large_calls,
-        "steps": [{f: getattr(s, f) for f in Step.__dataclass_fields__} for s in episode.steps],
+        "steps": [
+            {f: getattr(s, f) for f in Step.__dataclass_fields__} | {"question": s.question and asdict(s.question)}
+            for s in episode.steps
+        ],
     }
 
 
@@ -208,8 +225,10 @@ def _episode(row: dict) -> Episode:  # type: ignore[type-arg]
         row["sample"],
     )  # fmt: skip
     steps = tuple(
-        Step(**{**s, "probabilities": tuple(s["probabilities"]), "mask": tuple(s["mask"])}) for s in row["steps"]
-    )
+        Step(**{**s, "probabilities": tuple(s["probabilities"]), "mask": tuple(s["mask"]),
+                "question": Question(**q) if (q := s.get("question")) else None})
+        for s in row["steps"]
+    )  # fmt: skip
     return Episode(
         spec, row["task_text"], row["first_observation"], row["max_steps"], steps, row["outcome"], row["success"],
         row["score"], StopReason(row["stop"]),

@@ -93,7 +93,7 @@ class _Auditor:
         self.episodes = len(seen)
 
     def _episode(self, row: dict[str, Any], where: str) -> None:
-        cost = lost = large = 0
+        cost = lost = large = questions = 0
         for t, step in enumerate(row["steps"]):
             usage = Usage(step["prompt_tokens"], step["completion_tokens"], step["cached_tokens"])
             model = self.pool.models[step["model"]]
@@ -102,20 +102,35 @@ class _Auditor:
             self.worth[model.label] += own
             self.lost[model.label] += step["lost_microusd"]
             self.compare(where, f"cost of step {t}, micro-dollars", step["cost_microusd"], own)
+            if asked := step.get("question"):
+                questions += 1
+                own += self._question(asked, f"{where}: question of step {t}")
+                lost += asked["lost_microusd"]
             cost, lost, large = cost + own, lost + step["lost_microusd"], large + (step["model"] > 0)
         self.compare(where, "cost, micro-dollars", row["cost_microusd"], cost)
-        self.compare(where, "calls", row["calls"], len(row["steps"]))
+        self.compare(where, "calls", row["calls"], len(row["steps"]) + questions)
         self.compare(where, "large calls", row["large_calls"], large)
         if row["budget_mode"] is not None:
             used = cost + lost if row["budget_mode"] == "usd" else large
             self.compare(where, f"used of the cap {row['budget_cap']}, at most", min(used, row["budget_cap"]), used)
-        self.calls += len(row["steps"])
+        self.calls += len(row["steps"]) + questions
         self.total += cost
         if row["phase"] == "evaluation":
             self.costs[row["policy"]].append(cost)
             self.large[row["policy"]].append(large)
         if row["phase"] == "boundary":
             self.boundary[row["task"], row["policy"]].append(cost)
+
+    def _question(self, asked: dict[str, Any], where: str) -> int:
+        """Micro-dollars of a router's question to the smallest model."""
+        model = self.pool.models[0]
+        usage = Usage(asked["prompt_tokens"], asked["completion_tokens"], asked["cached_tokens"])
+        own = model.price.cost(usage)
+        self.answers[model.label] += bool(asked["reply"])
+        self.worth[model.label] += own
+        self.lost[model.label] += asked["lost_microusd"]
+        self.compare(where, "cost, micro-dollars", asked["cost_microusd"], own)
+        return own
 
     def audit_report(self) -> None:
         path = self.folder / "frontier.csv"

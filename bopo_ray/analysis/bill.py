@@ -143,6 +143,8 @@ def sharing(shards: Iterable[Path], deterministic: bool) -> Sharing:
             sample = row["member"] if row["sample"] is None else row["sample"]
             history = spawn_seed(row["task"], row["first_observation"], 0 if deterministic else sample)
             for step in row["steps"]:
+                if step.get("question"):
+                    calls.add(spawn_seed(history, "question"))
                 calls.add(spawn_seed(history, step["model"]))
                 history = spawn_seed(history, step["reply"], step["observation"])
     everything = shared.union(random, *own.values())

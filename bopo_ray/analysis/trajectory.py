@@ -22,7 +22,7 @@ def step_records(episode: Episode, models: Sequence[str], router_tokens: int | N
     """
     spent, records = 0, []
     for step, view in zip(episode.steps, episode_views(episode), strict=True):
-        spent += step.cost_microusd
+        spent += step.total_microusd
         records.append(
             {
                 "view": visible(_valid(view), router_tokens) if router_tokens else view,
@@ -35,7 +35,7 @@ def step_records(episode: Episode, models: Sequence[str], router_tokens: int | N
                 "observation": step.observation,
                 "prompt_tokens": step.prompt_tokens,
                 "completion_tokens": step.completion_tokens,
-                "cost_usd": step.cost_microusd / 1e6,
+                "cost_usd": step.total_microusd / 1e6,
                 "spent_usd": spent / 1e6,
             }
         )

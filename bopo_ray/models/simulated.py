@@ -102,6 +102,10 @@ class Competence:
     """... and by how much it grows with each further failure."""
     recovery: float
     """Probability of noticing, per step, that it is in the wrong room."""
+    doubt: float = 0.1
+    """Probability of answering LARGE, where a router asks it who should act next ..."""
+    doubt_failed: float = 0.55
+    """... and the same after an action that failed."""
 
 
 K = StepKind
@@ -138,6 +142,8 @@ _GAPS: dict[str, dict[StepKind, tuple[float, float]]] = {
 }
 """What (small, large) do not know in ALFWorld and AppWorld: error per attempt, by kind of task and of step."""
 
+_CHOICE = "Answer with one word, SMALL or LARGE"
+"""What the question of a prompted router ends with."""
 _FAILED = (
     "execution failed", "no known action", "ambiguous", "nothing happens", "your reply held no action", "i'm not sure",
     "can't",
@@ -200,6 +206,11 @@ class SimulatedModel:
 
     def _reply(self, request: Request) -> str:
         draw = _Draws(request, self.name)
+        if _CHOICE in request.messages[0].content:
+            newest = request.messages[-1].content.rpartition("\n")[2].lower()
+            c = self.competence
+            doubt = c.doubt_failed if any(mark in newest for mark in _FAILED) else c.doubt
+            return "LARGE" if draw("doubt") < doubt else "SMALL"
         progress = read_progress(request.messages, request.plan)
         c = self.competence
         if progress.failures and draw("fixation") < min(0.97, c.fixation + c.fixation_growth * (progress.failures - 1)):

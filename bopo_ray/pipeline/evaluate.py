@@ -82,12 +82,13 @@ def _played_before(store: EpisodeStore, known: Container[str], whole: int) -> li
 
 def _row(e: Episode, policy: Policy) -> dict[str, Any]:
     task: Task = e.spec.task
+    calls = [*e.steps, *(s.question for s in e.steps if s.question)]
     return {
         "policy": policy.name, "method": policy.method, "lam": policy.lam, "train_seed": policy.seed,
         "task": task.name, "kind": task.kind, "member": e.spec.member, "success": e.success, "outcome": e.outcome,
         "score": e.score, "cost_usd": e.cost_microusd / 1e6, "large_calls": e.large_calls, "steps": len(e.steps),
-        "prompt_tokens": sum(s.prompt_tokens for s in e.steps),
-        "completion_tokens": sum(s.completion_tokens for s in e.steps), "stop": str(e.stop),
+        "prompt_tokens": sum(c.prompt_tokens for c in calls),
+        "completion_tokens": sum(c.completion_tokens for c in calls), "stop": str(e.stop),
     }  # fmt: skip
 
 

@@ -218,7 +218,7 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
             lane.view, outcome, _, _, info = lane.env.step(choice)
             if "reply" in info:
                 fields = ("model", "reply", "action", "observation", "prompt_tokens", "cached_tokens",
-                          "completion_tokens", "cost_microusd", "lost_microusd", "latency_s")  # fmt: skip
+                          "completion_tokens", "cost_microusd", "lost_microusd", "latency_s", "question")  # fmt: skip
                 own = {"probabilities": lane.probabilities, "mask": lane.mask, "router_s": lane.router_s}
                 lane.steps.append(Step(**own, **{f: info[f] for f in fields}))
             lane.mask = info["action_mask"]
@@ -236,8 +236,10 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
         spec = lane.spec
         assert spec is not None
         if spec.router != LEARNED:
-            moment = Moment(lane.view, len(lane.steps), self._n_models, spec.task.name, spec.member)
+            assert lane.env is not None
+            moment = Moment(lane.view, len(lane.steps), self._n_models, spec.task.name, spec.member, lane.env.ask)
             lane.fixed = self._router(spec.router)(moment)
+            lane.mask = lane.env.mask  # a question may have left less
 
     def _result(self, lane: _Lane, ready: queue.SimpleQueue[_Lane]) -> Episode | Failure | None:
         """The lane's episode when it is over, None when it goes on (or starts again after a failure)."""

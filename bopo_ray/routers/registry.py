@@ -11,6 +11,7 @@ from typing import Any
 from bopo_ray.errors import ConfigError
 from bopo_ray.routers import fixed, trained
 from bopo_ray.routers.cascade import cascade
+from bopo_ray.routers.prompted import prompted
 from bopo_ray.routers.protocol import Router
 from bopo_ray.routers.trained import Lesson
 
@@ -73,6 +74,7 @@ _FAMILIES: dict[str, _Family] = {
     "first-large": _Family(Kind.FIXED, fixed.first_large, _STEPS),
     "last-large": _Family(Kind.FIXED, fixed.last_large, _STEPS),
     "cascade": _Family(Kind.FIXED, cascade, _Argument("m", "a whole number of steps >= 1", _whole(1), 3.0)),
+    "prompted": _Family(Kind.FIXED, prompted),
     "task-level": _Family(
         Kind.TRAINED, trained.task_level, _Argument("p", "a probability in [0, 1]", lambda p: 0 <= p <= 1, 0.5)
     ),

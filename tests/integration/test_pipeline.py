@@ -166,6 +166,28 @@ def test_a_finished_run_is_not_played_again(
     assert strict_json(again.out / "summary.json")["spend"] == wanted["spend"]
 
 
+def test_routers_are_added_to_a_finished_run(
+    toy_run: Frontier, tmp_path: Path, ray_session: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = Frontier(tmp_path, toy_run.options)
+    shutil.copytree(toy_run.out, again.out)
+    more = ("--router", "prompted,one-step", "--router", "task-knn:3,best-schedule", "--max-spend", "1")
+    assert main([*again.arguments, "--resume", *more]) == 0
+    added = {"prompted", "one-step(0.2)", "task-knn(3)", "best-schedule(0.2)", "best-schedule(0.8)"}
+    before, after = ({row["policy"]: row for row in points(r.out)} for r in (toy_run, again))
+    assert after.keys() == before.keys() | added
+    same = before.keys() - {"oracle"}  # which knows more now
+    measured = ("success", "cost_usd", "large_calls")
+    assert all(after[p][m] == before[p][m] for p in same for m in measured)
+    assert float(after["oracle"]["success"]) == max(float(row["success"]) for row in after.values())
+    questions = [s["question"] for e in again.rows("evaluation").values() for s in e["steps"] if s["question"]]
+    assert questions and {e["split"] for e in again.rows("dev").values()} == {"dev"}
+    assert audit_main([str(again.out)]) == 0, capsys.readouterr().out
+    # without asking for them again they stay
+    assert main([*again.arguments, "--resume"]) == 0
+    assert {row["policy"] for row in points(again.out)} == after.keys()
+
+
 def test_a_folder_that_holds_another_run_is_refused(toy_run: Frontier, capsys: pytest.CaptureFixture[str]) -> None:
     before = {p: p.stat().st_mtime_ns for p in toy_run.out.rglob("*") if p.name != ".lock"}
     for more, named in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 
 import pytest
@@ -21,6 +22,7 @@ from bopo_ray.routers import (
     oracle,
     parse_router,
 )
+from bopo_ray.routers.prompted import QUESTION
 from envs.base import Split, Task
 
 
@@ -137,6 +139,22 @@ def test_the_cascade_takes_large_for_m_steps_after_a_failure(failed: tuple[str, 
     after = [("wait", "Steam."), ("take lid", "You have it.")]
     for n, wanted in ((0, True), (1, True), (2, False)):
         assert large(router, moment(*GOOD, failed, *after[:n])) is wanted
+
+
+@pytest.mark.parametrize(
+    ("reply", "chosen"),
+    [
+        ("LARGE", True), ("small", False), ("Large.", True), ("SMALL is cheap, but this is hard: LARGE", True),
+        ("Not LARGE: SMALL", False), ("", False), ("enlarge", False), ("Action: look around", False),
+    ],
+)  # fmt: skip
+def test_the_prompted_router_reads_the_last_of_the_two_words(reply: str, chosen: bool) -> None:
+    asked = []
+    at = dataclasses.replace(moment(*GOOD), ask=lambda question: asked.append(question) or reply)
+    assert large(fixed_router("prompted"), at) is chosen
+    assert asked == [QUESTION] and QUESTION.endswith("Answer with one word, SMALL or LARGE.")
+    with pytest.raises(RuntimeError, match="asks a model"):
+        fixed_router("prompted")(moment())
 
 
 def lesson(text: str, difficulty: Difficulty, small: Episode, large_: Episode) -> Lesson:

@@ -296,6 +296,83 @@ def test_a_cap_in_calls_is_never_exceeded(task: str, member: int, cap: int, p_la
         assert episode.large_calls == min(cap, len(episode.steps))
 
 
+ASK = "Who should act? Answer with one word, SMALL or LARGE."
+
+
+def test_a_routers_question_is_billed_with_the_step_after_it() -> None:
+    pool = scripted_pool(FETCH)
+    env = routing_env(pool)
+    view, _ = env.reset(options=options())
+    prompts = []
+    complete = pool.models[0].complete
+    pool.models[0].complete = lambda request: prompts.append(request.messages) or complete(request)
+    assert env.ask(ASK) == FETCH[0], "the scripted model's answer to whatever it is asked"
+    assert [(m.role, m.content) for m in prompts[0]] == [("system", ASK), ("user", view)]
+    with pytest.raises(ValueError, match="one question before each step"):
+        env.ask(ASK)
+    question, after = env.step(1)[4]["question"], env.step(1)[4]["question"]
+    words = len(ASK.split()) + len(view.split())
+    # $1 and $2 per million words; "Action: teleport to kitchen" has 4
+    assert (question.prompt_tokens, question.completion_tokens, question.cost_microusd) == (words, 4, words + 8)
+    assert after is None and len(prompts) == 1
+
+
+def test_a_question_drops_the_oldest_history_and_keeps_the_task() -> None:
+    env = routing_env(scripted_pool(["Action: examine page"], max_prompt_tokens=150))
+    env.reset(options=options())
+    for _ in range(15):
+        env.step(0)
+    sent = []
+    env.desk.call = lambda model, request, *_: sent.append(request.messages) or QUICK.call(model, request, 10**6)
+    env.ask(ASK)
+    lines, view = sent[0][1].content.split("\n"), env._view().split("\n")
+    assert lines[:3] == view[:3] and lines[3:] == view[-len(lines[3:]) :] and 3 < len(lines) < len(view)
+    assert prompt_tokens(sent[0]) <= 150
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["fetch/0", "measure/1", "long/0"]), st.integers(0, 9), st.sampled_from(CostMode),
+    st.integers(0, 40_000),
+)  # fmt: skip
+def test_questions_and_steps_together_stay_below_a_cap(task: str, member: int, mode: CostMode, cap: int) -> None:
+    budget = Budget(mode, cap if mode is CostMode.USD else cap % 8)
+    env = routing_env()
+    env.reset(options=options(task, member, budget))
+    charged, info = 0, {}
+    while "stop" not in info:
+        left = env._ledger.remaining
+        answer = env.ask(ASK)
+        if mode is CostMode.CALLS:
+            assert answer in ("SMALL", "LARGE") and env._ledger.remaining == left
+        if answer:
+            assert env.mask[0], "the small model's step can still be paid"
+        *_, info = env.step(int(answer == "LARGE"))
+        if "reply" in info:
+            charged += info["cost_microusd"] + (info["question"].cost_microusd if info["question"] else 0)
+    if mode is CostMode.USD:
+        assert charged == env._ledger.spent <= cap
+
+
+def test_a_question_that_eats_the_budget_is_in_the_steps() -> None:
+    pool = scripted_pool(FETCH, max_completion_tokens=10)
+    small = pool.models[0]
+
+    def lost(step: int) -> str:
+        raise AttemptError("broke off", kind="cut", retry=True, billed=True)
+
+    small.reply = lost
+    env = routing_env(pool, desk=QUICK)
+    env.reset(options=options())
+    worst = env._worst(0, small.bound(env._messages))
+    spec = toy_spec(budget=Budget(CostMode.USD, 2 * worst))
+    env.reset(options=options(budget=spec.budget))
+    assert env.ask(ASK) == "" and env.mask == (False, False)
+    *_, info = env.step(0)
+    assert info["stop"] is StopReason.BUDGET and info["cost_microusd"] == info["lost_microusd"] == 0
+    assert info["question"].lost_microusd == env._ledger.spent > worst and info["question"].cost_microusd == 0
+
+
 def test_a_budget_that_does_not_bind_changes_nothing_but_the_view() -> None:
     free, _ = play(toy_spec("mix/1", member=3))
     for budget in (Budget(CostMode.CALLS, 99), Budget(CostMode.USD, 10**7)):

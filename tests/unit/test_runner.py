@@ -23,14 +23,14 @@ from bopo_ray.records import Budget, CostMode, Episode, EpisodeSpec, StopReason
 from bopo_ray.rllib.bopo import BoPOConfig
 from bopo_ray.rllib.encode import encode_view
 from bopo_ray.rllib.runner import ATTEMPTS, Failure, GroupEnvRunner
-from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL
+from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL, Moment
 from tests.toy import ID, play, toy_spec
 
 SPECS = [
     toy_spec(f"{kind}/{n}", router, member)
     for kind in ("fetch", "measure", "mix")
     for n in range(2)
-    for router in (ALWAYS_SMALL, ALWAYS_LARGE, "random(0.5)", "first-large(2)")
+    for router in (ALWAYS_SMALL, ALWAYS_LARGE, "random(0.5)", "first-large(2)", "prompted")
     for member in range(2)
 ]
 SPECS += [toy_spec("mix/1", budget=b) for b in (Budget(CostMode.CALLS, 1), Budget(CostMode.USD, 0),
@@ -119,6 +119,30 @@ def test_budgets_hold_and_an_unpayable_episode_has_no_step(runner: GroupEnvRunne
     assert calls.large_calls == 2 and {s.probabilities for s in calls.steps[2:]} == {(1.0, 0.0)}
     assert (nothing.stop, nothing.steps, nothing.success) == (StopReason.BUDGET, (), False)
     assert 0 < usd.cost_microusd <= 4000
+
+
+def test_a_prompted_router_pays_for_its_questions(runner: GroupEnvRunner) -> None:
+    spec = toy_spec("measure/1", "prompted", budget=Budget(CostMode.USD, 10**6))
+    (episode,) = runner.sample([spec])
+    questions = [s.question for s in episode.steps]
+    assert all(q is not None and q.reply in ("SMALL", "LARGE") for q in questions)
+    assert [s.model for s in episode.steps] == [int(q.reply == "LARGE") for q in questions]
+    assert episode.calls == 2 * len(episode.steps)
+    by_hand = sum(s.cost_microusd + s.question.cost_microusd for s in episode.steps)
+    assert episode.cost_microusd == by_hand > sum(s.cost_microusd for s in episode.steps)
+    left = [float(v.split("\n")[1].partition("$")[2].partition(";")[0]) for v in episode_views(episode)]
+    paid = [(s.cost_microusd + s.question.cost_microusd) / 1e6 for s in episode.steps]
+    assert left == pytest.approx([1.0 - sum(paid[:t]) for t in range(len(paid))], abs=6e-5)
+
+
+def test_routers_that_a_name_does_not_make_are_handed_over(runner: GroupEnvRunner) -> None:
+    class Every3rd:
+        def __call__(self, moment: Moment) -> tuple[float, ...]:
+            assert (moment.task, moment.member) == ("long/1", 4)
+            return (0.0, 1.0) if moment.step % 3 == 0 else (1.0, 0.0)
+
+    (episode,) = runner.sample([toy_spec("long/1", "mine", 4)], routers={"mine": Every3rd()})
+    assert [s.model for s in episode.steps[:7]] == [1, 0, 0, 1, 0, 0, 1]
 
 
 def test_a_dead_engine_is_a_failure_after_its_attempts_while_the_others_finish(

@@ -20,6 +20,7 @@ from bopo_ray.models.pricing import Price
 from bopo_ray.models.protocol import Message, Request
 from bopo_ray.models.simulated import LARGE, SMALL, SimulatedModel, StepKind, read_progress, step_kind
 from bopo_ray.models.tokens import count_tokens
+from bopo_ray.routers.prompted import QUESTION
 
 PLAN = ("teleport to kitchen", "pick up cup", "teleport to workshop", "move cup to table")
 OK, FAILED = "You do it.", "No known action matches that input."
@@ -38,6 +39,17 @@ def messages(
 def request(history: Sequence[Message] = messages(), sample: int = 0, **more: object) -> Request:
     fields: dict[str, object] = {"temperature": 0.7, "max_tokens": 128, "task": "fetch/0", "plan": PLAN} | more
     return Request(tuple(history), sample, **fields)  # type: ignore[arg-type]
+
+
+def test_a_routers_question_is_answered_more_doubtfully_after_a_failure() -> None:
+    def share(newest: str) -> float:
+        asked = (Message("system", QUESTION), Message("user", f"task: t\nbudget: b\n| room\n> go | {newest}"))
+        replies = [POOL.models[0].complete(request(asked, i)).text for i in range(600)]
+        assert set(replies) == {"SMALL", "LARGE"}
+        return replies.count("LARGE") / 600
+
+    assert share(OK) == pytest.approx(SMALL.doubt, abs=0.04)
+    assert share(FAILED) == pytest.approx(SMALL.doubt_failed, abs=0.06)
 
 
 WRONG = ("teleport to bathroom", OK)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bopo_ray import store as store_module
 from bopo_ray.errors import StoreError
-from bopo_ray.records import Budget, CostMode, Episode, Phase
+from bopo_ray.records import Budget, CostMode, Episode, Phase, Question
 from bopo_ray.rllib.bopo import BoPO, BoPOConfig
 from bopo_ray.store import EpisodeStore, write_table
 from tests.toy import play, toy_spec
@@ -52,6 +52,34 @@ def test_episodes_come_back_equal(tmp_path: Path) -> None:
         assert by_id(reader) == BY_ID and len(reader) == len(BY_ID)
     again = next(iter(by_id(store).values()))
     assert isinstance(again.spec.phase, Phase) and isinstance(again.steps, tuple)
+
+
+def test_a_routers_question_is_kept_and_counted(tmp_path: Path) -> None:
+    first, *others = EPISODES[1].steps
+    asked = dataclasses.replace(first, question=Question("LARGE", 9, 3, 1, 40, 5, 0.5))
+    episode = dataclasses.replace(EPISODES[1], steps=(asked, *others))
+    EpisodeStore(tmp_path, "p1").append([episode])
+    (shard,) = tmp_path.iterdir()
+    assert list(EpisodeStore(tmp_path, "p1").read()) == [episode]
+    (row,) = pq.read_table(shard).to_pylist()
+    assert row["calls"] == EPISODES[1].calls + 1 and row["cost_microusd"] == EPISODES[1].cost_microusd + 40
+    assert asked.charged_microusd == first.charged_microusd + 45
+
+
+def test_episodes_from_before_there_were_questions_are_read_and_added_to(tmp_path: Path) -> None:
+    EpisodeStore(tmp_path, "p1").append(EPISODES[:3])
+    (shard,) = tmp_path.iterdir()
+    rows = pq.read_table(shard).to_pylist()
+    for row in rows:
+        for step in row["steps"]:
+            del step["question"]
+    old = pa.Table.from_pylist(rows)
+    pq.write_table(old.replace_schema_metadata({b"bopo_ray.schema": b"2", b"bopo_ray.prices": b"p1"}), shard)
+    store = EpisodeStore(tmp_path, "p1")
+    assert by_id(store) == {e.spec.id: e for e in EPISODES[:3]}
+    store.append(EPISODES)
+    store.compact()
+    assert by_id(EpisodeStore(tmp_path, "p1")) == BY_ID
 
 
 def test_a_sample_index_of_any_seed_is_kept(tmp_path: Path) -> None:
@@ -160,15 +188,16 @@ def test_a_file_that_was_being_written_is_not_read_and_goes_with_the_next_write(
 @pytest.mark.parametrize(
     ("change", "message"),
     [("prices", r"has price table p1, this run has p2; restore the prices"),
-     ("schema", r"has schema version 2, this run has 3; read it with the version of bopo_ray that wrote it"),
-     ("foreign", r"has schema version none, this run has 2")],
+     ("schema", r"has schema version 3, this run has 4; read it with the version of bopo_ray that wrote it"),
+     ("foreign", r"has schema version none, this run has 3")],
 )  # fmt: skip
 def test_shards_of_another_version_or_price_table_are_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, message: str
 ) -> None:
     EpisodeStore(tmp_path, "p1").append(EPISODES[:1])
     if change == "schema":
-        monkeypatch.setattr(store_module, "SCHEMA_VERSION", "3")
+        monkeypatch.setattr(store_module, "SCHEMA_VERSION", "4")
+        monkeypatch.setattr(store_module, "READABLE", ("4",))
     if change == "foreign":
         pq.write_table(pa.table({"id": ["x"]}), tmp_path / "part-foreign.parquet")
     with pytest.raises(StoreError, match=message) as error:
