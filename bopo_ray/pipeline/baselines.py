@@ -66,12 +66,12 @@ def specs(tasks: Sequence[Task], policy: Policy, samples: int, budget: Budget | 
             )  # fmt: skip
 
 
-def trained_routers(run: Run, names: Iterable[RouterName]) -> dict[str, Router]:
-    """Those of `names` that learn from the run's boundary rollouts, by name."""
+def trained_routers(run: Run, names: Iterable[RouterName], folder: Path | None = None) -> dict[str, Router]:
+    """Those of `names` that learn from boundary rollouts, by name: from the run's own, or from those in `folder`."""
     wanted = [n for n in names if n.kind is Kind.TRAINED]
     if not wanted:
         return {}
-    boundaries = read_boundaries(run.episodes / "boundary", run.pool.price_hash, run.mode)
+    boundaries = read_boundaries(folder or run.episodes / "boundary", run.pool.price_hash, run.mode)
     lessons = [Lesson(b.small[0].task_text, b.stats.difficulty(), (*b.small, *b.large)) for b in boundaries.values()]
     return {str(n): n.make(lessons) for n in wanted}
 

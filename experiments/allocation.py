@@ -1,0 +1,59 @@
+"""Which tasks each method spends its dollars on: shares on Easy, Hard and Intractable tasks (figure 3).
+
+    python -m experiments.allocation results/RUN          # of a finished experiments.frontier
+
+Expect a table on the screen, at once, and allocation.html, .csv, .png and .svg in figures/ of the run's folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bopo_ray.analysis.finished import open_finished
+from bopo_ray.analysis.page import write_study
+from bopo_ray.analysis.studies import allocation
+from bopo_ray.analysis.study_plots import allocation_figure
+from bopo_ray.pipeline.command import exit_code
+
+__all__ = ["main"]
+
+NOTES = (
+    "Shares are of a method's dollars on the held-out tasks, over all its operating points; beside them the share of "
+    "the tasks.",
+    "A task is Easy where always-small mostly succeeds, Intractable where no policy of this evaluation ever did, Hard "
+    "otherwise. This is hindsight: no router was told. With few episodes per task the labels are rough.",
+    "Intervals: 95% percentile bootstrap over tasks.",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    p = argparse.ArgumentParser(
+        prog="python -m experiments.allocation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("folder", type=Path, metavar="FOLDER", help="a finished run, results/RUN")
+    p.add_argument("--out", type=Path, help="folder of the files (default: figures/ in the run's)")
+    args = p.parse_args(argv)
+
+    def work() -> int:
+        run = open_finished(args.folder)
+        shares = allocation(run.evaluation())
+        shown = shares.pivot(index="method", columns="difficulty", values="spend_share")
+        print(shown.to_string(float_format="{:.1%}".format))
+        written = write_study(
+            args.out or run.figures, "allocation", f"Where the dollars go: {run.env}",
+            f"{run.label}. {run.summary['note']}", shares, allocation_figure(shares, run.label), NOTES,
+        )  # fmt: skip
+        print(*written, sep="\n")
+        return 0
+
+    return exit_code(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
