@@ -18,10 +18,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from bopo_ray.analysis.finished import open_finished
+from bopo_ray.analysis.finished import FinishedRun, open_finished
 from bopo_ray.analysis.page import write_study
 from bopo_ray.analysis.studies import hard_budget
 from bopo_ray.analysis.study_plots import hard_budget_figure
@@ -48,6 +49,22 @@ def numbers(kind: Callable[[str], float]) -> Callable[[str], list[float]]:
     return read
 
 
+def cap_table(table: pd.DataFrame, finished: FinishedRun) -> Table:
+    """A row per policy, a column per cap: success, and the share of the cap used."""
+    caps = table[["unit", "cap"]].drop_duplicates().itertuples(index=False)
+    names = {(unit, cap): f"{cap:g} calls" if unit == "calls" else f"${cap:g}" for unit, cap in caps}
+    over = int(table["overspends"].sum())
+    shown = Table(title=f"{finished.env} under hard budgets, {finished.label}: success at share of the cap used; "
+                  f"{table['episodes'].sum():,} episodes, {over} overspends")  # fmt: skip
+    for name in ("policy", *names.values()):
+        shown.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
+    cells = table.set_index(["policy", "unit", "cap"])
+    for policy in table["policy"].unique():
+        own = [cells.loc[(policy, *key)] for key in names]
+        shown.add_row(policy, *(f"{c['success']:.2f} at {c['cap_used']:.0%}" for c in own))
+    return shown
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     p = argparse.ArgumentParser(
@@ -71,17 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with open_run(finished, args.max_spend, args.cpus, console) as run:
             run.start_ray()
             table = hard_budget(play_caps(run, finished, policies, caps))
-        show = Table(title=f"{finished.env} under hard budgets, {finished.label}; 95% intervals over tasks")
-        for name in ("unit", "cap", "policy", "success", "share of the cap used", "large calls", "overspends"):
-            show.add_column(name, justify="left" if name in ("unit", "policy") else "right", no_wrap=True)
-        for row in table.to_dict("records"):
-            show.add_row(
-                row["unit"], f"{row['cap']:g}", row["policy"],
-                f"{row['success']:.2f} [{row['success_low']:.2f}, {row['success_high']:.2f}]",
-                f"{row['cap_used']:.0%} [{row['cap_used_low']:.0%}, {row['cap_used_high']:.0%}]",
-                f"{row['large_calls']:.1f}", str(row["overspends"]),
-            )  # fmt: skip
-        console.print(show)
+        console.print(cap_table(table, finished))
         written = write_study(
             finished.figures, "hard_budget", f"Under hard budgets: {finished.env}",
             f"{finished.label}. {finished.summary['note']}", table, hard_budget_figure(table, finished.label), NOTES,
