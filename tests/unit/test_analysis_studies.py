@@ -1,0 +1,127 @@
+"""Cost inversion, allocation and hard budgets: hand-worked tables, the files, and the figures' words."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bopo_ray.analysis.page import write_study
+from bopo_ray.analysis.studies import allocation, hard_budget, inversion_rates, inversions, task_difficulty
+from bopo_ray.analysis.study_plots import allocation_figure, hard_budget_figure, inversion_figure
+from tests.unit.test_analysis_plots import texts
+
+
+def boundaries(*rows: tuple[str, str, float, float]) -> pd.DataFrame:
+    names = ["task", "difficulty", "cost_small_usd", "cost_large_usd"]
+    return pd.DataFrame([dict(zip(names, row, strict=True)) | {"k": 5, "other": 1} for row in rows])
+
+
+INVERTED = inversions(
+    {
+        "A-v0": boundaries(("a", "easy", 1, 2), ("b", "hard", 3, 2), ("c", "hard", 1, 2), ("d", "intractable", 2, 2)),
+        "B-v0": boundaries(("a", "hard", 9, 1)),
+    }
+)
+
+
+def test_inversion_is_strict_and_counted_by_benchmark_and_difficulty() -> None:
+    assert INVERTED["inverted"].tolist() == [False, True, False, False, True], "equal costs are no inversion"
+    rates = inversion_rates(INVERTED).set_index(["benchmark", "difficulty"])
+    assert rates["inversions"].to_dict() == {
+        ("A-v0", "all"): 1, ("A-v0", "easy"): 0, ("A-v0", "hard"): 1, ("A-v0", "intractable"): 0,
+        ("B-v0", "all"): 1, ("B-v0", "hard"): 1,
+    }  # fmt: skip
+    row = rates.loc[("A-v0", "all")]
+    assert (row["tasks"], row["rate"]) == (4, 0.25) and row["rate_low"] == 0 and 0.5 <= row["rate_high"] <= 1
+    assert math.isnan(rates.loc[("B-v0", "all")]["rate_low"]), "one task leaves nothing to resample"
+
+
+def episodes(*rows: tuple[str, str, bool, float]) -> pd.DataFrame:
+    return pd.DataFrame([dict(zip(["method", "task", "success", "cost_usd"], row, strict=True)) for row in rows])
+
+
+EPISODES = episodes(
+    ("always-small", "e", True, 1.0), ("always-small", "h", False, 2.0), ("always-small", "i", False, 1.0),
+    ("bopo", "e", True, 1.0), ("bopo", "h", True, 5.0), ("bopo", "h", False, 3.0), ("bopo", "i", False, 1.0),
+)  # fmt: skip
+
+
+def test_the_difficulty_of_held_out_tasks_by_hand() -> None:
+    assert task_difficulty(EPISODES).to_dict() == {"e": "easy", "h": "hard", "i": "intractable"}
+    five = [("always-small", "x", i < n, 1.0) for n in (3,) for i in range(5)]
+    four = [("always-small", "y", i < 2, 1.0) for i in range(5)]
+    assert task_difficulty(episodes(*five, *four)).to_dict() == {"x": "easy", "y": "hard"}  # 3 of 5, 2 of 5
+    assert task_difficulty(episodes(("bopo", "x", True, 1.0), ("always-small", "x", False, 1.0)))["x"] == "hard"
+
+
+def test_allocation_by_hand() -> None:
+    found = allocation(EPISODES).set_index(["method", "difficulty"])
+    assert found["spend_share"].to_dict() == {
+        ("always-small", "easy"): 0.25, ("always-small", "hard"): 0.5, ("always-small", "intractable"): 0.25,
+        ("bopo", "easy"): 0.1, ("bopo", "hard"): 0.8, ("bopo", "intractable"): 0.1,
+    }  # fmt: skip
+    assert set(found["task_share"]) == {1 / 3} and set(found["tasks"]) == {1}
+    assert (found["spend_share_low"] <= found["spend_share"]).all()
+    assert (found["spend_share"] <= found["spend_share_high"]).all()
+    free = allocation(EPISODES.assign(cost_usd=0.0))
+    assert set(free["spend_share"]) == {0.0}, "nothing spent is no error"
+
+
+def played(policy: str, cap: float, task: str, success: bool, used: float, unit: str = "calls") -> dict[str, object]:
+    return {"unit": unit, "cap": cap, "used": used, "method": policy, "policy": policy, "lam": math.nan,
+            "train_seed": math.nan, "task": task, "success": success, "large_calls": used if unit == "calls" else 1,
+            "stop": "success" if success else "budget"}  # fmt: skip
+
+
+CAPPED = pd.DataFrame(
+    [
+        played("x", 5, "a", True, 5), played("x", 5, "a", False, 3), played("x", 5, "b", False, 0),
+        played("x", 10, "a", True, 5), played("x", 10, "b", True, 11),
+        played("x", 0, "a", False, 0), played("x", 0.02, "a", True, 0.01, "usd"),
+    ]
+)  # fmt: skip
+
+
+def test_hard_budgets_by_hand() -> None:
+    found = hard_budget(CAPPED).set_index(["unit", "cap"])
+    row = found.loc[("calls", 5)]
+    # task a: half a success and 80% of the cap, task b: none
+    assert (row["success"], row["cap_used"], row["overspends"], row["episodes"]) == (0.25, 0.4, 0, 3)
+    assert (row["stopped_by_budget"], row["large_calls"]) == (2, 8 / 3)
+    assert found.loc[("calls", 10)]["overspends"] == 1, "11 of 10 is found"
+    assert found.loc[("calls", 0)]["cap_used"] == 0.0 and found.loc[("usd", 0.02)]["cap_used"] == 0.5
+
+
+def test_figures_say_what_they_show() -> None:
+    label = "simulated pair"
+    inverted = inversion_figure(INVERTED, inversion_rates(INVERTED), label)
+    assert any(t.startswith("A-v0: inverted on 25% [") for t in texts(inverted)) and label in texts(inverted)
+    assert any("small costs more: 1 of 4 tasks" in t for t in texts(inverted))
+    spent = allocation_figure(allocation(EPISODES), label)
+    assert {"80%", "33%", label, "3 held-out tasks, labelled in hindsight"} <= set(texts(spent))
+    capped = hard_budget_figure(hard_budget(CAPPED), label)
+    assert label in texts(capped) and any("1 overspends" in t for t in texts(capped))
+    lines = [line.get_xydata().tolist() for axes in capped.axes for line in axes.lines]
+    assert lines == [[[0.0, 0.0], [5.0, 0.25], [10.0, 1.0]], [[0.02, 1.0]]]
+
+
+def test_a_study_is_four_files_and_its_page_shows_text_as_text(tmp_path: Path) -> None:
+    table = pd.DataFrame({"who_pays": ["<b>mallory</b>"], "share": [0.123456], "none": [math.nan]})
+    figure = allocation_figure(allocation(EPISODES), "simulated pair")
+    written = write_study(tmp_path / "new", "s", "A & B", "Simulated.", table, figure, ["Note <1>."])
+    assert [p.name for p in written] == ["s.html", "s.csv", "s.png", "s.svg"]
+    page = written[0].read_text()
+    assert "&lt;b&gt;mallory" in page and "<b>mallory" not in page and "A &amp; B" in page and "Note &lt;1&gt;." in page
+    assert "<th>who pays</th>" in page and "<td>0.1235</td><td>–</td>" in page
+    assert "<script" not in page and "default-src 'none'" in page and page.count("<svg") == 1
+    pd.testing.assert_frame_equal(pd.read_csv(written[1]), table)
+    assert written[2].read_bytes().startswith(b"\x89PNG") and written[3].read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize("difficulty", ["easy", "intractable"])
+def test_a_figure_of_tasks_of_one_kind(difficulty: str) -> None:
+    own = EPISODES[EPISODES["task"] == difficulty[0]]
+    assert "100%" in texts(allocation_figure(allocation(own), ""))
