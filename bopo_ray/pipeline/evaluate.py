@@ -14,6 +14,7 @@ from rich.table import Table
 
 from bopo_ray.analysis import plots, report, tables
 from bopo_ray.analysis.bill import bill, sharing
+from bopo_ray.analysis.studies import task_difficulty
 from bopo_ray.benchmarks import env_label
 from bopo_ray.pipeline.baselines import (
     Policy,
@@ -67,7 +68,8 @@ def evaluate_stage(run: Run) -> pd.DataFrame:
         policies["oracle"] = Policy("oracle", "oracle", "oracle")
         episodes += play_oracle(run, episodes, todo([policies["oracle"]]))
     run.stop_runners()
-    return pd.DataFrame([_row(e, policies[e.spec.policy]) for e in episodes])
+    frame = pd.DataFrame([_row(e, policies[e.spec.policy]) for e in episodes])
+    return frame.assign(difficulty=frame["task"].map(task_difficulty(frame)))
 
 
 def _played_before(store: EpisodeStore, known: Container[str], whole: int) -> list[Policy]:

@@ -73,6 +73,8 @@ def check_results(run: Frontier, env: str) -> None:
     assert {"bopo-hybrid", "grpo-vanilla", "bosft", "first-large"} <= set(summary["hypervolumes"])
     for volume in summary["hypervolumes"].values():
         assert 0 <= volume["low"] <= volume["estimate"] <= volume["high"] < math.inf
+    assert all(sum(s.values()) == pytest.approx(1) for s in summary["spend_by_difficulty"].values())
+    assert summary["spend_by_difficulty"].keys() == {row["method"] for row in table}
     assert sum(summary["taxonomy"].values()) == settings.train_tasks
     assert summary["taxonomy"] == {d: sum(b["difficulty"] == d for b in boundaries) for d in summary["taxonomy"]}
     stores = [run.rows(s) for s in ("boundary", "stratified", "policy", "evaluation", "oracle")]
