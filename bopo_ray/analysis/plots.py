@@ -40,7 +40,7 @@ _STYLES: Mapping[str, tuple[str, str]] = {  # method -> colour, marker
     "grpo-vanilla": ("#D55E00", "^"),
     "bosft": ("#009E73", "D"),
     "first-large": ("#CC79A7", "v"),
-    "last-large": ("#9A4F7D", "2"),
+    "last-large": ("#9A4F7D", "H"),
     "cascade": ("#E69F00", "P"),
     "task-level": ("#8c6d1f", "X"),
     "task-knn": ("#7B4FA3", "h"),

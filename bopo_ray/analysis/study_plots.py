@@ -103,7 +103,9 @@ def hard_budget_figure(table: pd.DataFrame, label: str) -> Figure:
     for axes, unit in zip(np.ravel(grid), units, strict=True):
         own = table[table["unit"] == unit]
         for method in methods:
-            points = own[own["method"] == method].groupby(["cap", "policy"])["success"].mean().groupby("cap").max()
+            ours = own[own["method"] == method]
+            point = ours["policy"].where(ours["lam"].isna(), ours["lam"].map("{:g}".format))  # averaged over seeds
+            points = ours.groupby(["cap", point])["success"].mean().groupby("cap").max()
             colour, marker = _style(method)
             axes.plot(points.index, points, marker=marker, color=colour, linewidth=1.6, markersize=7, alpha=0.9)
         axes.set_xticks(sorted(own["cap"].unique()))
@@ -115,6 +117,6 @@ def hard_budget_figure(table: pd.DataFrame, label: str) -> Figure:
     handles = [Line2D([], [], color=_style(m)[0], marker=_style(m)[1], label=str(m)) for m in methods]
     figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.05, 0.005), ncols=5, fontsize=10)
     over = int(table["overspends"].sum())
-    subtitle = f"budget-constrained decoding; best policy of a method at each cap; {over} overspends"
+    subtitle = f"budget-constrained decoding; best operating point of a method at each cap; {over} overspends"
     _head(figure, "Success under a hard budget", subtitle, label)
     return figure

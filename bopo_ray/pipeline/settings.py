@@ -65,7 +65,7 @@ class Settings:
     strata: int = 10
     """stratified rollouts of a Hard task: P(large) = 0/N, 1/N .. N/N"""
     sft_epochs: int = 8
-    """passes of BoSFT over the expert steps; the one that does best on held-out training tasks is kept"""
+    """passes of BoSFT over the expert steps, 0 for none; the one that does best on held-out training tasks is kept"""
     sft_lr: float = 5e-4
     """learning rate of BoSFT"""
     ignore_gate: bool = False
@@ -102,10 +102,11 @@ class Settings:
     def __post_init__(self) -> None:
         rules: list[tuple[str, bool, str]] = [
             (n, getattr(self, n) >= 1, "need at least 1")
-            for n in ("train_tasks", "test_tasks", "max_steps", "k", "strata", "sft_epochs", "tasks_per_update",
+            for n in ("train_tasks", "test_tasks", "max_steps", "k", "strata", "tasks_per_update",
                       "updates", "eval_samples", "width", "layers", "lanes")
         ]  # fmt: skip
         rules += [
+            ("sft_epochs", self.sft_epochs >= 0, "need 0 (no BoSFT) or more"),
             ("lambdas", _distinct(self.lambdas), "need one or more different numbers >= 0"),
             ("seeds", _distinct(self.seeds), "need one or more different whole numbers >= 0"),
             ("advantage", len(set(self.advantage) & set(AdvantageMode)) == len(self.advantage) > 0,

@@ -72,9 +72,13 @@ class BoSFT(Algorithm):
         [ours]
 
         Returns:
-            `epoch` (the one kept, from 1), `loss` and `accuracy` (on its own tasks), `validation_loss`; in nats.
+            `epoch` (the one kept, from 1), `loss` and `accuracy` (on its own tasks), `validation_loss`; in nats. After
+            0 epochs the router is untrained, and there is no accuracy.
         """
         best: dict[str, float] = {}
+        if not epochs:
+            self.save_router(folder)
+            return {"epoch": 0, "loss": self.loss(self.experts), "validation_loss": self.loss(held_out or self.experts)}
         for epoch in range(1, epochs + 1):
             learned = self.train()["learners"][DEFAULT_MODULE_ID]
             validation = self.loss(held_out or self.experts)

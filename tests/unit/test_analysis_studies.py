@@ -105,6 +105,9 @@ def test_figures_say_what_they_show() -> None:
     capped = hard_budget_figure(hard_budget(CAPPED), label)
     assert label in texts(capped) and any("1 overspends" in t for t in texts(capped))
     lines = [line.get_xydata().tolist() for axes in capped.axes for line in axes.lines]
+    seeds = [played("x", 5, "a", s, 1) | {"policy": f"x{i}", "lam": 0.3, "train_seed": i} for i, s in enumerate((0, 1))]
+    (averaged,) = hard_budget_figure(hard_budget(pd.DataFrame(seeds)), label).axes
+    assert averaged.lines[0].get_xydata().tolist() == [[5.0, 0.5]], "over seeds the mean, not the luckier one"
     assert lines == [[[0.0, 0.0], [5.0, 0.25], [10.0, 1.0]], [[0.02, 1.0]]]
 
 

@@ -61,9 +61,10 @@ def test_values_of_the_command_line_become_the_fields_types() -> None:
 
 BAD: list[tuple[str, Any, str]] = [
     *[(name, 0, "need at least 1") for name in (
-        "train_tasks", "test_tasks", "max_steps", "k", "strata", "sft_epochs", "tasks_per_update", "updates",
+        "train_tasks", "test_tasks", "max_steps", "k", "strata", "tasks_per_update", "updates",
         "eval_samples", "width", "layers", "lanes",
     )],
+    ("sft_epochs", -1, r"need 0 \(no BoSFT\) or more"),
     ("lambdas", (-0.1,), "need one or more different numbers >= 0"),
     ("lambdas", (), "need one or more different numbers >= 0"),
     ("lambdas", (float("nan"),), "need one or more different numbers >= 0"),
