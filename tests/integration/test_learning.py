@@ -141,4 +141,9 @@ def test_bosft_keeps_the_epoch_that_does_best_on_held_out_tasks(
     built.load_router(tmp_path / "router")
     assert built.loss(contrary) == pytest.approx(kept["validation_loss"])
     assert built.fit(3, (), tmp_path / "router")["epoch"] == 3
+    before = built.loss(easy)
+    none = built.fit(0, contrary, tmp_path / "untrained")
+    assert none == {"epoch": 0, "loss": before, "validation_loss": built.loss(contrary)}
+    built.load_router(tmp_path / "untrained")
+    assert built.loss(easy) == before, "no epoch, no change"
     built.stop()

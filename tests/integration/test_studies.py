@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from experiments import allocation, cost_inversion, hard_budget
+from experiments import ablation, allocation, cost_inversion, hard_budget
 from experiments.audit import main as audit_main
 from tests.integration.conftest import Frontier, ledger
 
@@ -49,6 +50,36 @@ def test_inversions_and_allocation_of_a_run(
     assert shares.groupby("method")["spend_usd"].sum().to_dict() == pytest.approx(dollars.to_dict())
     line = refused(capsys, cost_inversion.main([str(toy_run.out), str(toy_run.out), "--out", str(tmp_path)]))
     assert "two runs of one benchmark" in line
+
+
+def test_an_ablation_is_three_runs_on_one_store_and_a_paired_comparison(
+    toy_run: Frontier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands: list[list[str]] = []
+
+    def frontier(command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+        """As good as `experiments.frontier`, without its minutes."""
+        commands.append(command)
+        shutil.copytree(toy_run.out, command[-1], dirs_exist_ok=True)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(ablation.subprocess, "run", frontier)
+    out = tmp_path / "ablation"
+    assert ablation.main(["--out", str(out), "--scale", "tiny", "--lambdas=0.2"]) == 0
+    for command, (folder, own) in zip(commands, ablation.RUNS.items(), strict=True):
+        assert command[3:] == ["--scale", "tiny", "--lambdas=0.2", *own, "--resume", "--calls", str(out / "calls.db"),
+                               "--out", str(out / folder)]  # fmt: skip
+    table = pd.read_csv(out / "ablation.csv").set_index("variant")
+    assert set(table.index) == {"bopo-hybrid", "grpo-vanilla", "without BoSFT", "without bonus", "boundary only"}
+    for same in ("without BoSFT", "without bonus"):  # here they are the whole method's own episodes
+        assert table.loc[same, "estimate"] == table.loc["bopo-hybrid", "estimate"]
+        assert (table.loc[same, "less_estimate"], table.loc[same, "less_p_holm"]) == (0, 1)
+    assert "without BoSFT" in (out / "ablation.html").read_text() and (out / "ablation.png").exists()
+
+    monkeypatch.setattr(ablation.subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, 3))
+    assert ablation.main(["--out", str(out)]) == 3, "the run's own exit code"
+    capsys.readouterr()
+    assert "--beta: the ablation sets it itself" in refused(capsys, ablation.main(["--out", str(out), "--beta=1"]))
 
 
 def test_every_policy_under_caps(
