@@ -47,6 +47,7 @@ def evaluate_stage(run: Run) -> pd.DataFrame:
     fixed += [Policy(str(n), n.family, str(n)) for n in names if n.kind in (Kind.FIXED, Kind.TRAINED)]
     if any(n.family == "best-schedule" for n in names):
         fixed += best_schedules(run)
+    fixed = list({p.name: p for p in fixed}.values())  # --router may name a boundary policy
     learned = [Policy("bosft", "bosft", folder=run.out / "policies" / "bosft")]
     learned += [Policy(p.name, p.method, LEARNED, p.lam, p.seed, sweep.policy(p.name)) for p in sweep.points]
 

@@ -16,12 +16,16 @@ ERRORS = (
 
 def failures(history: tuple[tuple[str, str], ...]) -> list[bool]:
     """Whether each step of a history failed: its observation holds an error's text, its action repeats the one before,
-    or its observation does (no progress)."""
-    failed = []
+    or the same action has had the same answer earlier on (no progress).
+
+    The same answer to another action is no failure: code that works often answers nothing.
+    """
+    failed, seen = [], set[tuple[str, str]]()
     for i, (action, observation) in enumerate(history):
         said = observation.lower()
-        repeats = i > 0 and (action == history[i - 1][0] or observation == history[i - 1][1])
+        repeats = (i > 0 and action == history[i - 1][0]) or (action, observation) in seen
         failed.append(repeats or any(error in said for error in ERRORS))
+        seen.add((action, observation))
     return failed
 
 

@@ -173,7 +173,7 @@ def test_routers_are_added_to_a_finished_run(
 ) -> None:
     again = Frontier(tmp_path, toy_run.options)
     shutil.copytree(toy_run.out, again.out)
-    more = ("--router", "prompted,one-step", "--router", "task-knn:3,best-schedule", "--max-spend", "1")
+    more = ("--router", "prompted,one-step", "--router", "task-knn:3,best-schedule,always-small", "--max-spend", "1")
     assert main([*again.arguments, "--resume", *more]) == 0
     added = {"prompted", "one-step(0.2)", "task-knn(3)", "best-schedule(0.2)", "best-schedule(0.8)"}
     before, after = ({row["policy"]: row for row in points(r.out)} for r in (toy_run, again))

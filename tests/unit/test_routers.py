@@ -130,7 +130,7 @@ GOOD = [("go north", "You are in a hall."), ("open door", "It is open."), ("go i
         ("fly", "No known action matches that input."), ("take cup", "Nothing happens."), ("", FEEDBACK),
         ("print(x)", "Execution failed. Traceback: NameError"),
         ("go in", "You bump into the cook."),  # the same action again
-        ("look", "A kitchen."),  # the same observation again
+        ("go north", "You are in a hall."),  # the same action had the same answer before
     ],
 )  # fmt: skip
 def test_the_cascade_takes_large_for_m_steps_after_a_failure(failed: tuple[str, str]) -> None:
@@ -155,6 +155,12 @@ def test_the_prompted_router_reads_the_last_of_the_two_words(reply: str, chosen:
     assert asked == [QUESTION] and QUESTION.endswith("Answer with one word, SMALL or LARGE.")
     with pytest.raises(RuntimeError, match="asks a model"):
         fixed_router("prompted")(moment())
+
+
+def test_the_same_answer_to_another_action_is_no_failure() -> None:
+    ran = [(f"x{i} = {i}", "Execution successful.") for i in range(4)]
+    assert not large(fixed_router("cascade:3"), moment(*ran))
+    assert not large(fixed_router("cascade:3"), moment(*GOOD, ("go north", "You are on a hill.")))
 
 
 def lesson(text: str, difficulty: Difficulty, small: Episode, large_: Episode) -> Lesson:
