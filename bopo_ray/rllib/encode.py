@@ -1,7 +1,8 @@
 """The router's text view as token ids of a fixed length.
 
 Layout: [CLS] task [SEP] budget [SEP] newest history line, then older ones. Newest first, so that what just happened
-stands at the same positions at every step, and what does not fit is the oldest. The task and budget lines always fit.
+stands at the same positions at every step, and what does not fit is the oldest. The task and budget lines always fit;
+history lines get longer with the context.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from bopo_ray.models.tokens import CLS, PAD, SEP, encode, tokenizer
 __all__ = ["TASK_TOKENS", "encode_view", "visible"]
 
 TASK_TOKENS, BUDGET_TOKENS, NEWEST_TOKENS, OLDER_TOKENS = 36, 16, 24, 10
-"""At most so many tokens of the task, the budget, the newest and each older history line."""
+"""At most so many tokens of the task, the budget, the newest and each older history line ..."""
+NEWEST_SHARE, OLDER_SHARE = 4, 10
+"""... or, where that is more, one in so many of the context's tokens for the newest and each older line."""
 
 
 def encode_view(view: str, context: int) -> NDArray[np.int32]:
     """Token ids [context], int32, padded with [PAD]."""
     tok = tokenizer()
     cls, sep, pad = (tok.token_to_id(t) for t in (CLS, SEP, PAD))
-    (task, _), (budget, _), *history = _lines(view)
+    (task, _), (budget, _), *history = _lines(view, context)
     ids = [cls, *task, sep, *budget, sep]
     for line, _ in history:
         ids += line
@@ -37,7 +40,7 @@ def encode_view(view: str, context: int) -> NDArray[np.int32]:
 def visible(view: str, context: int) -> str:
     """What `encode_view` keeps of a view, for people: its lines as the router meets them, "…" where one is cut off."""
     room, shown = context - 3, []
-    for ids, whole in _lines(view):
+    for ids, whole in _lines(view, context):
         kept = ids[: max(0, room)]
         room -= len(ids)
         if kept:
@@ -46,10 +49,11 @@ def visible(view: str, context: int) -> str:
     return "\n".join(shown)
 
 
-def _lines(view: str) -> Iterator[tuple[tuple[int, ...], bool]]:
+def _lines(view: str, context: int) -> Iterator[tuple[tuple[int, ...], bool]]:
     """Task, budget, newest and older history lines as cut token ids, and whether that is the whole line."""
     task, budget, *history = view.split("\n")
-    limits = [TASK_TOKENS, BUDGET_TOKENS, NEWEST_TOKENS] + [OLDER_TOKENS] * len(history)
+    newest, older = max(NEWEST_TOKENS, context // NEWEST_SHARE), max(OLDER_TOKENS, context // OLDER_SHARE)
+    limits = [TASK_TOKENS, BUDGET_TOKENS, newest] + [older] * len(history)
     for line, limit in zip((task, budget, *reversed(history)), limits, strict=False):
         ids = encode(line)
         yield ids[:limit], len(ids) <= limit

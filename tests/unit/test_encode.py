@@ -37,6 +37,16 @@ def test_long_lines_are_cut_at_their_ends() -> None:
     assert ids[start + NEWEST_TOKENS + OLDER_TOKENS] == PAD_ID
 
 
+def test_lines_get_longer_with_the_context() -> None:
+    view = f"task: boil\nbudget: none\n| {'old ' * 90}\n> {'new ' * 90}"
+    start = 1 + len(encode("task: boil")) + 1 + len(encode("budget: none")) + 1
+    ids = encode_view(view, 160).tolist()
+    assert ids[start : start + 40] == list(encode(view.split("\n")[3])[:40])
+    assert ids[start + 40 : start + 56] == list(encode(view.split("\n")[2])[:16])
+    assert ids[start + 56] == PAD_ID
+    assert visible(view, 160).count("new") > visible(view, 96).count("new")
+
+
 def test_the_oldest_lines_are_what_does_not_fit() -> None:
     turns = [Turn("", f"examine page {i}", "You read.") for i in range(60)]
     view = router_view("boil", "A hall.", turns, 1, "unlimited")

@@ -41,6 +41,8 @@ def test_each_benchmark_has_the_papers_step_limit(tmp_path: Path) -> None:
     assert resolve(write(tmp_path, "env: ALFWorld-v0\n"), {}).max_steps == 30
     assert resolve(None, {"env": "ALFWorld-v0", "scale": "tiny"}).max_steps == SCALES["tiny"]["max_steps"]
     assert resolve(None, {"env": "ALFWorld-v0", "max_steps": 12}).max_steps == 12
+    assert resolve(None, {"env": "ALFWorld-v0", "scale": "paper"}).updates == SCALES["paper"]["updates"]
+    assert resolve(None, {"env": "ALFWorld-v0"}).context > resolve(None, {"env": "AppWorld-v0"}).context
     assert resolve(None, {}).max_steps == 40
 
 
