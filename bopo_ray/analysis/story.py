@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL, BOUNDARY
+from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL, BOUNDARY, ORACLE
 
 __all__ = ["Card", "Story", "tell"]
 
@@ -101,7 +101,7 @@ def _findings(summary: Mapping[str, Any], headline: str) -> list[str]:
             f"With {headline} or a boundary policy, keeping {share} saves {saved['estimate']:.0%} of its cost "
             f"({level} {saved['low']:.0%} to {saved['high']:.0%})."
         )
-    gaps = {m: g for m, g in summary["differences"].items() if g["low"] is not None}
+    gaps = {m: g for m, g in summary["differences"].items() if g["low"] is not None and m != ORACLE}
     better = [m for m, g in gaps.items() if g["low"] > 0]
     worse = [m for m, g in gaps.items() if g["high"] < 0]
     unsettled = [m for m in gaps if m not in better + worse]

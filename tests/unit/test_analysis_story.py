@@ -40,7 +40,7 @@ def test_the_sentence_is_the_most_successful_point_against_always_large() -> Non
 
 def test_only_an_interval_without_zero_settles_anything() -> None:
     differences = {"a": gap(0.01, 0.2), "b": gap(-0.2, -0.01), "c": gap(0.0, 0.2), "boundary only": gap(0.01, 0.3)}
-    findings = tell(told(differences=differences | {"d": gap(None, None)})).findings
+    findings = tell(told(differences=differences | {"d": gap(None, None), "oracle": gap(-1, -0.5)})).findings
     assert findings[-3:] == (
         "Its frontier is better than that of a and the boundary policies alone.",
         "Its frontier is worse than that of b.",
