@@ -13,6 +13,7 @@ from bopo_ray.benchmarks import select_tasks
 from bopo_ray.method.reward import cost_ranges, normalised_cost
 from bopo_ray.method.taxonomy import boundary_stats
 from bopo_ray.pipeline.run import Run
+from bopo_ray.pipeline.settings import Settings
 from bopo_ray.records import Budget, CostMode, Episode, EpisodeSpec, Phase
 from bopo_ray.rllib.bopo import read_boundaries
 from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL, LEARNED, Kind, Lesson, Router, RouterName, oracle, parse_router
@@ -56,14 +57,14 @@ def asked_for(run: Run) -> list[RouterName]:
     return list(dict.fromkeys(parse_router(n) for n in (*DEFAULT_ROUTERS, *run.settings.router)))
 
 
-def specs(tasks: Sequence[Task], policy: Policy, samples: int, budget: Budget | None) -> Iterator[EpisodeSpec]:
-    """The evaluation episodes of a policy; learned routers take their most probable model."""
+def specs(tasks: Sequence[Task], policy: Policy, settings: Settings, budget: Budget | None) -> Iterator[EpisodeSpec]:
+    """The evaluation episodes of a policy; learned routers decide as the settings say."""
+    greedy = policy.router == LEARNED and settings.decide == "greedy"
     for task in tasks:
-        for member in range(samples):
+        for member in range(settings.eval_samples):
             yield EpisodeSpec(
-                task, Phase.EVALUATION, policy.name, 0, member, 0, greedy=policy.router == LEARNED, budget=budget,
-                router=policy.router,
-            )  # fmt: skip
+                task, Phase.EVALUATION, policy.name, 0, member, 0, greedy=greedy, budget=budget, router=policy.router
+            )
 
 
 def trained_routers(run: Run, names: Iterable[RouterName], folder: Path | None = None) -> dict[str, Router]:

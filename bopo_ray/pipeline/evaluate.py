@@ -39,7 +39,7 @@ __all__ = ["evaluate_stage", "report_stage"]
 def evaluate_stage(run: Run) -> pd.DataFrame:
     """Plays every policy on the test tasks; returns one row per episode, see `bopo_ray.analysis.tables`.
 
-    Learned routers take their most probable model; each random(p) matches the share of large calls of one BoPO
+    Learned routers decide as `Settings.decide` says; each random(p) matches the share of large calls of one BoPO
     policy. A baseline that an earlier command played here stays among the results.
     """
     s, store, sweep, names = run.settings, run.store("evaluation"), Sweep(run), asked_for(run)
@@ -52,7 +52,7 @@ def evaluate_stage(run: Run) -> pd.DataFrame:
     learned += [Policy(p.name, p.method, LEARNED, p.lam, p.seed, sweep.policy(p.name)) for p in sweep.points]
 
     def todo(policies: Iterable[Policy]) -> list[EpisodeSpec]:
-        return [spec for p in policies for spec in specs(run.test, p, s.eval_samples, s.budget)]
+        return [spec for p in policies for spec in specs(run.test, p, s, s.budget)]
 
     run.play("evaluating baselines", store, todo(fixed), routers=trained_routers(run, names))
     for i, policy in enumerate(learned):

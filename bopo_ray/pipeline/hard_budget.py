@@ -83,7 +83,7 @@ def play_caps(run: Run, finished: FinishedRun, policies: Sequence[Policy], caps:
     names = [parse_router(p.router) for p in policies if p.router != LEARNED]
     trained = trained_routers(run, names, finished.folder / "episodes" / "boundary")
     for i, policy in enumerate(policies):
-        todo = [s for cap in caps for s in specs(run.test, policy, run.settings.eval_samples, cap)]
+        todo = [s for cap in caps for s in specs(run.test, policy, run.settings, cap)]
         if store.missing(todo):
             weights = load_policy(run, policy.folder) if policy.folder else None
             run.play(f"{policy.name}, {len(caps)} caps", store, todo, weights, i + 1, trained)

@@ -1,10 +1,11 @@
-"""What an evaluation makes of other episodes: the best schedule, and random(p) at matched shares."""
+"""What an evaluation plays, and makes of other episodes: the best schedule, and random(p) at matched shares."""
 
 from __future__ import annotations
 
 import pytest
 
-from bopo_ray.pipeline.baselines import DEFAULT_ROUTERS, best_schedule, matched_random
+from bopo_ray.pipeline.baselines import DEFAULT_ROUTERS, Policy, best_schedule, matched_random, specs
+from bopo_ray.pipeline.settings import Settings
 from bopo_ray.records import CostMode, Episode
 from bopo_ray.routers import parse_router
 from tests.unit.test_routers import episode, step
@@ -13,6 +14,15 @@ from tests.unit.test_routers import episode, step
 def played(policy: str, task: str, success: bool, *models: int) -> Episode:
     """SMALL costs 10, LARGE 100."""
     return episode("x", [step(m, "a", "b", 10 + 90 * m) for m in models], task, success, policy)
+
+
+@pytest.mark.parametrize("decide", ["greedy", "sample"])
+def test_only_learned_routers_decide_as_the_settings_say(decide: str) -> None:
+    task, settings = played("always-small", "a", True, 0).spec.task, Settings(decide=decide, eval_samples=2)
+    learned = list(specs([task], Policy("bosft", "bosft"), settings, None))
+    fixed = list(specs([task], Policy("random(0.5)", "random", "random(0.5)"), settings, None))
+    assert [s.member for s in learned] == [0, 1]
+    assert [s.greedy for s in learned] == [decide == "greedy"] * 2 and not any(s.greedy for s in fixed)
 
 
 DEV = [

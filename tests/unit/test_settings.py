@@ -75,6 +75,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("advantage", (), "need some of vanilla, augmented, hybrid"),
     ("advantage", ("grpo",), "need some of vanilla, augmented, hybrid"),
     ("cost", "eur", "need one of calls, usd"),
+    ("decide", "softly", "need one of greedy, sample"),
     ("scale", "huge", "need one of tiny, quick, paper"),
     ("temperature", -0.1, "need a number >= 0"),
     ("temperature", float("nan"), "need a number >= 0"),
