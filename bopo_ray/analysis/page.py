@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from bopo_ray.analysis.plots import save_png, to_svg
+from bopo_ray.analysis.canvas import save_png, to_svg
 
 __all__ = ["write_study"]
 

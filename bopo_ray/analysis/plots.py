@@ -1,105 +1,42 @@
 """The figures, as Matplotlib `Figure` objects: no pyplot, no display, no state between calls.
 
-`save_png` and `to_svg` render them. Names in the data are printed as they are, never read as mathematics. The palette
-is Okabe and Ito's, which colour-blind readers can tell apart; methods differ in their markers as well.
+`bopo_ray.analysis.canvas` holds what they share, and renders them.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import io
-import re
-import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, ParamSpec
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from bopo_ray.analysis.canvas import (
+    DIFFICULTY_COLOURS,
+    INK,
+    MUTED,
+    NARROW,
+    canvas,
+    head,
+    method_style,
+    ordered,
+    styled,
+    usd,
+)
 from bopo_ray.analysis.labels import free_spots, spread
 from bopo_ray.analysis.pareto import pareto_front
 from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL
 
-__all__ = ["frontier_figure", "frontiers_figure", "save_png", "taxonomy_figure", "to_svg", "training_curves_figure"]
-
-NARROW = 5.2
-"""Inches: a figure of this width is readable on a phone."""
-INK, MUTED, GRID = "#1f2328", "#6b7280", "#e5e7eb"
-_STYLES: Mapping[str, tuple[str, str]] = {  # method -> colour, marker
-    "bopo-hybrid": ("#0072B2", "o"),
-    "bopo-augmented": ("#56B4E9", "s"),
-    "grpo-vanilla": ("#D55E00", "^"),
-    "bosft": ("#009E73", "D"),
-    "first-large": ("#CC79A7", "v"),
-    "last-large": ("#9A4F7D", "H"),
-    "cascade": ("#E69F00", "P"),
-    "task-level": ("#8c6d1f", "X"),
-    "task-knn": ("#7B4FA3", "h"),
-    "one-step": ("#2F6B4F", "p"),
-    "best-schedule": ("#A33B4F", "d"),
-    "prompted": ("#4F5D95", "8"),
-    "oracle": ("#b8860b", "*"),
-    "random": (MUTED, "."),
-    ALWAYS_SMALL: (INK, "<"),
-    ALWAYS_LARGE: (INK, ">"),
-}
-_SPARE = [("#8c6d1f", "X"), ("#7B4FA3", "h"), ("#2F6B4F", "p"), ("#A33B4F", "d")]
-_DIFFICULTIES = {"easy": "#009E73", "hard": "#0072B2", "intractable": "#9ca3af"}
-_RC: Any = {  # a literal type of several hundred keys on the other side
-    "font.size": 11, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED, "xtick.color": MUTED,
-    "ytick.color": MUTED, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": GRID,
-    "grid.linewidth": 0.8, "axes.axisbelow": True, "text.parse_math": False, "svg.fonttype": "path",
-    "svg.hashsalt": "bopo-ray", "axes.titlesize": 12, "axes.titlelocation": "left", "legend.frameon": False,
-}  # fmt: skip
-
-P = ParamSpec("P")
+__all__ = ["draw_costs", "frontier_figure", "frontiers_figure", "taxonomy_figure", "training_curves_figure"]
 
 
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draws with our settings and puts the caller's back."""
-
-    @functools.wraps(draw)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with matplotlib.rc_context(_RC):
-            return draw(*args, **kwargs)
-
-    return wrapped
-
-
-def save_png(figure: Figure, path: Path | str, width_px: int = 1200) -> None:
-    """Writes the figure `width_px` wide; its height follows."""
-    with matplotlib.rc_context(_RC):
-        figure.savefig(path, dpi=width_px / figure.get_figwidth(), facecolor="white")
-
-
-def to_svg(figure: Figure, description: str) -> str:
-    """The figure as one `<svg>` element for a page: no prolog, no metadata, scales with its container.
-
-    `description` is read to those who can't see it.
-    """
-    buffer = io.StringIO()
-    with matplotlib.rc_context(_RC):
-        figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    own = hashlib.sha256(text.encode()).hexdigest()[:6]  # ids are unique in a page that holds several figures
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>f{own}-", text)
-    quoted = description.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    head, _, rest = text.partition(">")
-    head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
-    return f'{head} role="img" aria-label="{quoted}">{rest}'
-
-
-@_styled
+@styled
 def frontier_figure(
     frontier_df: pd.DataFrame,
     summary: Mapping[str, Any],
@@ -118,9 +55,9 @@ def frontier_figure(
         subtitle: printed under the title.
         narrow: for a phone, with a legend below instead of names beside.
     """
-    figure, axes = _canvas(*((NARROW, 6.6) if narrow else (11.0, 7.0)))
+    figure, axes = canvas(*((NARROW, 6.6) if narrow else (11.0, 7.0)))
     ends = _draw_frontier(axes, frontier_df, summary)
-    top = _head(figure, title, subtitle or ("" if narrow else _subtitle(summary)), label)
+    top = head(figure, title, subtitle or ("" if narrow else _subtitle(summary)), label)
     if narrow:
         rows = -(-len(ends) // 2)
         figure.subplots_adjust(left=0.13, right=0.97, top=1 - top, bottom=0.12 + 0.034 * rows)
@@ -133,7 +70,7 @@ def frontier_figure(
     return figure
 
 
-@_styled
+@styled
 def frontiers_figure(
     panels: Mapping[str, tuple[pd.DataFrame, Mapping[str, Any]]], title: str, label: str, subtitle: str = ""
 ) -> Figure:
@@ -148,7 +85,7 @@ def frontiers_figure(
     """
     if not panels:
         raise ValueError("no frontier to draw: need at least one")
-    figure, grid = _canvas(max(9.0, 5.4 * len(panels)), 6.4, 1, len(panels))
+    figure, grid = canvas(max(9.0, 5.4 * len(panels)), 6.4, 1, len(panels))
     figure.subplots_adjust(left=0.9 / figure.get_figwidth(), right=0.985, top=0.8, bottom=0.2, wspace=0.24)
     methods: set[str] = set()
     for axes, (name, (frontier_df, summary)) in zip(np.ravel(grid), panels.items(), strict=True):
@@ -157,15 +94,15 @@ def frontiers_figure(
         points = pd.DataFrame(summary["operating_points"])
         _label_lambdas(figure, axes, points, str(summary.get("headline") or ""))
     _legend(figure, methods, len(methods))
-    _head(figure, title, subtitle, label)
+    head(figure, title, subtitle, label)
     return figure
 
 
 def _legend(figure: Figure, methods: Iterable[str], columns: int) -> None:
     """The methods' marks under the drawing."""
     handles = [
-        Line2D([], [], color=_style(m)[0], marker=_style(m)[1], linestyle="", markersize=8, label=str(m))
-        for m in _ordered(list(methods))
+        Line2D([], [], color=method_style(m)[0], marker=method_style(m)[1], linestyle="", markersize=8, label=str(m))
+        for m in ordered(list(methods))
     ]
     figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.01, 0.005), ncols=columns, fontsize=10)
 
@@ -174,7 +111,7 @@ def _draw_frontier(axes: Axes, frontier_df: pd.DataFrame, summary: Mapping[str, 
     """All methods' marks and fronts, with scales; returns where each front ends."""
     points = pd.DataFrame(summary["operating_points"])
     ends = {}
-    for name in _ordered(points["method"].unique()):
+    for name in ordered(points["method"].unique()):
         own = points[points["method"] == name].sort_values(["cost_usd", "success"])
         ends[name] = _draw_method(axes, name, own, frontier_df[frontier_df["method"] == name])
     _draw_random_line(axes, points)
@@ -187,11 +124,11 @@ def _draw_frontier(axes: Axes, frontier_df: pd.DataFrame, summary: Mapping[str, 
     axes.set_xlabel("mean cost per task (USD)")
     axes.set_ylabel("success")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.xaxis.set_major_formatter(FuncFormatter(_usd))
+    axes.xaxis.set_major_formatter(FuncFormatter(usd))
     return ends
 
 
-@_styled
+@styled
 def training_curves_figure(
     df: pd.DataFrame,
     title: str = "Training",
@@ -219,14 +156,14 @@ def training_curves_figure(
     columns = min(2 if narrow else 3, len(shown))
     rows = -(-len(shown) // columns)
     height = (1.9 if narrow else 2.5) * rows + (2.0 if narrow else 1.5)
-    figure, grid = _canvas(NARROW if narrow else 11.0, height, rows, columns)
+    figure, grid = canvas(NARROW if narrow else 11.0, height, rows, columns)
     figure.subplots_adjust(
         left=0.11 if narrow else 0.06, right=0.985, top=1 - (1.75 if narrow else 1.35) / height,
         bottom=0.55 / height, hspace=0.5 if narrow else 0.42, wspace=0.3 if narrow else 0.22,
     )  # fmt: skip
     lams = sorted(df["lam"].dropna().unique().tolist())
     colours = dict(zip(lams, matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, max(len(lams), 1))), strict=False))
-    methods = _ordered(df["method"].unique())
+    methods = ordered(df["method"].unique())
     dashes = dict(zip(methods, ["-", "--", ":", "-."] * len(methods), strict=False))
     flat = list(np.ravel(grid))
     for axes, metric in zip(flat, shown, strict=False):
@@ -251,11 +188,11 @@ def training_curves_figure(
         ncols=3 if narrow else 8, columnspacing=1.4,
         handlelength=2.0, fontsize=10, borderaxespad=0,
     )  # fmt: skip
-    _head(figure, title, "", label)
+    head(figure, title, "", label)
     return figure
 
 
-@_styled
+@styled
 def taxonomy_figure(
     stats_df: pd.DataFrame, title: str = "Tasks by difficulty", label: str = "", narrow: bool = False
 ) -> Figure:
@@ -275,34 +212,34 @@ def taxonomy_figure(
     if missing or stats_df.empty:
         raise ValueError(f"columns {missing} are missing" if missing else "there is no task to draw")
     if narrow:
-        figure, (bars, scatter) = _canvas(NARROW, 7.6, 2, 1, height_ratios=[1, 2.2])
+        figure, (bars, scatter) = canvas(NARROW, 7.6, 2, 1, height_ratios=[1, 2.2])
         figure.subplots_adjust(left=0.2, right=0.97, top=0.88, bottom=0.08, hspace=0.32)
     else:
-        figure, (bars, scatter) = _canvas(11.0, 4.9, 1, 2, width_ratios=[1, 1.35])
+        figure, (bars, scatter) = canvas(11.0, 4.9, 1, 2, width_ratios=[1, 1.35])
         figure.subplots_adjust(left=0.1, right=0.985, top=0.84, bottom=0.13, wspace=0.24)
     difficulty = stats_df["difficulty"].astype(str)
     counts = difficulty.value_counts()
-    names = [d for d in _DIFFICULTIES if d in counts.index or d in _DIFFICULTIES]
+    names = [d for d in DIFFICULTY_COLOURS if d in counts.index or d in DIFFICULTY_COLOURS]
     heights = [int(counts.get(d, 0)) for d in names]
-    bars.barh(names[::-1], heights[::-1], color=[_DIFFICULTIES[d] for d in names[::-1]], height=0.62)
+    bars.barh(names[::-1], heights[::-1], color=[DIFFICULTY_COLOURS[d] for d in names[::-1]], height=0.62)
     for row, count in enumerate(heights[::-1]):
         bars.text(count, row, f"  {count} ({count / len(stats_df):.0%})", va="center", color=INK)
     bars.set_xlim(0, max(heights) * 1.32 + 0.5)
     bars.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     bars.grid(False, axis="y")
     bars.set_xlabel("tasks")
-    _draw_costs(scatter, stats_df, difficulty)
-    _head(figure, title, "", label)
+    draw_costs(scatter, stats_df, difficulty)
+    head(figure, title, "", label)
     return figure
 
 
-def _draw_costs(axes: Axes, stats_df: pd.DataFrame, difficulty: pd.Series) -> None:
+def draw_costs(axes: Axes, stats_df: pd.DataFrame, difficulty: pd.Series) -> None:
     small, large = (stats_df[c].to_numpy(dtype=float) for c in ("cost_small_usd", "cost_large_usd"))
     inverted = small > large
     top = float(max(small.max(), large.max(), 1e-9)) * 1.06
     axes.fill_between([0, top], [0, 0], [0, top], color="#D55E00", alpha=0.06, linewidth=0)
     axes.plot([0, top], [0, top], color=MUTED, linewidth=1, linestyle="--")
-    for name, colour in _DIFFICULTIES.items():
+    for name, colour in DIFFICULTY_COLOURS.items():
         own = (difficulty == name).to_numpy()
         axes.scatter(small[own & ~inverted], large[own & ~inverted], s=22, color=colour, alpha=0.75, linewidth=0)
         axes.scatter(
@@ -312,15 +249,15 @@ def _draw_costs(axes: Axes, stats_df: pd.DataFrame, difficulty: pd.Series) -> No
     axes.set_ylim(0, top)
     axes.set_xlabel("always-small: cost per task (USD)")
     axes.set_ylabel("always-large: cost per task (USD)")
-    axes.xaxis.set_major_formatter(FuncFormatter(_usd))
-    axes.yaxis.set_major_formatter(FuncFormatter(_usd))
+    axes.xaxis.set_major_formatter(FuncFormatter(usd))
+    axes.yaxis.set_major_formatter(FuncFormatter(usd))
     text = f"small costs more: {int(inverted.sum())} of {len(small)} tasks ({inverted.mean():.0%})"
     axes.text(0.98, 0.03, text, transform=axes.transAxes, ha="right", color="#B34700", fontsize=10)
 
 
 def _draw_method(axes: Axes, name: str, own: pd.DataFrame, per_seed: pd.DataFrame) -> tuple[float, float]:
     """Marks, intervals and front of one method; returns where its label's line starts."""
-    colour, marker = _style(name)
+    colour, marker = method_style(name)
     cost, success = own["cost_usd"].to_numpy(dtype=float), own["success"].to_numpy(dtype=float)
     if per_seed["train_seed"].nunique() > 1:
         axes.scatter(per_seed["cost_usd"], per_seed["success"], s=12, color=colour, alpha=0.3, linewidth=0, zorder=2)
@@ -352,7 +289,7 @@ def _label_methods(axes: Axes, ends: Mapping[str, tuple[float, float]]) -> None:
     wanted = [(ends[name][1] - low) / (high - low) for name in ends]
     placed = spread(wanted, gap=0.046, low=0.02, high=0.98)
     for (name, (cost, success)), y in zip(ends.items(), placed, strict=True):
-        colour, marker = _style(name)
+        colour, marker = method_style(name)
         axes.annotate(
             "", xy=(cost, success), xycoords="data", xytext=(1.018, y), textcoords="axes fraction", zorder=1,
             arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.35, "linewidth": 0.8},
@@ -384,35 +321,8 @@ def _label_lambdas(figure: Figure, axes: Axes, points: pd.DataFrame, headline: s
             x, y = axes.transData.inverted().transform(spot)
             text = f"λ={row['lam']:g}"
             halo = [withStroke(linewidth=2.5, foreground="white")]
-            colour = _style(row["method"])[0]
+            colour = method_style(row["method"])[0]
             axes.text(x, y, text, color=colour, fontsize=9, ha="center", va="center", zorder=5, path_effects=halo)
-
-
-def _canvas(width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, gridspec_kw=grid or None)
-
-
-def _head(figure: Figure, title: str, subtitle: str, label: str) -> float:
-    """Title, subtitle and label; returns their share of the figure's height where they stand above each other."""
-    inch = 1 / figure.get_figheight()
-    narrow = figure.get_figwidth() <= NARROW
-    title = textwrap.fill(title, 44, break_on_hyphens=False) if narrow else title
-    figure.text(0.02, 1 - 0.16 * inch, title, fontsize=13 if narrow else 16, fontweight="bold", va="top")
-    below = 0.2 + 0.24 * (title.count("\n") + 1)  # inches
-    if subtitle:
-        subtitle = textwrap.fill(subtitle, 62) if narrow else subtitle
-        y = below if narrow else 0.52
-        figure.text(0.02, 1 - y * inch, subtitle, fontsize=9 if narrow else 10.5, color=MUTED, va="top")
-        below += 0.17 * (subtitle.count("\n") + 1)
-    if label:
-        box = {"boxstyle": "round,pad=0.4", "facecolor": "#FFF4D6", "edgecolor": "#E69F00", "linewidth": 1}
-        label = textwrap.fill(label, 48)
-        y, size = (below + 0.12, 9) if narrow else (0.24, 10.5)
-        figure.text(0.98, 1 - y * inch, label, fontsize=size, ha="right", va="top", bbox=box)
-        below += 0.3 + 0.14 * (label.count("\n") + 1)
-    return (below + 0.1) * inch
 
 
 def _subtitle(summary: Mapping[str, Any]) -> str:
@@ -420,17 +330,3 @@ def _subtitle(summary: Mapping[str, Any]) -> str:
     marks = f"{summary['n_tasks']} tasks; marks: means over training seeds; bars: {level} intervals"
     dashed = "random" if "random" in {p["method"] for p in summary["operating_points"]} else "between the boundaries"
     return f"{marks}; steps: each method's own front; dashed: {dashed}"
-
-
-def _ordered(methods: Sequence[Any]) -> list[Any]:
-    known = list(_STYLES)
-    return sorted(methods, key=lambda m: (known.index(m) if m in known else len(known), str(m)))
-
-
-def _style(method: str) -> tuple[str, str]:
-    return _STYLES.get(method) or _SPARE[sum(map(ord, method)) % len(_SPARE)]
-
-
-def _usd(value: float, _: object = None) -> str:
-    """Dollars with as many digits as small amounts need: 0.0040 and 1.2."""
-    return "0" if value == 0 else f"{value:.2g}" if abs(value) < 1 else f"{value:.3g}"

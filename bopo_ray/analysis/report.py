@@ -81,7 +81,7 @@ class ReportContext:
     taxonomy: Mapping[str, int] = field(default_factory=dict)
     """Difficulty to number of training tasks."""
     frontier_svg: str | None = None
-    """Figures come from `plots.to_svg`."""
+    """Figures come from `canvas.to_svg`."""
     taxonomy_svg: str | None = None
     curves_svg: str | None = None
     narrow_svgs: Mapping[str, str] = field(default_factory=dict)

@@ -8,23 +8,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from bopo_ray.analysis.plots import (
-    _DIFFICULTIES,
-    INK,
-    MUTED,
-    _canvas,
-    _draw_costs,
-    _head,
-    _ordered,
-    _style,
-    _styled,
-    _usd,
-)
+from bopo_ray.analysis.canvas import DIFFICULTY_COLOURS, INK, MUTED, canvas, head, method_style, ordered, styled, usd
+from bopo_ray.analysis.plots import draw_costs
 
 __all__ = ["allocation_figure", "hard_budget_figure", "inversion_figure"]
 
 
-@_styled
+@styled
 def inversion_figure(inverted: pd.DataFrame, rates: pd.DataFrame, label: str) -> Figure:
     """Each task's cost with always-large against always-small, a panel per benchmark; inversions are ringed.
 
@@ -34,23 +24,23 @@ def inversion_figure(inverted: pd.DataFrame, rates: pd.DataFrame, label: str) ->
         label: what was measured; printed on the figure.
     """
     names = list(dict.fromkeys(inverted["benchmark"]))
-    figure, grid = _canvas(max(7.5, 5.2 * len(names)), 6.0, 1, len(names))
+    figure, grid = canvas(max(7.5, 5.2 * len(names)), 6.0, 1, len(names))
     width = figure.get_figwidth()
     figure.subplots_adjust(left=0.85 / width, right=1 - 0.2 / width, top=0.76, bottom=0.19, wspace=0.28)
     for axes, name in zip(np.ravel(grid), names, strict=True):
         own = inverted[inverted["benchmark"] == name]
-        _draw_costs(axes, own, own["difficulty"])
+        draw_costs(axes, own, own["difficulty"])
         rate = rates[(rates["benchmark"] == name) & (rates["difficulty"] == "all")].iloc[0]
         interval = f"{rate['rate']:.0%} [{rate['rate_low']:.0%}, {rate['rate_high']:.0%}]"
         axes.set_title(f"{name}: inverted on {interval} of {rate['tasks']} tasks", fontsize=11)
-    handles = [Line2D([], [], color=c, marker="o", linestyle="", label=d) for d, c in _DIFFICULTIES.items()]
+    handles = [Line2D([], [], color=c, marker="o", linestyle="", label=d) for d, c in DIFFICULTY_COLOURS.items()]
     figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.05, 0.005), ncols=3)
     k = ", ".join(f"{k}" for k in sorted(set(inverted["k"])))
-    _head(figure, "Cost inversion", f"training tasks; means of K = {k} rollouts per policy; 95% intervals", label)
+    head(figure, "Cost inversion", f"training tasks; means of K = {k} rollouts per policy; 95% intervals", label)
     return figure
 
 
-@_styled
+@styled
 def allocation_figure(shares: pd.DataFrame, label: str) -> Figure:
     """Where each method's dollars go: bars of shares by difficulty, above them the share of the tasks.
 
@@ -58,14 +48,14 @@ def allocation_figure(shares: pd.DataFrame, label: str) -> Figure:
         shares: of `studies.allocation`.
         label: what was measured; printed on the figure.
     """
-    methods = _ordered(shares["method"].unique())
+    methods = ordered(shares["method"].unique())
     tasks = shares[shares["method"] == methods[0]].set_index("difficulty")["task_share"]
     rows = ["share of tasks", *methods]
     height = 0.42 * len(rows) + 2.1
-    figure, axes = _canvas(10.0, height)
+    figure, axes = canvas(10.0, height)
     figure.subplots_adjust(left=0.17, right=0.97, top=1 - 1.1 / height, bottom=0.75 / height)
     left = np.zeros(len(rows))
-    for name, colour in _DIFFICULTIES.items():
+    for name, colour in DIFFICULTY_COLOURS.items():
         by_method = shares[shares["difficulty"] == name].set_index("method")["spend_share"]
         values = np.array([tasks[name], *(by_method[m] for m in methods)])
         bars = axes.barh(rows, values, left=left, color=colour, height=0.7)
@@ -81,14 +71,14 @@ def allocation_figure(shares: pd.DataFrame, label: str) -> Figure:
     axes.grid(False, axis="y")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel("share of dollars")
-    handles = [Line2D([], [], color=c, linewidth=6, label=d) for d, c in _DIFFICULTIES.items()]
+    handles = [Line2D([], [], color=c, linewidth=6, label=d) for d, c in DIFFICULTY_COLOURS.items()]
     figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.16, 1 - 0.72 / height), ncols=3, fontsize=10)
     count = int(shares[shares["method"] == methods[0]]["tasks"].sum())
-    _head(figure, "Where the dollars go", f"{count} held-out tasks, labelled in hindsight", label)
+    head(figure, "Where the dollars go", f"{count} held-out tasks, labelled in hindsight", label)
     return figure
 
 
-@_styled
+@styled
 def hard_budget_figure(table: pd.DataFrame, label: str) -> Figure:
     """Success under each cap, a panel for calls and one for dollars; a method's best operating point at each cap.
 
@@ -97,26 +87,26 @@ def hard_budget_figure(table: pd.DataFrame, label: str) -> Figure:
         label: what was measured; printed on the figure.
     """
     units = [u for u in ("calls", "usd") if (table["unit"] == u).any()]
-    figure, grid = _canvas(6.0 * len(units), 6.2, 1, len(units))
+    figure, grid = canvas(6.0 * len(units), 6.2, 1, len(units))
     figure.subplots_adjust(left=0.08, right=0.98, top=0.83, bottom=0.25, wspace=0.2)
-    methods = _ordered(table["method"].unique())
+    methods = ordered(table["method"].unique())
     for axes, unit in zip(np.ravel(grid), units, strict=True):
         own = table[table["unit"] == unit]
         for method in methods:
             ours = own[own["method"] == method]
             point = ours["policy"].where(ours["lam"].isna(), ours["lam"].map("{:g}".format))  # averaged over seeds
             points = ours.groupby(["cap", point])["success"].mean().groupby("cap").max()
-            colour, marker = _style(method)
+            colour, marker = method_style(method)
             axes.plot(points.index, points, marker=marker, color=colour, linewidth=1.6, markersize=7, alpha=0.9)
         axes.set_xticks(sorted(own["cap"].unique()))
         axes.set_xlabel("cap: calls of the large model per task" if unit == "calls" else "cap: USD per task")
         if unit == "usd":
-            axes.xaxis.set_major_formatter(FuncFormatter(_usd))
+            axes.xaxis.set_major_formatter(FuncFormatter(usd))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_ylabel("success")
-    handles = [Line2D([], [], color=_style(m)[0], marker=_style(m)[1], label=str(m)) for m in methods]
+    handles = [Line2D([], [], color=method_style(m)[0], marker=method_style(m)[1], label=str(m)) for m in methods]
     figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.05, 0.005), ncols=5, fontsize=10)
     over = int(table["overspends"].sum())
     subtitle = f"budget-constrained decoding; best operating point of a method at each cap; {over} overspends"
-    _head(figure, "Success under a hard budget", subtitle, label)
+    head(figure, "Success under a hard budget", subtitle, label)
     return figure

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from bopo_ray.analysis import plots, report, tables
+from bopo_ray.analysis import canvas, plots, report, tables
 from bopo_ray.analysis.bill import bill, sharing
 from bopo_ray.analysis.studies import task_difficulty
 from bopo_ray.benchmarks import env_label
@@ -126,9 +126,9 @@ def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, 
         | ({"curves": plots.training_curves_figure(curves, label=label, narrow=phone)} if len(curves) else {})
         for phone in (False, True)
     )
-    plots.save_png(figures["frontier"], out / "frontier.png")
+    canvas.save_png(figures["frontier"], out / "frontier.png")
     descriptions = {"frontier": title, "taxonomy": "Tasks by difficulty", "curves": "Training curves"}
-    svgs = {name: plots.to_svg(figure, descriptions[name]) for name, figure in figures.items()}
+    svgs = {name: canvas.to_svg(figure, descriptions[name]) for name, figure in figures.items()}
     context = report.ReportContext(
         title=title,
         label=run.pool.note,
@@ -155,7 +155,7 @@ def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, 
         frontier_svg=svgs["frontier"],
         taxonomy_svg=svgs["taxonomy"],
         curves_svg=svgs.get("curves"),
-        narrow_svgs={name: plots.to_svg(figure, descriptions[name]) for name, figure in narrow.items()},
+        narrow_svgs={name: canvas.to_svg(figure, descriptions[name]) for name, figure in narrow.items()},
         router_tokens=s.context,
         episodes=_examples(run, frontier),
     )

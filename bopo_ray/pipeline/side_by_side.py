@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bopo_ray.analysis import plots
+from bopo_ray.analysis import canvas, plots
 from bopo_ray.benchmarks import check_ready, env_label
 from bopo_ray.models.spend import SpendLedger
 from bopo_ray.pipeline.settings import Settings
@@ -55,7 +55,7 @@ def draw_side_by_side(folders: Mapping[str, Path], path: Path) -> Path:
         panels[env_label(env)] = pd.read_csv(folder / "frontier.csv"), summary
         labels.add(str(summary["label"]))
     figure = plots.frontiers_figure(panels, "Success against cost on held-out tasks", ", ".join(sorted(labels)))
-    plots.save_png(figure, path, width_px=1800)
+    canvas.save_png(figure, path, width_px=1800)
     return path
 
 

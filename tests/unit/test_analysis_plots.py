@@ -15,13 +15,12 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
+from bopo_ray.analysis.canvas import save_png, to_svg
 from bopo_ray.analysis.labels import free_spots, spread
 from bopo_ray.analysis.plots import (
     frontier_figure,
     frontiers_figure,
-    save_png,
     taxonomy_figure,
-    to_svg,
     training_curves_figure,
 )
 from bopo_ray.analysis.tables import Settings, frontier, summary

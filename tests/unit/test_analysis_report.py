@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from bopo_ray.analysis.bill import Bill
-from bopo_ray.analysis.plots import frontier_figure, taxonomy_figure, to_svg, training_curves_figure
+from bopo_ray.analysis.canvas import to_svg
+from bopo_ray.analysis.plots import frontier_figure, taxonomy_figure, training_curves_figure
 from bopo_ray.analysis.report import Price, ReportContext, Setting, render_report, write_report
 from bopo_ray.analysis.tables import Settings, frontier, summary
 from bopo_ray.records import Episode, EpisodeSpec, Phase, Step, StopReason
