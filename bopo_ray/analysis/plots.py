@@ -234,6 +234,7 @@ def taxonomy_figure(
 
 
 def draw_costs(axes: Axes, stats_df: pd.DataFrame, difficulty: pd.Series) -> None:
+    """Each task's cost with always-large against always-small, in dollars; inversions are ringed."""
     small, large = (stats_df[c].to_numpy(dtype=float) for c in ("cost_small_usd", "cost_large_usd"))
     inverted = small > large
     top = float(max(small.max(), large.max(), 1e-9)) * 1.06
