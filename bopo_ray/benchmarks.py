@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 
 import gymnasium as gym
 import numpy as np
 
 import envs  # noqa: F401 (registers the benchmarks)
 from bopo_ray.errors import ConfigError
+from bopo_ray.executors.demos import EXPERTS
+from bopo_ray.models.embedded import EmbeddedModel
+from bopo_ray.models.protocol import ModelPool
 from bopo_ray.records import spawn_seed
 from envs.base import Split, Task, TextEnv
 
-__all__ = ["check_ready", "env_class", "env_label", "select_tasks"]
+__all__ = ["check_ready", "env_class", "env_label", "fair_tasks", "select_tasks"]
 
 
 def env_class(env_id: str) -> type[TextEnv]:
@@ -51,12 +55,36 @@ def env_label(env_id: str) -> str:
     return f"{env_id} ({label()})" if label else env_id
 
 
-def select_tasks(env_id: str, split: Split, count: int, seed: int, names: tuple[str, ...] = ()) -> tuple[Task, ...]:
+def fair_tasks(env_id: str, pool: ModelPool) -> Callable[[Task], bool]:
+    """Which tasks are a fair question for the pool: all; or, where models of it were trained by this project, those of
+    kinds that they were shown, less those that they were shown themselves.
+
+    Raises ConfigError for models that were trained for another environment.
+    """
+    trained = [m for m in pool.models if isinstance(m, EmbeddedModel)]
+    for model in trained:
+        if model.env != env_id:
+            raise ConfigError(
+                f"model {model.name!r} was trained for {model.env}, not for {env_id}; choose another with --models, or "
+                f"give --env {model.env}"
+            )
+    if not trained:
+        return lambda task: True
+    shown = importlib.import_module(EXPERTS[env_id]).shown
+    kinds = frozenset.intersection(*(m.kinds for m in trained))
+    return lambda task: task.kind in kinds and not shown(task.name)
+
+
+def select_tasks(
+    env_id: str, split: Split, count: int, seed: int, names: tuple[str, ...] = (),
+    fair: Callable[[Task], bool] = lambda task: True,
+) -> tuple[Task, ...]:  # fmt: skip
     """`count` tasks of a split, spread evenly over the kinds: each kind in turn gives one of its own shuffled list.
 
-    The rule looks at nothing but the names. `names` picks by name instead. Raises ConfigError when nothing is left.
+    The rule looks at nothing but the names. `names` picks by name instead; `fair` leaves tasks out (see `fair_tasks`).
+    Raises ConfigError when nothing is left.
     """
-    tasks = env_class(env_id).tasks(split)
+    tasks = tuple(t for t in env_class(env_id).tasks(split) if fair(t))
     if names:
         by_name = {t.name: t for t in tasks}
         unknown = [n for n in names if n not in by_name]

@@ -3,9 +3,11 @@
     python -m experiments.bench envs              # a table
     python -m experiments.bench envs --json       # the same rows as a list of objects
     python -m experiments.bench envs --seconds 60 # longer, steadier
+    python -m experiments.bench executors         # the language models that come with the project
 
 `envs` takes about a minute. Expect ours within a few per cent of ScienceWorld's raw step, and several times the
-simulator's own Python environment, which computes all valid actions at each step. The ways take turns in one run, so
+simulator's own Python environment, which computes all valid actions at each step. `executors` is described in
+`bench_executors`. The ways take turns in one run, so
 that a machine that slows down slows all of them. A bench is a function `seconds -> rows` in the module that `BENCHES`
 names; it is imported when it is asked for.
 """
@@ -18,6 +20,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
+
+from bopo_ray.errors import ConfigError
 
 __all__ = ["BENCHES", "Row", "interleave", "main"]
 
@@ -55,7 +59,7 @@ def interleave(ways: dict[str, Callable[[], None]], seconds: float) -> dict[str,
     return {name: 1 / sorted(values)[len(values) // 2] for name, values in times.items()}
 
 
-BENCHES = {"envs": "experiments.bench_envs"}
+BENCHES = {"envs": "experiments.bench_envs", "executors": "experiments.bench_executors"}
 """Name on the command line -> module with `run(seconds) -> Sequence[Row]`."""
 
 
@@ -79,7 +83,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
     parser.add_argument("--seconds", type=float, default=20.0, help="time to measure for, per bench (default: 20)")
     args = parser.parse_args(argv)
-    rows = [row for name in args.bench for row in import_module(BENCHES[name]).run(args.seconds)]
+    try:
+        rows = [row for name in args.bench for row in import_module(BENCHES[name]).run(args.seconds)]
+    except ConfigError as error:
+        parser.exit(2, f"error: {error}\n")
     if args.json:
         print(json.dumps([row.as_dict() for row in rows], indent=2))
     else:

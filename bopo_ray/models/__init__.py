@@ -19,13 +19,20 @@ def load_pool(models: str = "simulated", small: str = "", large: str = "") -> Mo
 @cache
 def build_pool(spec: PoolSpec, processes: int = 1) -> ModelPool:
     """The models of `spec`, once per process; `processes` of them share each endpoint's limits."""
-    simulated = all(m.provider == "simulated" for m in spec.models)
+    providers = {m.provider for m in spec.models}
     names = " / ".join(m.label for m in spec.models)
-    if simulated:
+    if providers == {"simulated"}:
         label = "simulated"
         note = (
             "Simulated executors that follow the environment's expert plan and err by design; "
             f"tokens are counted and billed at the list prices of GPT-4.1-mini / GPT-4.1 of {spec.prices_date}."
+        )
+    elif providers == {"embedded"}:
+        label = "self-trained"
+        note = (
+            "Language models of our own, trained from scratch by this project "
+            f"({', '.join(f'embedded:{m.label}' for m in spec.models)}); tokens are measured; billed at the list "
+            f"prices of GPT-4.1-mini / GPT-4.1 of {spec.prices_date}, which are nominal."
         )
     else:
         label = names
@@ -55,6 +62,10 @@ def _build(spec: ModelSpec, processes: int, local: int) -> LanguageModel:
         from bopo_ray.models.huggingface import shared_hf_model
 
         return shared_hf_model(spec, local)
+    if spec.provider == "embedded":
+        from bopo_ray.models.embedded import EmbeddedModel
+
+        return EmbeddedModel(spec)
     from bopo_ray.models.simulated import SimulatedModel
 
     return SimulatedModel(spec)

@@ -7,6 +7,7 @@ smallest first.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import math
 import os
@@ -24,9 +25,9 @@ from bopo_ray.models.protocol import Sampling
 
 __all__ = ["PROVIDERS", "ModelSpec", "PoolSpec", "read_pool", "resolve_pool", "save_pool"]
 
-PROVIDERS = ("openai", "hf", "simulated")
+PROVIDERS = ("embedded", "openai", "hf", "simulated")
 OPENAI_URL = "https://api.openai.com/v1"
-SIMULATED = "simulated"
+SIMULATED, EMBEDDED = "simulated", "embedded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,8 @@ class ModelSpec:
     """One model of a pool."""
 
     model: str
-    """Provider and model: openai:NAME (any OpenAI-compatible endpoint), hf:NAME-or-folder, simulated:small|large"""
+    """Provider and model: openai:NAME (any OpenAI-compatible endpoint), hf:NAME-or-folder,
+    embedded:NAME-or-folder (a model that this project trained itself), simulated:small|large"""
     price: Price
     """What its tokens cost"""
     name: str = ""
@@ -110,7 +112,7 @@ class ModelSpec:
     @property
     def label(self) -> str:
         """How results call it."""
-        return self.name or (self.model if self.provider == SIMULATED else self.target.rstrip("/").rpartition("/")[2])
+        return self.name or (self.model if self.provider == SIMULATED else _last_part(self.target))
 
     @property
     def sampling(self) -> Sampling:
@@ -158,7 +160,7 @@ def resolve_pool(models: str, small: str, large: str, prices: PriceTable) -> Poo
     """The pool that the settings name.
 
     Args:
-        models: "simulated", or the path of a pool file.
+        models: "simulated", the path of a pool file, or "embedded:FAMILY": our own FAMILY-small and FAMILY-large.
         small, large: PROVIDER:MODEL of a pair, which wins over `models`; both or none.
         prices: for models whose pool file gives none.
 
@@ -173,12 +175,29 @@ def resolve_pool(models: str, small: str, large: str, prices: PriceTable) -> Poo
     if models == SIMULATED:
         pair = tuple(_model({"model": f"{SIMULATED}:{size}"}, prices, models) for size in ("small", "large"))
         return PoolSpec(pair, prices_date=prices.date)
+    if models.startswith(f"{EMBEDDED}:"):
+        _check_family(models, prices)
+        pair = tuple(_model({"model": f"{models}-{size}"}, prices, models) for size in ("small", "large"))
+        return PoolSpec(pair, prices_date=prices.date)
     if not models.endswith((".yaml", ".yml")):
         raise ConfigError(
             f"unknown models {models!r}: need {SIMULATED}, or the path of a pool file (.yaml); set it with --models, "
             "or give a pair with --small and --large"
         )
     return read_pool(Path(models), prices)
+
+
+def _check_family(models: str, prices: PriceTable) -> None:
+    """Raises ConfigError for a family of our own models that no list of prices, and so no release, has heard of."""
+    names = [name for name, _ in (*prices.prices, *prices.billed_as) if name.startswith(f"{EMBEDDED}:")]
+    families = sorted({name.removesuffix(f"-{size}") for name in names for size in ("small", "large")} - set(names))
+    if models not in families:
+        close = difflib.get_close_matches(models, families, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(
+            f"unknown models {models!r}{hint}; need {' or '.join(families) or 'a family that the price list has'}; set "
+            "it with --models, or give a pair of single models, e.g. embedded:FOLDER, with --small and --large"
+        )
 
 
 def read_pool(path: Path, prices: PriceTable) -> PoolSpec:
@@ -236,9 +255,21 @@ def _model(raw: Any, prices: PriceTable, where: str) -> ModelSpec:
     if "price" in raw:
         price = parse_price(raw["price"], f"{where}: model {raw['model']!r}")
     elif raw["model"].partition(":")[0] in PROVIDERS and target:
-        price = prices.price(raw["model"] if raw["model"].startswith(SIMULATED) else target)
+        price = prices.price(_price_name(raw["model"]))
     else:
         price = Price(0, 0, 0)  # refused below for its name
     if raw["model"].startswith("openai:") and not fields.get("base_url"):
         fields["base_url"] = os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
     return ModelSpec(**fields | {"price": price})
+
+
+def _price_name(model: str) -> str:
+    """How a price list calls a model: one of our own by its last part, wherever its folder lies."""
+    provider, _, target = model.partition(":")
+    if provider == SIMULATED:
+        return model
+    return f"{EMBEDDED}:{_last_part(target)}" if provider == EMBEDDED else target
+
+
+def _last_part(target: str) -> str:
+    return target.rstrip("/").rpartition("/")[2]

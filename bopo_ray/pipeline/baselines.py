@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from bopo_ray.benchmarks import select_tasks
 from bopo_ray.method.reward import cost_ranges, normalised_cost
 from bopo_ray.method.taxonomy import boundary_stats
 from bopo_ray.pipeline.run import Run
@@ -82,7 +81,7 @@ def best_schedules(run: Run) -> list[Policy]:
     s = run.settings
     names = [ALWAYS_SMALL, ALWAYS_LARGE]
     names += [f"{f}({k})" for f in ("first-large", "last-large") for k in SCHEDULE_STEPS if k < s.max_steps]
-    tasks = select_tasks(s.env, Split.DEV, max(1, s.test_tasks // DEV_SHARE), 0)
+    tasks = run.tasks(Split.DEV, max(1, s.test_tasks // DEV_SHARE))
     store = run.store("dev")
     run.play(
         "fixed schedules on dev tasks", store,

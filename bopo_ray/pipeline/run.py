@@ -21,7 +21,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bopo_ray.benchmarks import check_ready, select_tasks
+from bopo_ray.benchmarks import check_ready, fair_tasks, select_tasks
 from bopo_ray.errors import EngineError, StoreError
 from bopo_ray.models import build_pool, host_pool
 from bopo_ray.models.calls import CallStore
@@ -39,7 +39,7 @@ from bopo_ray.rllib.open_desk import DeskConfig, node_id, serve_desk
 from bopo_ray.rllib.runner import Failure
 from bopo_ray.routers import Router
 from bopo_ray.store import EpisodeStore
-from envs.base import Split
+from envs.base import Split, Task
 
 __all__ = ["Run", "write_json"]
 
@@ -69,11 +69,12 @@ class Run:
         """Opens the folder; raises StoreError when it holds another run, or one and `resume` is not set."""
         self.settings, self.out, self.console = settings, out, console
         self.prices = price_table(Path(settings.prices)) if settings.prices else price_table()
-        self.models = resolve_pool(settings.models, settings.small, settings.large, self.prices)
+        self.models = resolve_pool(settings.pool, settings.small, settings.large, self.prices)
         self.pool = build_pool(self.models)
         check_ready(settings.env)
-        self.train = select_tasks(settings.env, Split.TRAIN, settings.train_tasks, 0)
-        self.test = select_tasks(settings.env, Split.TEST, settings.test_tasks, 0)
+        self._fair = fair_tasks(settings.env, self.pool)
+        self.train = self.tasks(Split.TRAIN, settings.train_tasks)
+        self.test = self.tasks(Split.TEST, settings.test_tasks)
         self._group: EnvRunnerGroup | None = None
         path = out / "settings.yaml"
         if path.exists():
@@ -108,6 +109,10 @@ class Run:
             self.settle()  # what runners that were stopped in mid-call left open, as soon as they are gone
             time.sleep(0.1)
         self._lock.close()
+
+    def tasks(self, split: Split, count: int) -> tuple[Task, ...]:
+        """The tasks of a split that this run uses: those that are fair to its models."""
+        return select_tasks(self.settings.env, split, count, 0, fair=self._fair)
 
     # -- calls and money --------------------------------------------------------------------------------------------
 

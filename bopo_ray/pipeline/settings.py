@@ -29,7 +29,7 @@ class Settings:
     env: str = "ScienceWorld-v0"
     """benchmark: ScienceWorld-v0, ALFWorld-v0, AppWorld-v0, all (in turn), or your own as package.module:Name-v0"""
     models: str = "simulated"
-    """pool of models: simulated, or a YAML file with two or more, smallest first"""
+    """pool of models: embedded (self-trained), simulated, or a YAML file with two or more, smallest first"""
     small: str = ""
     """the small model, PROVIDER:MODEL, e.g. openai:gpt-4.1-mini or hf:FOLDER; with --large, instead of --models"""
     large: str = ""
@@ -146,6 +146,11 @@ class Settings:
         return None if self.budget_usd is None else Budget(CostMode.USD, round(self.budget_usd * 1_000_000))
 
     @property
+    def pool(self) -> str:
+        """`models`, with the embedded pair called by its environment."""
+        return f"embedded:{self.env.partition('-')[0].lower()}" if self.models == "embedded" else self.models
+
+    @property
     def router_shape(self) -> dict[str, int]:
         """The router's shape, as `RouterModule` takes it."""
         return {"width": self.width, "layers": self.layers, "context": self.context}
@@ -203,7 +208,7 @@ def resolve(file: Path | None, given: dict[str, Any]) -> Settings:
     scale = given.get("scale") or from_file.get("scale") or Settings.__dataclass_fields__["scale"].default
     if not isinstance(scale, str) or scale not in SCALES:
         raise ConfigError(f"scale={scale!r}: need one of {', '.join(SCALES)}; set it with --scale")
-    env = given.get("env") or from_file.get("env")
+    env = given.get("env") or from_file.get("env") or Settings.__dataclass_fields__["env"].default
     merged = BENCHMARKS.get(str(env), {}) | SCALES[scale] | from_file | given | {"scale": scale}
     return _typed(merged)
 

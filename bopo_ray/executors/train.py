@@ -1,0 +1,251 @@
+"""Behaviour cloning of a small Llama from scratch: tokenizer, updates, and a folder that `transformers` loads.
+
+Always true here: the same recipe, demonstrations and number of threads give the same weights; an interrupted training
+goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboardX import SummaryWriter
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from bopo_ray.executors.augment import augmented
+from bopo_ray.executors.demos import Demo
+from bopo_ray.executors.recipes import Recipe
+from bopo_ray.executors.sequences import Stretch, batches, sequences
+from bopo_ray.models.embedded_prompt import CHAT_TEMPLATE, END, PAD, SPECIAL, EmbeddedPrompt
+
+__all__ = ["HELD_OUT", "train", "train_tokenizer"]
+
+MILLION = 1_000_000
+VOCABULARY = 3072
+_WORD = r" ?[a-z]+| ?[0-9]| ?[^\sa-z0-9]+|\s+"
+"""What the tokenizer never joins across: a word, a digit, a run of signs, each with the space before it."""
+CHUNK = 256
+"""Demonstrations that are augmented, encoded and sorted by length at a time."""
+CHECKPOINT_S = 60.0
+TEXT_SHARE = 0.3
+"""Share of the text's tokens that an update predicts, each with its weight divided by this: the last layer is dear."""
+HELD_OUT = 20
+"""Every so many-th demonstrated task is held out of training, to watch the loss on."""
+
+
+def train_tokenizer(demos: Sequence[Demo], path: Path) -> None:
+    """A byte-level BPE in which nearly every word of the environment is one token; digits stand alone."""
+    tokenizer = Tokenizer(models.BPE(unk_token=None))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+            normalizers.Lowercase(),
+            normalizers.Prepend(" "),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(_WORD), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    texts = (t for d in demos for t in (d.task_text, d.first_observation, *d.actions, *d.observations))
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=list(SPECIAL), show_progress=False, min_frequency=3,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.save(str(path))
+
+
+def train(
+    env_id: str, demos: Sequence[Demo], recipe: Recipe, work: Path, out: Path, report: Callable[[str], None]
+) -> dict[str, float]:
+    """Trains one model.
+
+    Args:
+        env_id: whose demonstrations these are.
+        demos: clean and noisy ones.
+        recipe: how.
+        work: folder of checkpoints and TensorBoard's files.
+        out: where the finished folder is written; it holds tokenizer.json already.
+        report: takes a line of progress.
+
+    Returns the losses at the end: of held-out tasks' actions, in nats per token, and the share of actions written
+    without an error when everything before them is given.
+    """
+    torch.manual_seed(recipe.seed)
+    prompt = EmbeddedPrompt(out, recipe.context)
+    names = sorted({d.task for d in demos})
+    held = set(names[HELD_OUT // 2 :: HELD_OUT])
+    learn = [d for d in demos if d.task not in held and (recipe.noisy or not d.noisy)]
+    check = [s for d in demos if d.task in held and not d.noisy for s in sequences(d, prompt)]
+    # Attention by plain matrices: on a CPU, with long sequences and few wide heads, half the time of the fused kernel.
+    model = LlamaForCausalLM._from_config(_config(prompt, recipe), attn_implementation="eager")
+    optimizer = torch.optim.AdamW(_groups(model), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.1)
+    work.mkdir(parents=True, exist_ok=True)
+    seen, step = _resume(work, model, optimizer)
+    if seen:
+        report(f"goes on after {seen / 1e6:.1f} million tokens")
+    board = SummaryWriter(str(work))
+    goal, started, saved = recipe.tokens * MILLION, time.monotonic(), time.monotonic()
+    began, sums, said = seen, [0.0, 0.0], 0
+    for batch in _stream(env_id, learn, prompt, recipe, skip=step):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr * _schedule(seen / goal, step)
+        loss, action = _update(model, optimizer, batch, recipe, step)
+        tokens = sum(len(s.ids) for s in batch)
+        seen, step = seen + tokens, step + 1
+        sums = [0.98 * sums[0] + 0.02 * action, 0.98 * sums[1] + 0.02]
+        if step % 20 == 0:
+            board.add_scalar("loss/all", loss, seen)
+            board.add_scalar("loss/action", action, seen)
+        if seen - said > goal / 40 or seen >= goal:
+            said = seen
+            held_loss, exact = _check(model, check, recipe)
+            board.add_scalar("held_out/action_loss", held_loss, seen)
+            board.add_scalar("held_out/actions_exact", exact, seen)
+            spent = time.monotonic() - started
+            left = spent / (seen - began) * (goal - seen)
+            report(
+                f"{seen / 1e6:.3f} of {goal / 1e6:g} M tokens, action loss {sums[0] / sums[1]:.3f}, held out "
+                f"{held_loss:.3f}, exact {exact:.3f}; {(seen - began) / spent:.0f} tokens/s, {left:.0f} s left"
+            )
+        if time.monotonic() - saved > CHECKPOINT_S or seen >= goal:
+            saved = time.monotonic()
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "seen": seen, "step": step}
+            torch.save(state, work / "checkpoint.tmp")
+            (work / "checkpoint.tmp").replace(work / "checkpoint.pt")
+        if seen >= goal:
+            break
+    board.close()
+    held_loss, exact = _check(model, check, recipe)
+    _save(model, out, recipe)
+    return {"held_out_action_loss": held_loss, "held_out_actions_exact": exact}
+
+
+def _config(prompt: EmbeddedPrompt, recipe: Recipe) -> LlamaConfig:
+    ids = {t: prompt.tokenizer.token_to_id(t) for t in SPECIAL}
+    return LlamaConfig(
+        vocab_size=prompt.tokenizer.get_vocab_size(), hidden_size=recipe.width, num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads, num_key_value_heads=recipe.heads, intermediate_size=8 * recipe.width // 3,
+        max_position_embeddings=recipe.context, tie_word_embeddings=True, rms_norm_eps=1e-5, use_cache=True,
+        initializer_range=0.02, bos_token_id=ids["<task>"], eos_token_id=ids[END], pad_token_id=ids[PAD],
+    )  # fmt: skip
+
+
+def _groups(model: torch.nn.Module) -> list[dict[str, Any]]:
+    """Decay of matrices only."""
+    named = list(model.named_parameters())
+    return [
+        {"params": [p for n, p in named if p.ndim >= 2 and "embed" not in n]},
+        {"params": [p for n, p in named if p.ndim < 2 or "embed" in n], "weight_decay": 0.0},
+    ]
+
+
+def _schedule(progress: float, step: int) -> float:
+    """Warm-up over 100 updates, then a cosine down to a twentieth."""
+    return min(1.0, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def _stream(
+    env_id: str, demos: Sequence[Demo], prompt: EmbeddedPrompt, recipe: Recipe, skip: int
+) -> Iterator[list[Stretch]]:
+    """Batches without end; the first `skip` are left out."""
+    count, epoch = 0, 0
+    while True:
+        rng = random.Random(f"{recipe.seed} {epoch}")
+        order = rng.sample(range(len(demos)), len(demos))
+        for at in range(0, len(order), CHUNK):
+            part = (demos[i] for i in order[at : at + CHUNK])
+            read = [augmented(env_id, d, rng) if rng.random() < recipe.augment else d for d in part]
+            for batch in batches([s for d in read for s in sequences(d, prompt)], recipe.batch_tokens, rng):
+                count += 1
+                if count > skip:
+                    yield batch
+        epoch += 1
+
+
+def _padded(batch: Sequence[Stretch]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and kinds, [B, T] each, padded on the right (which a causal model does not see)."""
+    width = max(len(s.ids) for s in batch)
+    ids = torch.tensor([s.ids + [0] * (width - len(s.ids)) for s in batch])
+    kinds = torch.tensor([s.kinds + [0] * (width - len(s.kinds)) for s in batch])
+    return ids, kinds
+
+
+def _losses(model: Any, ids: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of each chosen token, and whether it was the likeliest. `rows` [N] indexes ids[:, 1:].flatten()."""
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden.flatten(0, 1)[rows])
+    targets = ids[:, 1:].flatten()[rows]
+    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none"), logits.argmax(-1) == targets
+
+
+def _update(model: Any, optimizer: Any, batch: Sequence[Stretch], recipe: Recipe, step: int) -> tuple[float, float]:
+    ids, kinds = _padded(batch)
+    flat = kinds[:, 1:].flatten()
+    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+    text = (flat == 1) & (torch.rand(len(flat), generator=generator) < TEXT_SHARE) & (recipe.text_weight > 0)
+    rows = torch.nonzero((flat == 2) | text).flatten()
+    losses, _ = _losses(model, ids, rows)
+    action = flat[rows] == 2
+    weights = torch.where(action, 1.0, recipe.text_weight / TEXT_SHARE)
+    loss = (losses * weights).sum() / weights.sum().clamp_min(1.0)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    mean = losses[action].mean() if action.any() else loss
+    return float(loss.detach()), float(mean.detach())
+
+
+@torch.no_grad()
+def _check(model: Any, stretches: Sequence[Stretch], recipe: Recipe) -> tuple[float, float]:
+    """Mean loss of the actions' tokens, and the share of actions of which every token is the likeliest one."""
+    total, tokens, exact, actions = 0.0, 0, 0, 0
+    for batch in batches(stretches, 4 * recipe.batch_tokens, random.Random(0)):
+        ids, kinds = _padded(batch)
+        flat = kinds[:, 1:].flatten()
+        rows = torch.nonzero(flat == 2).flatten()
+        if not len(rows):
+            continue
+        losses, right = _losses(model, ids, rows)
+        total, tokens = total + float(losses.sum()), tokens + len(rows)
+        starts = torch.cat([torch.ones(1, dtype=torch.bool), rows[1:] != rows[:-1] + 1]).cumsum(0) - 1
+        wrong = torch.zeros(int(starts[-1]) + 1).index_add_(0, starts, (~right).float())
+        exact, actions = exact + int((wrong == 0).sum()), actions + len(wrong)
+    return total / max(1, tokens), exact / max(1, actions)
+
+
+def _resume(work: Path, model: torch.nn.Module, optimizer: Any) -> tuple[int, int]:
+    """Tokens and updates done so far."""
+    path = work / "checkpoint.pt"
+    with contextlib.suppress(FileNotFoundError):
+        state = torch.load(path, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["seen"]), int(state["step"])
+    return 0, 0
+
+
+def _save(model: Any, out: Path, recipe: Recipe) -> None:
+    """The weights in half precision, the tokenizer with its chat template, and how to generate."""
+    ids = model.config
+    model.generation_config = GenerationConfig(
+        bos_token_id=ids.bos_token_id, eos_token_id=ids.eos_token_id, pad_token_id=ids.pad_token_id
+    )
+    model.to(torch.float16).save_pretrained(out)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_file=str(out / "tokenizer.json"), eos_token=END, pad_token=PAD, bos_token="<task>",
+        chat_template=CHAT_TEMPLATE, model_max_length=recipe.context, clean_up_tokenization_spaces=False,
+        additional_special_tokens=[t for t in SPECIAL if t not in (END, PAD, "<task>")],
+    )  # fmt: skip
+    fast.save_pretrained(out)

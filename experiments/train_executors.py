@@ -1,0 +1,96 @@
+"""Makes the embedded language models again, from nothing: demonstrations, training, evaluation.
+
+    python -m experiments.train_executors --env ScienceWorld-v0 --size small
+    python -m experiments.train_executors --env ScienceWorld-v0 --size large
+
+Plays the environment's expert on the executors' own tasks (kept as Parquet, shared by both sizes), trains a small Llama
+by behaviour cloning, and writes a folder that `transformers` loads, by default where the package keeps its own. Expect
+10 to 20 minutes of playing on 2 cores, then 15 (small) or 45 (large) of training on one; both may train at once.
+TensorBoard reads `--work`. A run that was stopped goes on with the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from bopo_ray.executors.demos import EXPERTS, Demo, collect
+from bopo_ray.executors.recipes import RECIPES, Recipe
+from bopo_ray.models.embedded_files import SHIPPED
+
+__all__ = ["main"]
+
+ENOUGH = 5
+"""Tasks of a kind, for it to count as shown."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", required=True, choices=sorted(EXPERTS))
+    parser.add_argument(
+        "--size", choices=("small", "large"), help="which one; without it, only demonstrations are made"
+    )
+    parser.add_argument("--work", type=Path, default=Path("results/executors"), help="demonstrations and checkpoints")
+    parser.add_argument("--out", type=Path, help="folder of the model (default: where the package keeps it)")
+    parser.add_argument("--name", default="", help="of a variant: its own checkpoints, and no model in the package")
+    parser.add_argument("--demos", type=int, default=0, help="tasks to show at most (default: all)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that play at once")
+    parser.add_argument("--threads", type=int, default=1, help="of the training; results differ in the last bits")
+    for field in dataclasses.fields(Recipe):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", help=f"instead of the recipe's {field.name}")
+    args = parser.parse_args(argv)
+    family = args.env.split("-")[0].lower()
+    started = time.monotonic()
+
+    def report(line: str) -> None:
+        print(f"{time.monotonic() - started:6.0f} s  {line}", file=sys.stderr, flush=True)
+
+    demos = collect(args.env, args.work / family / "demos", args.processes, args.demos, report)
+    report(f"{len(demos)} demonstrations of {len({d.task for d in demos})} tasks")
+    if args.size is None:
+        return
+    import torch
+
+    from bopo_ray.executors.train import train, train_tokenizer
+
+    torch.set_num_threads(args.threads)
+    recipe = _recipe(args)
+    name = f"{family}-{args.size}" + (f"-{args.name}" if args.name else "")
+    out = args.out or (args.work / "models" / name if args.name else SHIPPED / name)
+    out.mkdir(parents=True, exist_ok=True)
+    train_tokenizer(demos, out / "tokenizer.json")
+    found = train(args.env, demos, recipe, args.work / family / name, out, report)
+    about = {
+        "format": 1, "env": args.env, "size": args.size, "recipe": dataclasses.asdict(recipe),
+        "kinds": _kinds(demos), "demonstrations": len(demos), "found": found,
+        "made_by": f"python -m experiments.train_executors --env {args.env} --size {args.size}",
+    }  # fmt: skip
+    (out / "executor.json").write_text(json.dumps(about, indent=1) + "\n")
+    report(f"{out}: {found}")
+
+
+def _kinds(demos: Sequence[Demo]) -> list[str]:
+    """Kinds of which so many tasks were shown that a model can be asked for others."""
+    tasks = Counter(kind for kind, _ in {(d.kind, d.task) for d in demos})
+    return sorted(kind for kind, n in tasks.items() if n >= ENOUGH)
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    recipe = RECIPES[args.env, args.size]
+    for field in dataclasses.fields(Recipe):
+        if (value := getattr(args, field.name)) is not None:
+            kind = type(getattr(recipe, field.name))
+            recipe = dataclasses.replace(recipe, **{field.name: value == "True" if kind is bool else kind(value)})
+    return recipe
+
+
+if __name__ == "__main__":
+    main()

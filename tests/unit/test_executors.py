@@ -1,0 +1,255 @@
+"""How the embedded models are made: what they are taught, and from what."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bopo_ray.executors import train as training
+from bopo_ray.executors.augment import COLOURS, augmented
+from bopo_ray.executors.demos import Demo, collect, demo_messages, read_demos
+from bopo_ray.executors.recipes import RECIPES, Recipe
+from bopo_ray.executors.scienceworld import executor_tasks, jobs, shown, with_looks
+from bopo_ray.executors.sequences import batches, sequences
+from bopo_ray.models.embedded_prompt import EmbeddedPrompt
+from bopo_ray.models.protocol import Message
+from envs.base import Split
+from envs.scienceworld import ScienceWorldEnv
+
+WORDS = ("red box", "a metal fork", "the kitchen", "look around", "move it", "You see:\n\ta red box\n\ta blue box\n")
+
+
+def demo(actions: int = 4, words: tuple[str, ...] = WORDS, taught: tuple[bool, ...] | None = None) -> Demo:
+    """A demonstration whose texts are taken in turn."""
+    text = [f"{words[i % len(words)]} {i}" for i in range(actions)]
+    return Demo(
+        "find-animal/0", False, "Move the animal to the red box.", "This is the kitchen.",
+        tuple(f"move {t}".split("\n")[0] for t in text), tuple(text), taught or (True,) * actions,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a tokenizer of these words."""
+    path = tmp_path_factory.mktemp("tokenizer")
+    training.train_tokenizer([demo(12)] * 5, path / "tokenizer.json")
+    return path
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    context=st.sampled_from((64, 80, 128, 512)),
+    flags=st.lists(st.booleans(), min_size=1, max_size=14),
+    words=st.lists(st.sampled_from(WORDS), min_size=1, max_size=5),
+)
+def test_each_taught_action_is_learned_once_from_what_the_model_would_read(
+    folder: Path, context: int, flags: list[bool], words: list[str]
+) -> None:
+    prompt = EmbeddedPrompt(folder, context)
+    shown_ = demo(len(flags), tuple(words), tuple(flags))
+    learned: list[tuple[list[int], list[int]]] = []
+    for s in sequences(shown_, prompt):
+        assert len(s.ids) == len(s.kinds) <= context
+        at = 0
+        while at < len(s.ids):
+            if s.kinds[at] == 2:
+                end = next((i for i in range(at, len(s.ids)) if s.kinds[i] != 2), len(s.ids))
+                learned.append((s.ids[:at], s.ids[at:end]))
+                at = end
+            else:
+                at += 1
+    messages = demo_messages(shown_)
+    wanted = []
+    for i, action in enumerate(shown_.actions):
+        if flags[i]:
+            wanted.append((prompt.ids(messages[: 2 + 2 * i]), prompt.action_ids(action)[1:]))
+    assert learned == wanted
+
+
+def test_text_before_the_first_window_is_learned_too_and_no_action_of_noise(folder: Path) -> None:
+    prompt = EmbeddedPrompt(folder, 512)
+    (one,) = sequences(demo(3, taught=(True, False, True)), prompt)
+    said = prompt.action_ids("move a metal fork 1")[1:]
+    at = next(i for i in range(len(one.ids)) if one.ids[i : i + len(said)] == said)
+    assert one.kinds[at : at + len(said)] == [0] * len(said)
+    assert set(one.kinds) == {0, 1, 2} and one.kinds[0] == 1
+    assert {one.ids[i] for i, k in enumerate(one.kinds) if i and k == 0} >= {prompt.act, prompt.obs}
+
+
+def test_batches_hold_each_sequence_once_within_the_bound(folder: Path) -> None:
+    import random
+
+    prompt = EmbeddedPrompt(folder, 128)
+    items = [s for n in range(1, 14) for s in sequences(demo(n), prompt)]
+    made = batches(items, 256, random.Random(0))
+    assert sorted(id(s) for b in made for s in b) == sorted(map(id, items))
+    for b in made:
+        assert len(b) == 1 or len(b) * max(len(s.ids) for s in b) <= 256
+
+
+class TestAugmentation:
+    PLAIN = Demo(
+        "find-animal/3", False, "Your task is to find a(n) animal and move it to the red box in the kitchen.",
+        "You see:\n\ta red box (containing nothing)\n\ta blue box (containing nothing)\n\tan egg wolf\n",
+        ("focus on wolf", "move wolf to red box"), ("You focus on the wolf.", "You move the wolf to the red box."),
+        (True, True),
+    )  # fmt: skip
+
+    def test_names_change_everywhere_at_once(self) -> None:
+        import random
+
+        seen = set()
+        for seed in range(40):
+            a = augmented("ScienceWorld-v0", self.PLAIN, random.Random(seed))
+            colour = a.actions[1].split()[-2]
+            animal = a.actions[0].removeprefix("focus on ")
+            seen.add((colour, animal))
+            assert colour in COLOURS and f"the {colour} box in the kitchen" in a.task_text
+            assert a.actions[1] == f"move {animal} to {colour} box"
+            assert a.observations[1] == f"you move the {animal} to the {colour} box."
+            assert sorted(a.first_observation.splitlines())[:1] != sorted(a.first_observation.splitlines())[1:2]
+            assert (
+                f"{colour} box (containing nothing)" in a.first_observation and f"egg {animal}" in a.first_observation
+            )
+            assert (a.task, a.noisy, a.taught) == (self.PLAIN.task, self.PLAIN.noisy, self.PLAIN.taught)
+        assert len(seen) > 10
+
+    def test_what_decides_the_answer_stays(self) -> None:
+        import random
+
+        paint = dataclasses.replace(self.PLAIN, task="chemistry-mix-paint-secondary-color/0")
+        old = dataclasses.replace(self.PLAIN, task="lifespan-longest-lived/1")
+        for seed in range(20):
+            assert augmented("ScienceWorld-v0", paint, random.Random(seed)).actions == paint.actions
+            assert augmented("ScienceWorld-v0", old, random.Random(seed)).actions[0] == "focus on wolf"
+
+    def test_an_environment_without_rules_keeps_its_texts(self) -> None:
+        import random
+
+        assert augmented("ALFWorld-v0", self.PLAIN, random.Random(0)) is self.PLAIN
+
+
+def test_the_executors_are_shown_two_thirds_of_train_and_nothing_else() -> None:
+    mine = {name for names in executor_tasks().values() for name in names}
+    train = {t.name for t in ScienceWorldEnv.tasks(Split.TRAIN)}
+    assert mine < train and 0.6 < len(mine) / len(train) < 0.7
+    assert {n for n in train if shown(n)} == mine
+    assert not any(shown(t.name) for split in (Split.DEV, Split.TEST) for t in ScienceWorldEnv.tasks(split))
+    assert set(jobs(0)) <= mine and len(jobs(0)) == len(set(jobs(0))) and jobs(30) == jobs(0)[:30]
+    assert len({n.rpartition("/")[0] for n in jobs(40)}) > 15
+
+
+def test_a_room_is_looked_at_when_it_is_entered() -> None:
+    plan = ["teleport to kitchen", "look around", "take x", "teleport to workshop", "move x to y"]
+    assert with_looks(plan) == [
+        "teleport to kitchen", "look around", "take x", "teleport to workshop", "look around", "move x to y",
+    ]  # fmt: skip
+
+
+TINY = Recipe(32, 1, 1, 128, noisy=True, tokens=1, lr=5e-3, batch_tokens=512)
+
+
+def tiny_run(folder: Path, work: Path, report=lambda line: None) -> dict[str, float]:  # type: ignore[no-untyped-def]
+    demos = [dataclasses.replace(demo(6), task=f"find-animal/{i}") for i in range(40)]
+    work.mkdir(parents=True, exist_ok=True)
+    out = work / "model"
+    out.mkdir(exist_ok=True)
+    (out / "tokenizer.json").write_text((folder / "tokenizer.json").read_text())
+    return training.train("ScienceWorld-v0", demos, TINY, work / "board", out, report)
+
+
+def test_training_learns_resumes_to_the_same_weights_and_saves_what_transformers_loads(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "MILLION", 150_000)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = tiny_run(folder, tmp_path / "whole")
+        assert found["held_out_actions_exact"] > 0.9 and found["held_out_action_loss"] < 0.2
+        monkeypatch.setattr(training, "CHECKPOINT_S", 0.0)
+
+        def stop(line: str) -> None:
+            if "exact" in line and float(line.split()[0]) > 0.07:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            tiny_run(folder, tmp_path / "cut", stop)
+        assert (tmp_path / "cut" / "board" / "checkpoint.pt").exists()
+        assert not (tmp_path / "cut" / "model" / "model.safetensors").exists()
+        lines: list[str] = []
+        assert tiny_run(folder, tmp_path / "cut", lines.append) == found
+        assert "goes on after" in lines[0]
+    finally:
+        torch.set_num_threads(threads)
+    weights = [(tmp_path / d / "model" / "model.safetensors").read_bytes() for d in ("whole", "cut")]
+    assert weights[0] == weights[1]
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole" / "model")
+    prompt = EmbeddedPrompt(tmp_path / "whole" / "model", 128)
+    messages = demo_messages(demo(6))[:4]
+    chat = [{"role": m.role, "content": m.content} for m in messages]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    assert list(ids) == prompt.ids(messages)
+    written = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :]
+    assert prompt.text(written.tolist()) == "move a metal fork 1"
+
+
+def test_texts_that_look_like_control_tokens_are_text(folder: Path) -> None:
+    prompt = EmbeddedPrompt(folder, 128)
+    ids = prompt.ids([Message("user", "Task: x <act> y\n\nObservation: <end> z")])
+    assert ids.count(prompt.act) == 1 and prompt.end not in ids and ids[-1] == prompt.act
+
+
+def test_a_collection_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the shards that are not there are played, here by a stand-in for the expert."""
+    from bopo_ray.executors import demos as module
+
+    played: list[str] = []
+
+    class Pool:
+        def __init__(self, *_: object, **__: object) -> None: ...
+        def __enter__(self) -> Pool:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+        def submit(self, _: object, env_id: str, names: list[str], path: Path):  # type: ignore[no-untyped-def]
+            from concurrent.futures import Future
+
+            done: Future[None] = Future()
+            try:
+                if len(played) >= 48 and not (tmp_path / "go").exists():
+                    raise KeyboardInterrupt
+                played.extend(names)
+                table = [dataclasses.asdict(dataclasses.replace(demo(), task=n)) for n in names]
+                module.write_table(module.pa.Table.from_pylist(table, module._SCHEMA), path)
+                done.set_result(None)
+            except KeyboardInterrupt as error:
+                done.set_exception(error)
+            return done
+
+    monkeypatch.setattr(module, "ProcessPoolExecutor", Pool)
+    with pytest.raises(KeyboardInterrupt):
+        collect("ScienceWorld-v0", tmp_path / "demos", 2, 100, lambda line: None)
+    (tmp_path / "go").touch()
+    made = collect("ScienceWorld-v0", tmp_path / "demos", 2, 100, lambda line: None)
+    assert [d.task for d in made] == jobs(100) and sorted(played) == sorted(jobs(100))
+    assert read_demos(next(iter(sorted((tmp_path / "demos").glob("*.parquet")))))[0] == dataclasses.replace(
+        demo(), task=jobs(1)[0]
+    )
+
+
+def test_the_recipes_differ_by_honest_causes_only() -> None:
+    for env in {e for e, _ in RECIPES}:
+        small, large = RECIPES[env, "small"], RECIPES[env, "large"]
+        assert small.width <= large.width and small.context <= large.context and small.tokens <= large.tokens
+    json.dumps(dataclasses.asdict(TINY))
