@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(argv)
     s = resolve(None, {"env": args.env, "models": "embedded"})
-    small, large = (f"embedded:{x}" if x else "" for x in (args.small, args.large))
-    spec = resolve_pool(s.pool, small, large, price_table())
+    small, large = args.small or f"{s.pool}-small", args.large or f"{s.pool}-large"
+    spec = resolve_pool("", *(x if ":" in x else f"embedded:{x}" for x in (small, large)), price_table())
     fair = fair_tasks(args.env, build_pool(spec))
     if args.split == "shown":
         kinds = {t.kind for t in env_class(args.env).tasks(Split.TRAIN) if fair(t)}

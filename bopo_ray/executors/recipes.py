@@ -23,6 +23,8 @@ class Recipe:
     """Learn from demonstrations with detours, too"""
     tokens: int
     """Tokens trained on, in millions"""
+    copying: float = 0.0
+    """Tokens of these that teach to copy, at first, in millions; 0 starts from random weights (see `copying`)"""
     augment: float = 0.0
     """Probability that a demonstration's names are permuted when it is read"""
     text_weight: float = 0.2
@@ -37,8 +39,8 @@ class Recipe:
 
 RECIPES: dict[tuple[str, str], Recipe] = {
     ("ScienceWorld-v0", "small"): Recipe(96, 2, 3, 320, noisy=False, tokens=8),
-    ("ScienceWorld-v0", "large"): Recipe(192, 4, 3, 1024, noisy=True, tokens=15, augment=0.7),
+    ("ScienceWorld-v0", "large"): Recipe(192, 4, 3, 1024, noisy=True, tokens=8, copying=0.7, augment=0.7),
     ("ALFWorld-v0", "small"): Recipe(96, 2, 3, 320, noisy=False, tokens=6),
-    ("ALFWorld-v0", "large"): Recipe(192, 4, 3, 1024, noisy=True, tokens=10),
+    ("ALFWorld-v0", "large"): Recipe(192, 4, 3, 1024, noisy=True, tokens=6, copying=0.7),
 }
 """By environment and size."""

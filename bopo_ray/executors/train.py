@@ -20,6 +20,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bopo_ray.executors.augment import augmented
+from bopo_ray.executors.copying import copying_batch, write_previous_token_head
 from bopo_ray.executors.demos import Demo
 from bopo_ray.executors.recipes import Recipe
 from bopo_ray.executors.sequences import Stretch, batches, sequences
@@ -88,6 +89,8 @@ def train(
     check = [s for d in demos if d.task in held and not d.noisy for s in sequences(d, prompt)]
     # Attention by plain matrices: on a CPU, with long sequences and few wide heads, half the time of the fused kernel.
     model = LlamaForCausalLM._from_config(_config(prompt, recipe), attn_implementation="eager")
+    if recipe.copying:
+        write_previous_token_head(model, recipe.seed)
     optimizer = torch.optim.AdamW(_groups(model), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.1)
     work.mkdir(parents=True, exist_ok=True)
     seen, step = _resume(work, model, optimizer)
@@ -158,7 +161,13 @@ def _stream(
     env_id: str, demos: Sequence[Demo], prompt: EmbeddedPrompt, recipe: Recipe, skip: int
 ) -> Iterator[list[Stretch]]:
     """Batches without end; the first `skip` are left out."""
-    count, epoch = 0, 0
+    count, epoch, vocabulary, copied = 0, 0, prompt.tokenizer.get_vocab_size(), 0
+    rng = random.Random(f"{recipe.seed} copying")
+    while copied < recipe.copying * MILLION:
+        batch = copying_batch(vocabulary, recipe.batch_tokens, copied / (recipe.copying * MILLION), rng)
+        copied, count = copied + sum(len(s.ids) for s in batch), count + 1
+        if count > skip:
+            yield batch
     while True:
         rng = random.Random(f"{recipe.seed} {epoch}")
         order = rng.sample(range(len(demos)), len(demos))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from bopo_ray.executors import train as training
 from bopo_ray.executors.augment import COLOURS, augmented
+from bopo_ray.executors.copying import copying_batch, write_previous_token_head
 from bopo_ray.executors.demos import Demo, collect, demo_messages, read_demos
 from bopo_ray.executors.recipes import RECIPES, Recipe
 from bopo_ray.executors.scienceworld import executor_tasks, jobs, shown, with_looks
@@ -83,8 +86,6 @@ def test_text_before_the_first_window_is_learned_too_and_no_action_of_noise(fold
 
 
 def test_batches_hold_each_sequence_once_within_the_bound(folder: Path) -> None:
-    import random
-
     prompt = EmbeddedPrompt(folder, 128)
     items = [s for n in range(1, 14) for s in sequences(demo(n), prompt)]
     made = batches(items, 256, random.Random(0))
@@ -102,8 +103,6 @@ class TestAugmentation:
     )  # fmt: skip
 
     def test_names_change_everywhere_at_once(self) -> None:
-        import random
-
         seen = set()
         for seed in range(40):
             a = augmented("ScienceWorld-v0", self.PLAIN, random.Random(seed))
@@ -121,8 +120,6 @@ class TestAugmentation:
         assert len(seen) > 10
 
     def test_what_decides_the_answer_stays(self) -> None:
-        import random
-
         paint = dataclasses.replace(self.PLAIN, task="chemistry-mix-paint-secondary-color/0")
         old = dataclasses.replace(self.PLAIN, task="lifespan-longest-lived/1")
         for seed in range(20):
@@ -130,8 +127,6 @@ class TestAugmentation:
             assert augmented("ScienceWorld-v0", old, random.Random(seed)).actions[0] == "focus on wolf"
 
     def test_an_environment_without_rules_keeps_its_texts(self) -> None:
-        import random
-
         assert augmented("ALFWorld-v0", self.PLAIN, random.Random(0)) is self.PLAIN
 
 
@@ -150,6 +145,36 @@ def test_a_room_is_looked_at_when_it_is_entered() -> None:
     assert with_looks(plan) == [
         "teleport to kitchen", "look around", "take x", "teleport to workshop", "look around", "move x to y",
     ]  # fmt: skip
+
+
+def test_the_written_head_attends_to_the_token_before(folder: Path) -> None:
+    recipe = Recipe(192, 2, 3, 128, noisy=True, tokens=1, copying=1.0)
+    prompt = EmbeddedPrompt(folder, 128)
+    model = training.LlamaForCausalLM._from_config(training._config(prompt, recipe), attn_implementation="eager")
+    ids = torch.tensor([[7 + (i * i) % 90 for i in range(80)]])
+
+    def to_the_one_before() -> torch.Tensor:
+        with torch.no_grad():
+            attention = model(ids, output_attentions=True).attentions[0][0, 0]
+        return attention[range(1, 80), range(79)]
+
+    assert to_the_one_before()[20:].mean() < 0.1
+    write_previous_token_head(model, 0)
+    assert to_the_one_before().mean() > 0.9
+    with torch.no_grad():
+        seen = model.model.embed_tokens(ids)
+    assert torch.all(seen[..., 0] == 1.0) and 0.05 < seen[..., 1:].std() < 0.11
+
+
+def test_made_up_texts_teach_to_go_on_as_before() -> None:
+    for progress in (0.0, 0.9):
+        batch = copying_batch(300, 512, progress, random.Random(1))
+        assert 400 < sum(len(s.ids) for s in batch) <= 512 and min(min(s.ids) for s in batch) >= 5
+        for s in batch:
+            learned = [i for i, k in enumerate(s.kinds) if k]
+            assert learned and set(s.kinds) == {0, 2}
+            for i in learned:  # what came before and this one stood side by side earlier
+                assert (s.ids[i - 1], s.ids[i]) in set(itertools.pairwise(s.ids[: i - 1]))
 
 
 TINY = Recipe(32, 1, 1, 128, noisy=True, tokens=1, lr=5e-3, batch_tokens=512)
