@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from bopo_ray.executors.card import model_card
 from bopo_ray.executors.demos import EXPERTS, Demo, collect
 from bopo_ray.executors.recipes import RECIPES, Recipe
 from bopo_ray.models.embedded_files import SHIPPED
@@ -50,8 +51,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     family = args.env.split("-")[0].lower()
     started = time.monotonic()
 
+    log: list[str] = []
+
     def report(line: str) -> None:
-        print(f"{time.monotonic() - started:6.0f} s  {line}", file=sys.stderr, flush=True)
+        log.append(f"{time.monotonic() - started:6.0f} s  {line}")
+        print(log[-1], file=sys.stderr, flush=True)
 
     demos = collect(args.env, args.work / family / "demos", args.processes, args.demos, report)
     report(f"{len(demos)} demonstrations of {len({d.task for d in demos})} tasks")
@@ -74,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "made_by": f"python -m experiments.train_executors --env {args.env} --size {args.size}",
     }  # fmt: skip
     (out / "executor.json").write_text(json.dumps(about, indent=1) + "\n")
-    report(f"{out}: {found}")
+    (out / "README.md").write_text(model_card(about))
+    report(f"done: {found}")
+    (out / "training.log").write_text("\n".join(log) + "\n")
 
 
 def _kinds(demos: Sequence[Demo]) -> list[str]:

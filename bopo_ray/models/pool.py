@@ -181,8 +181,8 @@ def resolve_pool(models: str, small: str, large: str, prices: PriceTable) -> Poo
         return PoolSpec(pair, prices_date=prices.date)
     if not models.endswith((".yaml", ".yml")):
         raise ConfigError(
-            f"unknown models {models!r}: need {SIMULATED}, or the path of a pool file (.yaml); set it with --models, "
-            "or give a pair with --small and --large"
+            f"unknown models {models!r}: need {EMBEDDED}, {SIMULATED}, or the path of a pool file (.yaml); set it with "
+            "--models, or give a pair with --small and --large"
         )
     return read_pool(Path(models), prices)
 

@@ -21,7 +21,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bopo_ray.benchmarks import check_ready, fair_tasks, select_tasks
+from bopo_ray.benchmarks import check_ready, env_class, fair_tasks, select_tasks
 from bopo_ray.errors import EngineError, StoreError
 from bopo_ray.models import build_pool, host_pool
 from bopo_ray.models.calls import CallStore
@@ -75,6 +75,11 @@ class Run:
         self._fair = fair_tasks(settings.env, self.pool)
         self.train = self.tasks(Split.TRAIN, settings.train_tasks)
         self.test = self.tasks(Split.TEST, settings.test_tasks)
+        left_out = [t for split in Split for t in env_class(settings.env).tasks(split) if not self._fair(t)]
+        if left_out:
+            console.print(
+                f"{len(left_out):,} tasks are not asked: the models were not made for their kind, or learned from them"
+            )
         self._group: EnvRunnerGroup | None = None
         path = out / "settings.yaml"
         if path.exists():

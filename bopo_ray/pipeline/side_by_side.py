@@ -49,11 +49,14 @@ def run_all(settings: Settings, arguments: Sequence[str], out: Path, benchmarks:
 
 def draw_side_by_side(folders: Mapping[str, Path], path: Path) -> Path:
     """Draws the frontiers of finished runs, by benchmark, into one PNG."""
-    panels, labels = {}, set()
-    for env, folder in folders.items():
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        panels[env_label(env)] = pd.read_csv(folder / "frontier.csv"), summary
-        labels.add(str(summary["label"]))
+    summaries = {env: json.loads((f / "summary.json").read_text(encoding="utf-8")) for env, f in folders.items()}
+    labels = {str(summary["label"]) for summary in summaries.values()}
+    panels = {
+        env_label(env) + (f"\n{summary['label']}" if len(labels) > 1 else ""): (
+            pd.read_csv(folders[env] / "frontier.csv"), summary
+        )
+        for env, summary in summaries.items()
+    }  # fmt: skip
     figure = plots.frontiers_figure(panels, "Success against cost on held-out tasks", ", ".join(sorted(labels)))
     canvas.save_png(figure, path, width_px=1800)
     return path

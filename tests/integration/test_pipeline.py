@@ -98,9 +98,10 @@ def check_results(run: Frontier, env: str) -> None:
     fetched = re.findall(r"""(?:src|href|srcset|action)\s*=\s*["']?([^"'\s>]+)|url\(([^)]+)\)|@import""", page)
     assert [a or b for a, b in fetched if not (a or b).startswith(("#", "data:", "'#", '"#'))] == []
     assert "default-src 'none'" in page
-    assert "simulated" in page.lower() and html.escape(summary["note"]).replace("&#x27;", "&#39;") in page
-    assert summary["label"] == "simulated pair" and "Simulated" in summary["note"]
-    assert "simulated pair" in run.said("stdout")
+    label, means = ("self-trained", "of our own") if settings.models == "embedded" else ("simulated", "Simulated")
+    assert html.escape(summary["note"]).replace("&#x27;", "&#39;") in page and f"{label} pair" in page
+    assert summary["label"] == f"{label} pair" and means in summary["note"]
+    assert f"{label} pair" in run.said("stdout")
     for name in ("report.html", "frontier.png", "frontier.csv", "summary.json"):
         assert str(out / name) in run.said("stdout")
     assert f"TensorBoard:   {board_command(out)}\n" in run.said("stdout") and "Ray dashboard: " in run.said("stdout")

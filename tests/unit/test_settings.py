@@ -32,8 +32,11 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_scale(tmp_pat
 
 def test_the_command_lines_scale_wins_over_the_files(tmp_path: Path) -> None:
     assert resolve(write(tmp_path, "scale: tiny\n"), {"scale": "paper"}).train_tasks == 2120
-    assert resolve(None, {}) == Settings()
-    assert resolve(write(tmp_path, ""), {}) == Settings()
+    default = dataclasses.replace(Settings(), models="embedded")  # the benchmark's
+    assert resolve(None, {}) == resolve(write(tmp_path, ""), {}) == default
+    assert default.pool == "embedded:scienceworld" and Settings().pool == "simulated"
+    assert resolve(None, {"models": "simulated"}) == Settings()
+    assert resolve(None, {"env": "AppWorld-v0"}).models == resolve(None, {"env": "tests.toy:Toy-v0"}).models == "simulated"
 
 
 def test_each_benchmark_has_the_papers_step_limit(tmp_path: Path) -> None:
