@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bopo_ray.benchmarks import env_class, fair_tasks, select_tasks
+from bopo_ray.errors import ConfigError
 from bopo_ray.executors.evaluate import Played, play_boundaries
 from bopo_ray.method.taxonomy import BoundaryStats
 from bopo_ray.models import build_pool
@@ -41,12 +42,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--env", required=True)
     parser.add_argument("--split", default="dev", choices=("train", "dev", "test", "shown"))
     parser.add_argument("--tasks", type=int, default=60, help="evenly over the kinds")
+    parser.add_argument("--temperature", type=float, help="of the models (default: the main job's)")
     parser.add_argument("--k", type=int, default=5, help="samples of each task and model")
     parser.add_argument("--small", default="", help="folder, instead of the shipped one")
     parser.add_argument("--large", default="", help="folder, instead of the shipped one")
     parser.add_argument("--out", type=Path, default=Path("results/executors/played.csv"))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args(argv)
+    try:
+        evaluate(args)
+    except ConfigError as error:
+        parser.error(str(error))
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Chooses the tasks, plays them, and shows what came out. Raises ConfigError for models that can't be played."""
     s = resolve(None, {"env": args.env, "models": "embedded"})
     small, large = args.small or f"{s.pool}-small", args.large or f"{s.pool}-large"
     spec = resolve_pool("", *(x if ":" in x else f"embedded:{x}" for x in (small, large)), price_table())
@@ -57,15 +67,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         tasks = select_tasks(args.env, Split(args.split), args.tasks, 0, fair=fair)
 
+    temperature = s.temperature if args.temperature is None else args.temperature
+
     def report(done: int, total: int) -> None:
         print(f"\r{done}/{total} episodes", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
     played = play_boundaries(
-        args.env, spec, [t.name for t in tasks], args.k, args.processes, s.max_steps, s.temperature, report
+        args.env, spec, [t.name for t in tasks], args.k, args.processes, s.max_steps, temperature, report
     )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(played).to_csv(args.out, index=False)
-    show(played, f"{args.env}, {len(tasks)} {args.split} tasks, K = {args.k}")
+    show(played, f"{args.env}, {len(tasks)} {args.split} tasks, K = {args.k}, temperature {temperature:g}")
 
 
 def show(played: Sequence[Played], title: str) -> None:

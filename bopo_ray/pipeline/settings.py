@@ -172,7 +172,7 @@ SCALES: dict[str, dict[str, Any]] = {
 BENCHMARKS: dict[str, dict[str, Any]] = {
     "ScienceWorld-v0": {"models": "embedded"},
     "ALFWorld-v0": {
-        "models": "embedded", "max_steps": 30, "train_tasks": 180, "test_tasks": 120, "updates": 24, "context": 160, "decide": "sample",
+        "models": "embedded", "max_steps": 30, "train_tasks": 180, "test_tasks": 120, "updates": 16, "context": 160, "decide": "sample",
     },
     "AppWorld-v0": {"updates": 6},
 }  # fmt: skip
