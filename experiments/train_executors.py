@@ -28,8 +28,8 @@ from bopo_ray.models.embedded_files import SHIPPED
 
 __all__ = ["main"]
 
-ENOUGH = 5
-"""Tasks of a kind, for it to count as shown."""
+ENOUGH = 20
+"""Tasks of a kind that must be shown, for the models to be asked for others: a rule of the data, not of results."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -170,7 +170,6 @@ SCALES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """What each scale changes."""
 BENCHMARKS: dict[str, dict[str, Any]] = {
-    "ScienceWorld-v0": {"models": "embedded"},
     "ALFWorld-v0": {
         "models": "embedded", "max_steps": 30, "train_tasks": 180, "test_tasks": 120, "updates": 16, "context": 160, "decide": "sample",
     },

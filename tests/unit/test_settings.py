@@ -32,10 +32,13 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_scale(tmp_pat
 
 def test_the_command_lines_scale_wins_over_the_files(tmp_path: Path) -> None:
     assert resolve(write(tmp_path, "scale: tiny\n"), {"scale": "paper"}).train_tasks == 2120
-    default = dataclasses.replace(Settings(), models="embedded")  # the benchmark's
-    assert resolve(None, {}) == resolve(write(tmp_path, ""), {}) == default
-    assert default.pool == "embedded:scienceworld" and Settings().pool == "simulated"
-    assert resolve(None, {"models": "simulated"}) == Settings()
+    assert resolve(None, {}) == resolve(write(tmp_path, ""), {}) == Settings()
+
+
+def test_the_embedded_pair_is_called_by_its_environment() -> None:
+    assert resolve(None, {"models": "embedded"}).pool == "embedded:scienceworld" and Settings().pool == "simulated"
+    assert resolve(None, {"env": "ALFWorld-v0"}).pool == "embedded:alfworld"
+    assert resolve(None, {"env": "ALFWorld-v0", "models": "simulated"}).pool == "simulated"
     assert resolve(None, {"env": "AppWorld-v0"}).models == resolve(None, {"env": "tests.toy:Toy-v0"}).models == "simulated"
 
 
