@@ -171,14 +171,16 @@ SCALES: dict[str, dict[str, Any]] = {
 """What each scale changes."""
 BENCHMARKS: dict[str, dict[str, Any]] = {
     "ALFWorld-v0": {
-        "models": "embedded", "max_steps": 30, "train_tasks": 180, "test_tasks": 120, "updates": 16, "context": 160, "decide": "sample",
+        "models": "embedded", "max_steps": 30, "train_tasks": 180, "test_tasks": 120, "updates": 16, "context": 160,
+        "decide": "sample",
     },
     "AppWorld-v0": {"updates": 6},
 }  # fmt: skip
-"""What each benchmark changes: the paper's step limits, where they are not the default; and, since all must fit into
-the same minutes, more of everything where the engine is fast, less where it is slow. ALFWorld's lines are long: with
-fewer tokens the router does not see what lies on a table, and learns to play always-small; and a greedy router that
-never reaches 1/2 at a step where the small model fails stays there until the limit. Chosen on dev tasks."""
+"""What each benchmark changes: real models, where the shipped ones do well; the paper's step limits, where they are not
+the default; and, since all must fit into the same minutes, more of everything where the engine is fast, less where it
+is slow. ALFWorld's lines are long: with fewer tokens the router does not see what lies on a table, and learns to play
+always-small; and a greedy router that never reaches 1/2 at a step where the small model fails stays there until the
+limit. Chosen on dev tasks, of the simulated pair."""
 DECIDE = ("greedy", "sample")
 """What `Settings.decide` may be."""
 

@@ -39,7 +39,8 @@ def test_the_embedded_pair_is_called_by_its_environment() -> None:
     assert resolve(None, {"models": "embedded"}).pool == "embedded:scienceworld" and Settings().pool == "simulated"
     assert resolve(None, {"env": "ALFWorld-v0"}).pool == "embedded:alfworld"
     assert resolve(None, {"env": "ALFWorld-v0", "models": "simulated"}).pool == "simulated"
-    assert resolve(None, {"env": "AppWorld-v0"}).models == resolve(None, {"env": "tests.toy:Toy-v0"}).models == "simulated"
+    for env in ("AppWorld-v0", "tests.toy:Toy-v0"):  # code is beyond models of that size
+        assert resolve(None, {"env": env}).pool == "simulated"
 
 
 def test_each_benchmark_has_the_papers_step_limit(tmp_path: Path) -> None:
