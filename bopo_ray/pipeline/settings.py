@@ -171,7 +171,7 @@ SCALES: dict[str, dict[str, Any]] = {
 """What each scale changes."""
 BENCHMARKS: dict[str, dict[str, Any]] = {
     "ALFWorld-v0": {
-        "models": "embedded", "max_steps": 30, "train_tasks": 180, "test_tasks": 120, "updates": 16, "context": 160,
+        "models": "embedded", "max_steps": 30, "train_tasks": 180, "test_tasks": 120, "updates": 12, "context": 160,
         "decide": "sample",
     },
     "AppWorld-v0": {"updates": 6},
