@@ -174,7 +174,7 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
         "models": "embedded", "max_steps": 30, "train_tasks": 180, "test_tasks": 120, "updates": 12, "context": 160,
         "decide": "sample",
     },
-    "AppWorld-v0": {"updates": 6},
+    "AppWorld-v0": {"updates": 6, "tasks_per_update": 6},
 }  # fmt: skip
 """What each benchmark changes: real models, where the shipped ones do well; the paper's step limits, where they are not
 the default; and, since all must fit into the same minutes, more of everything where the engine is fast, less where it
