@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from bopo_ray.benchmarks import fair_tasks, select_tasks
 from bopo_ray.errors import AttemptError, ConfigError
-from bopo_ray.models import build_pool, embedded_files
+from bopo_ray.models import build_pool, embedded_files, load_pool
 from bopo_ray.models.embedded import EmbeddedModel, embedded_folder, embedded_names
 from bopo_ray.models.embedded_prompt import CHAT_TEMPLATE, KEPT, MAX_ACTION_TOKENS, SPECIAL, EmbeddedPrompt
 from bopo_ray.models.kv_decoder import DecoderThread, Job, KVDecoder
@@ -28,6 +29,7 @@ from bopo_ray.models.pool import ModelSpec, PoolSpec, resolve_pool
 from bopo_ray.models.pricing import Price, price_table
 from bopo_ray.models.protocol import Message, Request
 from bopo_ray.records import Budget, CostMode
+from envs.base import Split
 from experiments import bench, bench_executors
 from tests.toy import ID, PLANS, play, routing_env, toy_spec
 
@@ -575,3 +577,13 @@ def test_the_naive_way_plays_the_same_episode(folder: Path) -> None:
     for t in (0, 5):
         assert naive.complete(ask(talk(t))).text == ours.complete(ask(talk(t))).text
     ours.close()
+
+
+def test_the_models_are_asked_the_kinds_they_were_shown_in_their_environment_only(folder: Path) -> None:
+    pool = build_pool(PoolSpec(tuple(ModelSpec(f"embedded:{folder}", PRICE, name=n) for n in ("one", "two"))))
+    fair = fair_tasks(ID, pool)
+    assert {t.kind for t in select_tasks(ID, Split.TRAIN, 6, 0)} > {"mix"}
+    assert {t.kind for t in select_tasks(ID, Split.TRAIN, 6, 0, fair=fair)} == {"mix"}
+    with pytest.raises(ConfigError, match=f"'one' was trained for {ID}, not for ScienceWorld-v0; .*--models"):
+        fair_tasks("ScienceWorld-v0", pool)
+    assert all(fair_tasks(ID, load_pool("simulated"))(t) for t in select_tasks(ID, Split.TRAIN, 6, 0))
