@@ -5,7 +5,7 @@
 
 Plays the environment's expert on the executors' own tasks (kept as Parquet, shared by both sizes), trains a small Llama
 by behaviour cloning, and writes a folder that `transformers` loads, by default where the package keeps its own. Expect
-10 to 20 minutes of playing on 2 cores, then 15 (small) or 45 (large) of training on one; both may train at once.
+10 to 20 minutes of playing on 2 cores, then 6 (small) or 20 to 30 (large) of training on one; both may train at once.
 TensorBoard reads `--work`. A run that was stopped goes on with the same command.
 """
 
@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from bopo_ray.errors import ConfigError
 from bopo_ray.executors.card import model_card
 from bopo_ray.executors.demos import EXPERTS, Demo, collect
 from bopo_ray.executors.recipes import RECIPES, Recipe
@@ -46,8 +47,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that play at once")
     parser.add_argument("--threads", type=int, default=1, help="of the training; results differ in the last bits")
     for field in dataclasses.fields(Recipe):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", help=f"instead of the recipe's {field.name}")
+        flag, kind = f"--{field.name.replace('_', '-')}", {"int": int, "float": float, "bool": _flag}[str(field.type)]
+        parser.add_argument(flag, type=kind, help=f"instead of the recipe's {field.name}")
     args = parser.parse_args(argv)
+    try:
+        make(args)
+    except ConfigError as error:
+        parser.error(str(error))
+
+
+def make(args: argparse.Namespace) -> None:
+    """Demonstrations, training, and the model's folder. Raises ConfigError in one line."""
     family = args.env.split("-")[0].lower()
     started = time.monotonic()
 
@@ -89,13 +99,16 @@ def _kinds(demos: Sequence[Demo]) -> list[str]:
     return sorted(kind for kind, n in tasks.items() if n >= ENOUGH)
 
 
+def _flag(text: str) -> bool:
+    """For argparse, which says in one line what else it was given."""
+    if text not in ("yes", "no"):
+        raise argparse.ArgumentTypeError(f"{text!r}: need yes or no")
+    return text == "yes"
+
+
 def _recipe(args: argparse.Namespace) -> Recipe:
-    recipe = RECIPES[args.env, args.size]
-    for field in dataclasses.fields(Recipe):
-        if (value := getattr(args, field.name)) is not None:
-            kind = type(getattr(recipe, field.name))
-            recipe = dataclasses.replace(recipe, **{field.name: value == "True" if kind is bool else kind(value)})
-    return recipe
+    given = {f.name: v for f in dataclasses.fields(Recipe) if (v := getattr(args, f.name)) is not None}
+    return dataclasses.replace(RECIPES[args.env, args.size], **given)
 
 
 if __name__ == "__main__":

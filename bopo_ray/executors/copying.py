@@ -1,12 +1,12 @@
 """A head start in copying: what an agent must do at every step, and what a small transformer finds by itself very late.
 
 An action names things that stand somewhere in what was read. Finding them takes two attention heads in a row: one that
-notes at each token which token came before it, and one that looks for the place that followed the present token
-earlier (Olsson et al., "In-context learning and induction heads", 2022). From random weights the first one has no
-reason to form before the second, so models of this size learn which actions fit a task long before they can name the
-right object: on our demonstrations, none had formed after five million tokens. So the first head is written into the
-weights, and the second forms on made-up texts that repeat themselves, within half a million tokens. Nothing else is
-put in; both are trained on like all other weights.
+notes at each token which token came before it, and one that looks for the place that followed the present token earlier
+(Olsson et al., "In-context learning and induction heads", 2022). From random weights the first one has no reason to
+form before the second, so models of this size learn which actions fit a task long before they can name the right
+object: after five million tokens of our demonstrations, the large model still named what was not there. So the first
+head is written into the weights, and the second forms on made-up texts that repeat themselves, within half a million
+tokens. Nothing else is put in; both are trained on like all other weights.
 """
 
 from __future__ import annotations

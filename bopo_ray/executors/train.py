@@ -11,6 +11,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tensorboardX import SummaryWriter
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from bopo_ray.errors import ConfigError
 from bopo_ray.executors.augment import augmented
 from bopo_ray.executors.copying import copying_batch, write_previous_token_head
 from bopo_ray.executors.demos import Demo
@@ -78,6 +80,8 @@ def train(
         out: where the finished folder is written; it holds tokenizer.json already.
         report: takes a line of progress.
 
+    Raises ConfigError when `work` holds a checkpoint of another recipe.
+
     Returns the losses at the end: of held-out tasks' actions, in nats per token, and the share of actions written
     without an error when everything before them is given.
     """
@@ -93,13 +97,15 @@ def train(
         write_previous_token_head(model, recipe.seed)
     optimizer = torch.optim.AdamW(_groups(model), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.1)
     work.mkdir(parents=True, exist_ok=True)
-    seen, step = _resume(work, model, optimizer)
+    seen, step = _resume(work, model, optimizer, recipe)
     if seen:
         report(f"goes on after {seen / 1e6:.1f} million tokens")
     board = SummaryWriter(str(work))
     goal, started, saved = recipe.tokens * MILLION, time.monotonic(), time.monotonic()
     began, sums, said = seen, [0.0, 0.0], 0
     for batch in _stream(env_id, learn, prompt, recipe, skip=step):
+        if seen >= goal:
+            break
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * _schedule(seen / goal, step)
         loss, action = _update(model, optimizer, batch, recipe, step)
@@ -122,11 +128,10 @@ def train(
             )
         if time.monotonic() - saved > CHECKPOINT_S or seen >= goal:
             saved = time.monotonic()
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "seen": seen, "step": step}
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "seen": seen, "step": step,
+                     "recipe": asdict(recipe)}  # fmt: skip
             torch.save(state, work / "checkpoint.tmp")
             (work / "checkpoint.tmp").replace(work / "checkpoint.pt")
-        if seen >= goal:
-            break
     board.close()
     held_loss, exact = _check(model, check, recipe)
     _save(model, out, recipe)
@@ -234,11 +239,16 @@ def _check(model: Any, stretches: Sequence[Stretch], recipe: Recipe) -> tuple[fl
     return total / max(1, tokens), exact / max(1, actions)
 
 
-def _resume(work: Path, model: torch.nn.Module, optimizer: Any) -> tuple[int, int]:
-    """Tokens and updates done so far."""
+def _resume(work: Path, model: torch.nn.Module, optimizer: Any, recipe: Recipe) -> tuple[int, int]:
+    """Tokens and updates done so far. Raises ConfigError for a checkpoint of another recipe."""
     path = work / "checkpoint.pt"
     with contextlib.suppress(FileNotFoundError):
         state = torch.load(path, weights_only=True)
+        if state.get("recipe") != asdict(recipe):
+            raise ConfigError(
+                f"{path} was made with another recipe: give the options that it was begun with, remove it, or choose "
+                "another --name or --work"
+            )
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         return int(state["seen"]), int(state["step"])

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bopo_ray.errors import ConfigError
 from bopo_ray.executors import train as training
 from bopo_ray.executors.augment import COLOURS, augmented
 from bopo_ray.executors.copying import copying_batch, write_previous_token_head
@@ -24,6 +26,7 @@ from bopo_ray.models.embedded_prompt import EmbeddedPrompt
 from bopo_ray.models.protocol import Message
 from envs.base import Split
 from envs.scienceworld import ScienceWorldEnv
+from experiments.train_executors import main as train_main
 
 WORDS = ("red box", "a metal fork", "the kitchen", "look around", "move it", "You see:\n\ta red box\n\ta blue box\n")
 
@@ -211,6 +214,10 @@ def test_training_learns_resumes_to_the_same_weights_and_saves_what_transformers
         lines: list[str] = []
         assert tiny_run(folder, tmp_path / "cut", lines.append) == found
         assert "goes on after" in lines[0]
+        assert tiny_run(folder, tmp_path / "cut") == found, "what is finished is not trained on"
+        monkeypatch.setattr(sys.modules[__name__], "TINY", dataclasses.replace(TINY, lr=1e-3))
+        with pytest.raises(ConfigError, match=r"checkpoint\.pt was made with another recipe: .*--name"):
+            tiny_run(folder, tmp_path / "cut")
     finally:
         torch.set_num_threads(threads)
     weights = [(tmp_path / d / "model" / "model.safetensors").read_bytes() for d in ("whole", "cut")]
@@ -278,3 +285,11 @@ def test_the_recipes_differ_by_honest_causes_only() -> None:
         small, large = RECIPES[env, "small"], RECIPES[env, "large"]
         assert small.width <= large.width and small.context <= large.context and small.tokens <= large.tokens
     json.dumps(dataclasses.asdict(TINY))
+
+
+def test_a_wrong_option_of_a_recipe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for option, value, rule in (("--noisy", "True", "need yes or no"), ("--tokens", "many", "invalid int value")):
+        with pytest.raises(SystemExit) as stopped:
+            train_main(["--env", "ALFWorld-v0", option, value])
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert stopped.value.code == 2 and option in line and repr(value) in line and rule in line
