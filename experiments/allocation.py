@@ -7,16 +7,14 @@ Expect a table on the screen, at once, and allocation.html, .csv, .png and .svg 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from bopo_ray.analysis.finished import open_finished
 from bopo_ray.analysis.page import write_study
 from bopo_ray.analysis.studies import allocation
 from bopo_ray.analysis.study_plots import allocation_figure
-from bopo_ray.pipeline.command import exit_code
+from bopo_ray.pipeline.command import exit_code, finished_parser
 
 __all__ = ["main"]
 
@@ -31,14 +29,7 @@ NOTES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    p = argparse.ArgumentParser(
-        prog="python -m experiments.allocation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("folder", type=Path, metavar="FOLDER", help="a finished run, results/RUN")
-    p.add_argument("--out", type=Path, help="folder of the files (default: figures/ in the run's)")
-    args = p.parse_args(argv)
+    args = finished_parser("allocation", __doc__).parse_args(argv)
 
     def work() -> int:
         run = open_finished(args.folder)

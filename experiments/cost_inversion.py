@@ -9,17 +9,15 @@ figures/ of the first run's folder.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from bopo_ray.analysis.finished import open_finished
 from bopo_ray.analysis.page import write_study
 from bopo_ray.analysis.studies import inversion_rates, inversions
 from bopo_ray.analysis.study_plots import inversion_figure
 from bopo_ray.errors import ConfigError
-from bopo_ray.pipeline.command import exit_code
+from bopo_ray.pipeline.command import exit_code, finished_parser
 
 __all__ = ["main"]
 
@@ -33,14 +31,7 @@ NOTES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    p = argparse.ArgumentParser(
-        prog="python -m experiments.cost_inversion",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="finished runs, one per benchmark")
-    p.add_argument("--out", type=Path, help="folder of the files (default: figures/ in the first run's)")
-    args = p.parse_args(argv)
+    args = finished_parser("cost_inversion", __doc__, several=True).parse_args(argv)
 
     def work() -> int:
         runs = [open_finished(folder) for folder in args.folders]

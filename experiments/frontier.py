@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import errno
 import re
 import shlex
 import sys
@@ -21,11 +20,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ray.exceptions import RayTaskError
 from rich.console import Console
 
-from bopo_ray.errors import ConfigError, EngineError, ModelError, SpendLimitError
 from bopo_ray.models.spend import SpendLedger
+from bopo_ray.pipeline.command import exit_code, script_parser
 from bopo_ray.pipeline.evaluate import evaluate_stage, report_stage
 from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.settings import Settings, field_docs, resolve
@@ -38,9 +36,7 @@ __all__ = ["main"]
 
 def parser() -> argparse.ArgumentParser:
     """One option per field of `Settings`, and where to write."""
-    p = argparse.ArgumentParser(
-        prog="python -m experiments.frontier", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = script_parser("frontier", __doc__)
     p.add_argument("--out", type=Path, help="folder of results (default results/<env>-<models>-<scale>)")
     p.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     p.add_argument("--settings", type=Path, metavar="YAML", help="file of settings; options given here win over it")
@@ -64,12 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 130)
     arguments = sys.argv[1:] if argv is None else list(argv)
     args = parser().parse_args(arguments)
-    given = {f.name: v for f in dataclasses.fields(Settings) if (v := getattr(args, f.name)) is not None}
-    given = {name: ",".join(v) if isinstance(v, list) else v for name, v in given.items()}
     command = f"python -m experiments.frontier {shlex.join(arguments)}".strip()
-    try:
-        settings = resolve(args.settings, given)
-        out = args.out or Path("results") / default_name(settings)
+    out: Path = args.out
+
+    def work() -> int:
+        nonlocal out
+        settings = settings_of(args)
+        out = out or Path("results") / default_name(settings)
         if settings.env == ALL:
             return run_all(settings, arguments, out)
         with Run(settings, out, args.resume, console) as run:
@@ -81,21 +78,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             report_stage(run, evaluate_stage(run), command)
             console.print(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
         return 0
-    except (ConfigError, EngineError, ModelError, SpendLimitError, RayTaskError, OSError) as error:
-        cause = error.cause if isinstance(error, RayTaskError) else error
-        kind = 2 if isinstance(cause, ConfigError) else 1
-        if isinstance(cause, SpendLimitError):
-            print(f"stopped: {spent_line(out)}; {cause}. All finished is kept: give a higher --max-spend and --resume")
-            return 3
-        if isinstance(error, RayTaskError) and not isinstance(cause, ConfigError | EngineError | ModelError):
-            raise
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            kind, cause = 2, f"{cause}; free some space and run the same command with --resume: finished parts are kept"
-        print(f"error: {' '.join(str(cause).split())}", file=sys.stderr)
-        return kind
-    except KeyboardInterrupt:
-        print("interrupted: finished episodes and points are kept; run the same command with --resume", file=sys.stderr)
-        return 130
+
+    again = "run the same command with --resume"
+    kept = f"finished episodes and points are kept; {again}"
+    return exit_code(work, spent=lambda: spent_line(out), again=again, kept=kept)
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The settings that the options of `parser` name; raises ConfigError."""
+    given = {f.name: v for f in dataclasses.fields(Settings) if (v := getattr(args, f.name)) is not None}
+    return resolve(args.settings, {name: ",".join(v) if isinstance(v, list) else v for name, v in given.items()})
 
 
 def default_name(settings: Settings) -> str:

@@ -12,7 +12,6 @@ experiments.audit checks as it checks a run. Exit code 1 when a cap was exceeded
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ from bopo_ray.analysis.finished import FinishedRun, open_finished
 from bopo_ray.analysis.page import write_study
 from bopo_ray.analysis.studies import hard_budget
 from bopo_ray.analysis.study_plots import hard_budget_figure
-from bopo_ray.pipeline.command import exit_code
+from bopo_ray.pipeline.command import exit_code, script_parser
 from bopo_ray.pipeline.hard_budget import caps_of, open_run, play_caps, policies_of, usd_caps
 
 __all__ = ["main"]
@@ -67,11 +66,7 @@ def cap_table(table: pd.DataFrame, finished: FinishedRun) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    p = argparse.ArgumentParser(
-        prog="python -m experiments.hard_budget",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = script_parser("hard_budget", __doc__)
     p.add_argument("folder", type=Path, metavar="FOLDER", help="a finished run, results/RUN")
     p.add_argument("--calls", type=numbers(int), default=[5, 10, 15], help="caps in calls of the large model")
     p.add_argument("--usd", type=numbers(float), help="caps in dollars (default 25, 50, 75%% of always-large's cost)")

@@ -1,28 +1,68 @@
-"""How a script ends: exit code 0, or one line that says what is wrong, and 1, 2, 3 or 130."""
+"""How a script is called, and how it ends: exit code 0, or one line that says what is wrong, and 1, 2, 3 or 130."""
 
 from __future__ import annotations
 
+import argparse
+import errno
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from ray.exceptions import RayTaskError
 
 from bopo_ray.errors import ConfigError, EngineError, ModelError, SpendLimitError
 
-__all__ = ["exit_code"]
+__all__ = ["exit_code", "finished_parser", "script_parser"]
+
+_FAILURES = (ConfigError, EngineError, ModelError, SpendLimitError, OSError)
 
 
-def exit_code(work: Callable[[], int]) -> int:
+def script_parser(name: str, doc: str | None, **more: Any) -> argparse.ArgumentParser:
+    """Of `python -m experiments.<name>`, whose help begins with the script's own docstring."""
+    return argparse.ArgumentParser(
+        prog=f"python -m experiments.{name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
+        **more,
+    )  # fmt: skip
+
+
+def finished_parser(name: str, doc: str | None, several: bool = False) -> argparse.ArgumentParser:
+    """Of a script that reads finished runs: `folder`, or `folders` where it takes several, and `--out`."""
+    p = script_parser(name, doc)
+    if several:
+        p.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="finished runs, results/RUN")
+    else:
+        p.add_argument("folder", type=Path, metavar="FOLDER", help="a finished run, results/RUN")
+    p.add_argument("--out", type=Path, help="folder of the files (default: figures/ in the first run's)")
+    return p
+
+
+def exit_code(
+    work: Callable[[], int], *, spent: Callable[[], str] | None = None, again: str = "run the same command again",
+    kept: str = "what is finished is kept; run the same command again to go on",
+) -> int:  # fmt: skip
     """What `work` returns; 1 when the machine failed, 2 for the user's mistake, 3 when --max-spend is reached, 130 when
-    interrupted, each with one line on stderr."""
+    interrupted, each with one line, on stderr.
+
+    Args:
+        work: the script.
+        spent: says what was spent, where reaching --max-spend is no error but an end like another: told on stdout.
+        again: how to go on when the disk was full.
+        kept: how to go on when it was interrupted.
+    """
     try:
         return work()
-    except (ConfigError, EngineError, ModelError, SpendLimitError, RayTaskError, OSError) as error:
+    except (*_FAILURES, RayTaskError) as error:
         cause = error.cause if isinstance(error, RayTaskError) else error
-        if not isinstance(cause, ConfigError | EngineError | ModelError | SpendLimitError | OSError):
+        if not isinstance(cause, _FAILURES):
             raise
-        print(f"error: {' '.join(str(cause).split())}", file=sys.stderr)
-        return 2 if isinstance(cause, ConfigError) else 3 if isinstance(cause, SpendLimitError) else 1
+        if isinstance(cause, SpendLimitError) and spent:
+            print(f"stopped: {spent()}; {cause}. All finished is kept: give a higher --max-spend and --resume")
+            return 3
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        mend = f"; free some space and {again}: finished parts are kept" if full else ""
+        print(f"error: {' '.join(f'{cause}{mend}'.split())}", file=sys.stderr)
+        return 2 if full or isinstance(cause, ConfigError) else 3 if isinstance(cause, SpendLimitError) else 1
     except KeyboardInterrupt:
-        print("interrupted: what is finished is kept; run the same command again to go on", file=sys.stderr)
+        print(f"interrupted: {kept}", file=sys.stderr)
         return 130

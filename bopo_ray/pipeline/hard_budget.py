@@ -67,7 +67,7 @@ def open_run(finished: FinishedRun, max_spend: float, cpus: int, console: Consol
     folder = finished.folder
     settings = load_settings(folder / "settings.yaml")
     prices = price_table(Path(settings.prices)) if settings.prices else price_table()
-    models = resolve_pool(settings.models, settings.small, settings.large, prices)
+    models = resolve_pool(settings.pool, settings.small, settings.large, prices)
     check_same_models(read_pool(folder / "pool.yaml", prices), models, folder)
     calls = settings.calls or str(folder / "calls.db")
     own = dataclasses.replace(settings, calls=calls, max_spend=max_spend, cpus=cpus, budget_calls=None, budget_usd=None)

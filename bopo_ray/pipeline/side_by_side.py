@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +10,7 @@ import pandas as pd
 
 from bopo_ray.analysis import canvas, plots
 from bopo_ray.benchmarks import check_ready, env_label
-from bopo_ray.models.spend import SpendLedger
+from bopo_ray.pipeline.jobs import Job, run_jobs
 from bopo_ray.pipeline.settings import Settings
 
 __all__ = ["ALL", "BENCHMARKS", "draw_side_by_side", "run_all"]
@@ -34,15 +31,12 @@ def run_all(settings: Settings, arguments: Sequence[str], out: Path, benchmarks:
     for env in benchmarks:
         check_ready(env)
     folders = {env: out / env.rpartition(":")[2].lower() for env in benchmarks}
-    for env, folder in folders.items():
-        own = ["--env", env, "--out", str(folder)]
-        if not math.isinf(settings.max_spend):
-            others = sum(_spent(other) for other in folders.values() if other != folder)
-            own += ["--max-spend", f"{max(0.0, settings.max_spend - others):.6f}"]
-        print(f"{env}: {folder}", flush=True)
-        code = subprocess.run([sys.executable, "-m", "experiments.frontier", *arguments, *own], check=False).returncode
-        if code:
-            return code
+    jobs = [
+        Job(env, folder, ("experiments.frontier", *arguments, "--env", env, "--out", str(folder)))
+        for env, folder in folders.items()
+    ]
+    if code := run_jobs(jobs, settings.max_spend):
+        return code
     print(f"all frontiers: {draw_side_by_side(folders, out / FIGURE)}")
     return 0
 
@@ -60,9 +54,3 @@ def draw_side_by_side(folders: Mapping[str, Path], path: Path) -> Path:
     figure = plots.frontiers_figure(panels, "Success against cost on held-out tasks", ", ".join(sorted(labels)))
     canvas.save_png(figure, path, width_px=1800)
     return path
-
-
-def _spent(folder: Path) -> float:
-    """Dollars that a run has spent so far."""
-    ledger = folder / "spend.db"
-    return SpendLedger(ledger, None).totals().overall.spent_microusd / 1e6 if ledger.exists() else 0.0

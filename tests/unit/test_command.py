@@ -1,0 +1,86 @@
+"""How scripts end: one line on stderr, and a code that says whose turn it is."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+from ray.exceptions import RayTaskError
+
+from bopo_ray.errors import ConfigError, EngineError, ModelError, SpendLimitError, StoreError
+from bopo_ray.models.pricing import Usage
+from bopo_ray.models.spend import SpendLedger
+from bopo_ray.pipeline.command import exit_code, finished_parser
+from bopo_ray.pipeline.jobs import spent_usd
+from experiments import allocation, cost_inversion
+
+
+def raising(error: BaseException) -> int:
+    raise error
+
+
+def in_a_task(error: Exception) -> Exception:
+    """As it arrives from another process of Ray."""
+    return RayTaskError("task", "traceback", error).as_instanceof_cause()  # type: ignore[no-any-return]
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ConfigError("lambdas=1:\n  need 2"), 2, "error: lambdas=1: need 2"),
+        (StoreError("another run"), 2, "error: another run"),
+        (in_a_task(ConfigError("no such model")), 2, "error: no such model"),
+        (EngineError("the JVM died"), 1, "error: the JVM died"),
+        (in_a_task(ModelError("no answer")), 1, "error: no answer"),
+        (OSError("odd"), 1, "error: odd"),
+        (FULL, 2, "error: [Errno 28] No space left on device; free some space and run the same command again: "
+                  "finished parts are kept"),
+        (SpendLimitError("limit"), 3, "error: limit"),
+        (KeyboardInterrupt(), 130,
+         "interrupted: what is finished is kept; run the same command again to go on"),
+    ],
+)  # fmt: skip
+def test_an_end_in_one_line(error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(lambda: raising(error)) == code
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"{line}\n")
+
+
+def test_the_main_jobs_own_words(capsys: pytest.CaptureFixture[str]) -> None:
+    stopped = exit_code(lambda: raising(in_a_task(SpendLimitError("$1 is reached"))), spent=lambda: "$0.9 spent")
+    assert stopped == 3
+    said = "stopped: $0.9 spent; $1 is reached. All finished is kept: give a higher --max-spend and --resume\n"
+    assert capsys.readouterr() == (said, "")
+    assert exit_code(lambda: raising(KeyboardInterrupt()), kept="resume") == 130
+    assert capsys.readouterr().err == "interrupted: resume\n"
+
+
+def test_a_result_is_handed_on_and_a_defect_is_not_hidden() -> None:
+    assert exit_code(lambda: 0) == 0 and exit_code(lambda: 7) == 7
+    for error in (ZeroDivisionError("1/0"), in_a_task(ZeroDivisionError("1/0"))):
+        with pytest.raises(ZeroDivisionError):
+            exit_code(lambda error=error: raising(error))  # type: ignore[misc]
+
+
+def test_scripts_of_finished_runs_take_folders(capsys: pytest.CaptureFixture[str]) -> None:
+    one = finished_parser("x", "doc").parse_args(["a", "--out", "b"])
+    assert (one.folder, one.out) == (Path("a"), Path("b"))
+    assert finished_parser("x", "doc", several=True).parse_args(["a", "b"]).folders == [Path("a"), Path("b")]
+    for script in (allocation, cost_inversion):
+        with pytest.raises(SystemExit) as ended:
+            script.main(["--help"])
+        name = script.__name__.rpartition(".")[2]
+        assert ended.value.code == 0 and f"python -m experiments.{name} results/RUN" in capsys.readouterr().out
+
+
+def test_what_a_folder_has_spent(tmp_path: Path) -> None:
+    assert spent_usd(tmp_path) == 0.0 and not list(tmp_path.iterdir())
+    ledger = SpendLedger(tmp_path / "spend.db", None)
+    reservation = ledger.reserve("me", "key", "m", 2_000_000)
+    assert reservation is not None
+    ledger.settle(reservation, Usage(1, 1), 1_250_000)
+    assert spent_usd(tmp_path) == 1.25
