@@ -22,10 +22,13 @@ def build_pool(spec: PoolSpec, processes: int = 1) -> ModelPool:
     providers = {m.provider for m in spec.models}
     names = " / ".join(m.label for m in spec.models)
     if providers == {"simulated"}:
+        from bopo_ray.models.simulated import STANDS_FOR
+
         label = "simulated"
+        billed = " / ".join(STANDS_FOR.get(m.target, m.label) for m in spec.models)
         note = (
             "Simulated executors that follow the environment's expert plan and err by design; "
-            f"tokens are counted and billed at the list prices of GPT-4.1-mini / GPT-4.1 of {spec.prices_date}."
+            f"tokens are counted and billed at the list prices of {billed} of {spec.prices_date}."
         )
     elif providers == {"embedded"}:
         label = "self-trained"

@@ -28,6 +28,8 @@ __all__ = ["PROVIDERS", "ModelSpec", "PoolSpec", "read_pool", "resolve_pool", "s
 PROVIDERS = ("embedded", "openai", "hf", "simulated")
 OPENAI_URL = "https://api.openai.com/v1"
 SIMULATED, EMBEDDED = "simulated", "embedded"
+SIMULATED_PAIRS = {SIMULATED: ("small", "large"), f"{SIMULATED}-llama": ("llama-8b", "llama-70b")}
+"""What --models calls a simulated pair -> its models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class ModelSpec:
 
     model: str
     """Provider and model: openai:NAME (any OpenAI-compatible endpoint), hf:NAME-or-folder,
-    embedded:NAME-or-folder (a model that this project trained itself), simulated:small|large"""
+    embedded:NAME-or-folder (trained by this project itself), or simulated: small, large, llama-8b, llama-70b"""
     price: Price
     """What its tokens cost"""
     name: str = ""
@@ -160,7 +162,7 @@ def resolve_pool(models: str, small: str, large: str, prices: PriceTable) -> Poo
     """The pool that the settings name.
 
     Args:
-        models: "simulated", the path of a pool file, or "embedded:FAMILY": our own FAMILY-small and FAMILY-large.
+        models: one of SIMULATED_PAIRS, a pool file's path, or "embedded:FAMILY": our own FAMILY-small and FAMILY-large.
         small, large: PROVIDER:MODEL of a pair, which wins over `models`; both or none.
         prices: for models whose pool file gives none.
 
@@ -172,8 +174,8 @@ def resolve_pool(models: str, small: str, large: str, prices: PriceTable) -> Poo
             raise ConfigError(f"{given}={small or large!r} without {other}: give both, or a pool file with --models")
         return PoolSpec(tuple(_model({"model": m}, prices, f"--{n}") for n, m in (("small", small), ("large", large))),
                         prices_date=prices.date)  # fmt: skip
-    if models == SIMULATED:
-        pair = tuple(_model({"model": f"{SIMULATED}:{size}"}, prices, models) for size in ("small", "large"))
+    if models in SIMULATED_PAIRS:
+        pair = tuple(_model({"model": f"{SIMULATED}:{name}"}, prices, models) for name in SIMULATED_PAIRS[models])
         return PoolSpec(pair, prices_date=prices.date)
     if models.startswith(f"{EMBEDDED}:"):
         _check_family(models, prices)
@@ -181,8 +183,8 @@ def resolve_pool(models: str, small: str, large: str, prices: PriceTable) -> Poo
         return PoolSpec(pair, prices_date=prices.date)
     if not models.endswith((".yaml", ".yml")):
         raise ConfigError(
-            f"unknown models {models!r}: need {EMBEDDED}, {SIMULATED}, or the path of a pool file (.yaml); set it with "
-            "--models, or give a pair with --small and --large"
+            f"unknown models {models!r}: need {EMBEDDED}, {', '.join(SIMULATED_PAIRS)}, or the path of a pool file "
+            "(.yaml); set it with --models, or give a pair with --small and --large"
         )
     return read_pool(Path(models), prices)
 

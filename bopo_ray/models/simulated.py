@@ -10,13 +10,16 @@ has the same reply on every machine. The reply's tokens are counted and billed a
 
 The competences below were tuned once on train tasks for a third each of Easy, Hard and Intractable, and are frozen. In
 ScienceWorld, with its 30 kinds of task, the gaps are drawn; for the few kinds of ALFWorld and AppWorld they are listed.
+
+A second pair has another ratio of cost to capability: `weaker` makes both of its models from the first pair's, by two
+figures each. It stands for no measured model; its names say whose list prices it is billed at.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -27,7 +30,7 @@ from bopo_ray.models.protocol import Message, Reply, Request
 from bopo_ray.models.tokens import count_tokens, prompt_tokens
 from bopo_ray.records import spawn_seed
 
-__all__ = ["LARGE", "SMALL", "Competence", "SimulatedModel", "StepKind", "step_kind"]
+__all__ = ["LARGE", "SMALL", "STANDS_FOR", "Competence", "SimulatedModel", "StepKind", "step_kind", "weaker"]
 
 
 class StepKind(StrEnum):
@@ -106,6 +109,10 @@ class Competence:
     """Probability of answering LARGE, where a router asks it who should act next ..."""
     doubt_failed: float = 0.55
     """... and the same after an action that failed."""
+    listed: int = 0
+    """Its column of _GAPS: 0 as the small model, 1 as the large one."""
+    unsure: float = 0.0
+    """Share of (task, step kind) pairs that it does not know how to do beyond those gaps, in each environment."""
 
 
 K = StepKind
@@ -121,8 +128,17 @@ LARGE = Competence(
           K.OPERATE: 0.02, K.WAIT: 0.01},
     gap={K.NAVIGATE: 0.0, K.LOOK: 0.0, K.OPEN: 0.0, K.TAKE: 0.01, K.FOCUS: 0.03, K.MEASURE: 0.06, K.MIX: 0.08,
          K.OPERATE: 0.05, K.WAIT: 0.0},
-    variation_gap=0.35, stuck=0.92, fatal=0.3, fixation=0.06, fixation_growth=0.02, recovery=0.95,
+    variation_gap=0.35, stuck=0.92, fatal=0.3, fixation=0.06, fixation_growth=0.02, recovery=0.95, listed=1,
 )  # fmt: skip
+
+
+def weaker(model: Competence, slips: float, unsure: float) -> Competence:
+    """The same with so many times the slips, and further gaps."""
+    return replace(model, slip={kind: min(1.0, slips * p) for kind, p in model.slip.items()}, unsure=unsure)
+
+
+LLAMA_8B = weaker(SMALL, slips=2.0, unsure=0.25)
+LLAMA_70B = weaker(LARGE, slips=2.0, unsure=0.03)
 
 _GAPS: dict[str, dict[StepKind, tuple[float, float]]] = {
     "pick_and_place_simple": {},
@@ -182,11 +198,11 @@ class SimulatedModel:
     needs_plan = True
 
     def __init__(self, spec: ModelSpec) -> None:
-        if spec.target not in _SIZES:
-            raise ConfigError(f"unknown simulated model {spec.target!r}; known: {', '.join(_SIZES)}")
+        if spec.target not in _MODELS:
+            raise ConfigError(f"unknown simulated model {spec.target!r}; known: {', '.join(_MODELS)}")
         self.name = spec.label
         self.identity = f"{spec.model}|{spec.label}"  # its draws depend on both
-        self.competence, self._rank = _SIZES[spec.target], list(_SIZES).index(spec.target)
+        self.competence = _MODELS[spec.target]
         self.price, self.sampling = spec.price, spec.sampling
 
     def bound(self, messages: tuple[Message, ...]) -> int:
@@ -227,10 +243,12 @@ class SimulatedModel:
 
     def error_rate(self, task: str, kind: StepKind) -> float:
         """Error per attempt at a step of `kind` in `task` ("boil/3")."""
-        slip, listed = self.competence.slip[kind], _GAPS.get(task.rpartition("/")[0])
+        c, listed = self.competence, _GAPS.get(task.rpartition("/")[0])
         if listed is None:
-            return slip if self.knows(task, kind) else self.competence.stuck
-        return max(slip, listed.get(kind, (0.0, 0.0))[self._rank])
+            rate = c.slip[kind] if self.knows(task, kind) else c.stuck
+        else:
+            rate = max(c.slip[kind], listed.get(kind, (0.0, 0.0))[c.listed])
+        return max(rate, c.stuck) if c.unsure and _uniform("unsure", task, kind) < c.unsure else rate
 
     def knows(self, task: str, kind: StepKind) -> bool:
         """Whether it knows how to do steps of `kind` in `task` ("boil/3").
@@ -288,7 +306,9 @@ def read_progress(messages: Sequence[Message], plan: Sequence[str]) -> _Progress
     return _Progress(k, failures if last else 0, last, away)
 
 
-_SIZES = {"small": SMALL, "large": LARGE}
+_MODELS = {"small": SMALL, "large": LARGE, "llama-8b": LLAMA_8B, "llama-70b": LLAMA_70B}
+STANDS_FOR = {"small": "GPT-4.1-mini", "large": "GPT-4.1", "llama-8b": "Llama-3.1-8B", "llama-70b": "Llama-3.1-70B"}
+"""Whose list prices a model is billed at, for readers."""
 
 
 class _Draws:

@@ -50,6 +50,13 @@ def test_the_simulated_pair_is_priced_by_the_list() -> None:
     assert pool.price_hash == load_pool("simulated").price_hash
 
 
+def test_the_second_simulated_pair_has_prices_of_its_own() -> None:
+    pool = resolve_pool("simulated-llama", "", "", TABLE)
+    assert [m.label for m in pool.models] == ["simulated:llama-8b", "simulated:llama-70b"]
+    assert [m.price.to_dict()["output"] for m in pool.models] == [0.18, 0.88]
+    assert pool.price_hash != load_pool("simulated").price_hash
+
+
 def test_a_pair_from_the_command_line_wins_over_the_pool() -> None:
     pool = resolve_pool("no/such/file.yaml", "openai:gpt-4.1-mini", "openai:gpt-4.1", TABLE)
     assert pool.models == tuple(
@@ -292,7 +299,7 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("models", "small", "large", "named"),
     [
-        ("gpt-9", "", "", ["'gpt-9'", "simulated", "pool file (.yaml)", "--small and --large"]),
+        ("gpt-9", "", "", ["'gpt-9'", "simulated, simulated-llama", "pool file (.yaml)", "--small and --large"]),
         ("simulated", "openai:gpt-4.1-mini", "", ["--small='openai:gpt-4.1-mini'", "without --large", "give both"]),
         ("simulated", "", "openai:gpt-4.1", ["--large='openai:gpt-4.1'", "without --small", "give both"]),
         ("simulated", "gemini:pro", "openai:gpt-4.1", ["'gemini:pro'", "openai, hf, simulated"]),
@@ -300,6 +307,7 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
         ("simulated", "openai:gpt-4.1", "openai:gpt-4.1", ["gpt-4.1, gpt-4.1", "same name"]),
         ("simulated", "simulated:small", "openai:gpt-4.1", ["can't be mixed"]),
         ("simulated", "simulated:tiny", "simulated:large", ["'simulated:tiny'"]),
+        ("simulated-lama", "", "", ["'simulated-lama'", "simulated-llama", "--models"]),
     ],
 )
 def test_a_mistake_on_the_command_line(models: str, small: str, large: str, named: list[str]) -> None:

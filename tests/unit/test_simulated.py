@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from bopo_ray.models import load_pool
 from bopo_ray.models.pool import ModelSpec
 from bopo_ray.models.pricing import Price
 from bopo_ray.models.protocol import Message, Request
-from bopo_ray.models.simulated import LARGE, SMALL, SimulatedModel, StepKind, read_progress, step_kind
+from bopo_ray.models.simulated import LARGE, SMALL, SimulatedModel, StepKind, read_progress, step_kind, weaker
 from bopo_ray.models.tokens import count_tokens
 from bopo_ray.routers.prompted import QUESTION
 
@@ -322,6 +323,28 @@ def test_the_kind_of_a_step_is_its_verbs(action: str, kind: StepKind) -> None:
     assert step_kind(action) is kind
 
 
-def test_the_pool_is_labelled_simulated() -> None:
-    assert POOL.label == "simulated" and "Simulated" in POOL.note and POOL.needs_plan and len(POOL) == 2
-    assert POOL.models[0].price.input < POOL.models[1].price.input
+@pytest.mark.parametrize("name", ["simulated", "simulated-llama"])
+def test_the_pools_are_labelled_simulated(name: str) -> None:
+    pool = load_pool(name)
+    assert pool.label == "simulated" and "Simulated" in pool.note and pool.needs_plan and len(pool) == 2
+    assert pool.models[0].price.input < pool.models[1].price.input
+    assert ("Llama-3.1-8B / Llama-3.1-70B" if "llama" in name else "GPT-4.1-mini / GPT-4.1") in pool.note
+
+
+def test_the_second_pair_errs_more_often_and_the_larger_models_gaps_are_among_the_smallers() -> None:
+    small, large = POOL.models
+    weak_small, weak_large = load_pool("simulated-llama").models
+    models = (small, large, weak_small, weak_large)
+    assert all(isinstance(m, SimulatedModel) for m in models)
+    tasks = [f"{kind}/{i}" for kind in ("boil", "pick_two_obj_and_place", "note-total") for i in range(100)]
+    rates = np.array([[m.error_rate(t, k) for t in tasks for k in StepKind] for m in models])  # type: ignore[attr-defined]
+    assert (rates[2] >= rates[0]).all() and (rates[3] >= rates[1]).all() and rates.max() <= 1
+    assert (rates[2] >= rates[3]).all(), "what the large one can't do the small one can't"
+    stuck = (rates >= SMALL.stuck).mean(axis=1)
+    assert stuck[2] > stuck[0] + 0.1 and stuck[1] < stuck[3] < stuck[2]
+
+
+def test_a_weaker_model_by_hand() -> None:
+    weak = weaker(SMALL, slips=20, unsure=0.5)
+    assert weak.slip[StepKind.LOOK] == 0.4 and weak.slip[StepKind.NAVIGATE] == 1.0  # 20 times 2% and 6%
+    assert dataclasses.replace(weak, slip=SMALL.slip, unsure=0.0) == SMALL
