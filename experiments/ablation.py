@@ -5,13 +5,11 @@
 
 It runs experiments.frontier three times, into full/, no-bosft/ and no-bonus/, with one call store, and compares on the
 same test tasks. Expect those runs' output, a table, and ablation.html, .csv, .png and .svg in --out. The same command
-goes on where it was stopped. --max-spend bounds each of the three runs.
+goes on where it was stopped, and does no run again that is finished. --max-spend bounds the three runs together.
 """
 
 from __future__ import annotations
 
-import argparse
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,10 +19,11 @@ import pandas as pd
 from bopo_ray.analysis import plots, tables
 from bopo_ray.analysis.finished import FinishedRun, open_finished
 from bopo_ray.analysis.page import write_study
-from bopo_ray.errors import ConfigError
-from bopo_ray.pipeline.command import exit_code
+from bopo_ray.pipeline.command import exit_code, script_parser
+from bopo_ray.pipeline.jobs import Job, run_jobs
+from experiments.frontier import as_job, settings_for
 
-__all__ = ["combine", "main"]
+__all__ = ["TAKEN", "combine", "jobs", "main", "write"]
 
 RUNS = {
     "full": ("--advantage", "hybrid,vanilla"),
@@ -32,6 +31,8 @@ RUNS = {
     "no-bonus": ("--advantage", "hybrid", "--beta", "0"),
 }
 """Folder -> its options."""
+TAKEN = ("advantage", "sft_epochs", "beta", "calls")
+"""What these options, and the one call store, leave no choice of."""
 NAMES = {"no-bosft": "without BoSFT", "no-bonus": "without bonus"}
 NOTES = (
     "bopo-hybrid is the whole method. grpo-vanilla is the same without the reference-guided advantage; without BoSFT "
@@ -51,38 +52,42 @@ def combine(runs: Mapping[str, FinishedRun]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+def jobs(folders: Mapping[str, Path], options: Sequence[str], calls: Path) -> dict[str, Job]:
+    """The runs of RUNS, in these folders, with these options and one call store."""
+    return {
+        name: as_job(f"{name} ({' '.join(own)})", folders[name], [*options, *own, "--calls", str(calls)])
+        for name, own in RUNS.items()
+    }
+
+
+def write(out: Path, runs: Mapping[str, FinishedRun]) -> list[Path]:
+    """Compares the variants: prints the table and writes the figure's files."""
+    episodes, run = combine(runs), runs["full"]
+    summary = tables.summary(episodes)
+    volumes = pd.DataFrame(
+        [{"variant": m} | v | {f"less_{k}": d for k, d in summary["differences"].get(m, {}).items()}
+         for m, v in summary["hypervolumes"].items()]
+    )  # fmt: skip
+    title = f"Ablation: {run.env}, {summary['n_tasks']} held-out tasks"
+    figure = plots.frontier_figure(tables.frontier(episodes), summary, title, run.label)
+    print(volumes.to_string(index=False, float_format="{:.4f}".format))
+    notes = [*NOTES, "less: bopo-hybrid's hypervolume less the variant's, paired.", *summary["notes"]]
+    return write_study(out, "ablation", title, f"{run.label}. {run.summary['note']}", volumes, figure, notes)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    p = argparse.ArgumentParser(
-        prog="python -m experiments.ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = script_parser("ablation", __doc__, allow_abbrev=False)
     p.add_argument("--out", type=Path, required=True, help="folder of the three runs and the figure")
     args, options = p.parse_known_args(argv)
 
     def work() -> int:
-        for flag in {o.partition("=")[0] for o in options} & {"--advantage", "--sft-epochs", "--beta", "--calls"}:
-            raise ConfigError(f"{flag}: the ablation sets it itself; leave it out")
-        for folder, own in RUNS.items():
-            command = [sys.executable, "-m", "experiments.frontier", *options, *own, "--resume"]
-            files = ["--calls", str(args.out / "calls.db"), "--out", str(args.out / folder)]
-            args.out.mkdir(parents=True, exist_ok=True)
-            print(f"{folder}: {' '.join(own)}", flush=True)
-            code = subprocess.run([*command, *files], check=False).returncode
-            if code:
-                return code
-        runs = {folder: open_finished(args.out / folder) for folder in RUNS}
-        episodes, run = combine(runs), runs["full"]
-        summary = tables.summary(episodes)
-        volumes = pd.DataFrame(
-            [{"variant": m} | v | {f"less_{k}": d for k, d in summary["differences"].get(m, {}).items()}
-             for m, v in summary["hypervolumes"].items()]
-        )  # fmt: skip
-        title = f"Ablation: {run.env}, {summary['n_tasks']} held-out tasks"
-        figure = plots.frontier_figure(tables.frontier(episodes), summary, title, run.label)
-        print(volumes.to_string(index=False, float_format="{:.4f}".format))
-        notes = [*NOTES, "less: bopo-hybrid's hypervolume less the variant's, paired.", *summary["notes"]]
-        label = f"{run.label}. {run.summary['note']}"
-        print(*write_study(args.out, "ablation", title, label, volumes, figure, notes), sep="\n")
+        settings = settings_for("the ablation", options, TAKEN)
+        folders = {name: args.out / name for name in RUNS}
+        args.out.mkdir(parents=True, exist_ok=True)
+        if code := run_jobs(list(jobs(folders, options, args.out / "calls.db").values()), settings.max_spend):
+            return code
+        print(*write(args.out, {name: open_finished(folder) for name, folder in folders.items()}), sep="\n")
         return 0
 
     return exit_code(work)

@@ -22,16 +22,18 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bopo_ray.errors import ConfigError, StoreError
 from bopo_ray.models.spend import SpendLedger
 from bopo_ray.pipeline.command import exit_code, script_parser
 from bopo_ray.pipeline.evaluate import evaluate_stage, report_stage
+from bopo_ray.pipeline.jobs import Job
 from bopo_ray.pipeline.run import Run
-from bopo_ray.pipeline.settings import Settings, field_docs, resolve
+from bopo_ray.pipeline.settings import Settings, check_same, field_docs, load_settings, resolve
 from bopo_ray.pipeline.side_by_side import ALL, run_all
 from bopo_ray.pipeline.stages import bosft_stage, boundary_stage
 from bopo_ray.pipeline.sweep import Sweep
 
-__all__ = ["main"]
+__all__ = ["as_job", "main", "parser", "settings_for", "settings_of"]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -88,6 +90,39 @@ def settings_of(args: argparse.Namespace) -> Settings:
     """The settings that the options of `parser` name; raises ConfigError."""
     given = {f.name: v for f in dataclasses.fields(Settings) if (v := getattr(args, f.name)) is not None}
     return resolve(args.settings, {name: ",".join(v) if isinstance(v, list) else v for name, v in given.items()})
+
+
+def settings_for(script: str, options: Sequence[str], taken: Sequence[str]) -> Settings:
+    """The settings of `options`, which another script passes on to runs of this one, all on one benchmark.
+
+    Raises ConfigError for a field of `taken`, which that script sets itself.
+    """
+    args = parser().parse_args(options)
+    for name in taken:
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')}: {script} sets it itself; leave it out")
+    settings = settings_of(args)
+    if settings.env == ALL:
+        raise ConfigError(f"env={ALL!r}: {script} takes one benchmark at a time; set it with --env")
+    return settings
+
+
+def as_job(name: str, folder: Path, options: Sequence[str]) -> Job:
+    """This script with these options, to be run in a process of its own; where it is finished, it is not run again."""
+    arguments = [*options, "--resume", "--out", str(folder)]
+
+    def done() -> bool:
+        settings = settings_of(parser().parse_args(arguments))
+        if not all((folder / name).is_file() for name in ("settings.yaml", "summary.json", "report.html")):
+            return False
+        try:
+            old = load_settings(folder / "settings.yaml")
+            check_same(old, settings, folder / "settings.yaml")
+        except StoreError:
+            return False  # which the run itself says in a better way
+        return old.router == settings.router
+
+    return Job(name, folder, ("experiments.frontier", *arguments), done)
 
 
 def default_name(settings: Settings) -> str:

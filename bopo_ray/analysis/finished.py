@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bopo_ray.errors import StoreError
+from bopo_ray.records import CostMode
 
 __all__ = ["FinishedRun", "open_finished"]
 
@@ -49,14 +50,24 @@ class FinishedRun:
 
         Those of policies that frontier.csv does not list are left out.
         """
+        return self._episodes(self.folder / "episodes", ("evaluation", "oracle"))
+
+    def capped(self) -> pd.DataFrame:
+        """The episodes of experiments.hard_budget under caps in calls, like `evaluation`, and their cap: "cap"."""
+        own = self._episodes(self.folder / "hard-budget" / "episodes", ("evaluation",))
+        return own[own["budget_mode"] == str(CostMode.CALLS)].rename(columns={"budget_cap": "cap"})
+
+    def _episodes(self, folder: Path, stores: tuple[str, ...]) -> pd.DataFrame:
         columns = ["id", "policy", "router", "task", "member", "success", "outcome", "score", "cost_microusd",
-                   "large_calls", "stop"]  # fmt: skip
+                   "large_calls", "stop", "budget_mode", "budget_cap"]  # fmt: skip
         tables = []
-        for shard in sorted((self.folder / "episodes").rglob("part-*.parquet")):
-            if shard.parent.name in ("evaluation", "oracle"):
+        for shard in sorted(folder.rglob("part-*.parquet")):
+            if shard.parent.name in stores:
                 table = pq.read_table(shard, columns=[*columns, "steps"])
                 steps = pc.list_value_length(table.column("steps"))
                 tables.append(table.select(columns).append_column("steps", steps))
+        if not tables:
+            raise StoreError(f"{folder} holds no episodes of {' or '.join(stores)}; run what makes them again")
         frame = pa.concat_tables(tables).to_pandas().drop_duplicates("id")
         keys = self.frontier[["policy", "method", "lam", "train_seed"]]
         frame["cost_usd"] = frame["cost_microusd"] / 1e6

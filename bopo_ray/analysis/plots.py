@@ -85,15 +85,19 @@ def frontiers_figure(
     """
     if not panels:
         raise ValueError("no frontier to draw: need at least one")
-    figure, grid = canvas(max(9.0, 5.4 * len(panels)), 6.4, 1, len(panels))
-    figure.subplots_adjust(left=0.9 / figure.get_figwidth(), right=0.985, top=0.8, bottom=0.2, wspace=0.24)
+    width = max(9.0, 5.4 * len(panels))
+    figure, grid = canvas(width, 6.4, 1, len(panels))
     methods: set[str] = set()
     for axes, (name, (frontier_df, summary)) in zip(np.ravel(grid), panels.items(), strict=True):
         methods |= set(_draw_frontier(axes, frontier_df, summary))
         axes.set_title(f"{name}\n{summary['n_tasks']} tasks", fontsize=11)
         points = pd.DataFrame(summary["operating_points"])
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
         _label_lambdas(figure, axes, points, str(summary.get("headline") or ""))
-    _legend(figure, methods, len(methods))
+    columns = min(len(methods), int(width / 1.6))
+    rows = -(-len(methods) // columns)
+    figure.subplots_adjust(left=0.9 / width, right=0.985, top=0.8, bottom=0.15 + 0.05 * rows, wspace=0.24)
+    _legend(figure, methods, columns)
     head(figure, title, subtitle, label)
     return figure
 

@@ -1,4 +1,4 @@
-"""The tables behind the paper's other figures: cost inversion, allocation of the spend, hard budgets.
+"""The tables behind the paper's other figures: cost inversion, allocation of the spend, model pairs, hard budgets.
 
 Pure functions of frames; what the frames must hold is said with each. Intervals are 95% percentile bootstrap intervals
 over tasks, as in `bopo_ray.analysis.bootstrap`.
@@ -7,19 +7,25 @@ over tasks, as in `bopo_ray.analysis.bootstrap`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bopo_ray.analysis.bootstrap import bootstrap_ci, interval_of, resample_weights
-from bopo_ray.analysis.tables import ALWAYS_SMALL
+from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL, BOUNDARY, ORACLE
 from bopo_ray.records import Difficulty
 
-__all__ = ["allocation", "hard_budget", "inversion_rates", "inversions", "task_difficulty"]
+__all__ = [
+    "allocation", "hard_budget", "interval_text", "inversion_rates", "inversions", "pair_row", "pair_table",
+    "task_difficulty",
+]  # fmt: skip
 
 EASY_SHARE = 0.6
 """A test task is Easy where always-small has at least this share of successes: the taxonomy's 3 of 5."""
 N_RESAMPLES = 2000
+KEPT = 0.95
+"""Share of always-large's success at which `pair_row` says what is saved."""
 
 
 def inversions(boundaries: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -115,3 +121,78 @@ def hard_budget(episodes: pd.DataFrame) -> pd.DataFrame:
         }  # fmt: skip
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def pair_row(pair: str, label: str, episodes: pd.DataFrame, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """One model pair: its cost ratio, the boundaries' success, BoPO against the best baseline, and the cost saved.
+
+    The best baseline is the one with the largest hypervolume of those that the summary compares: neither the oracle nor
+    another advantage of BoPO's. What there is no estimate of is NaN.
+
+    Args:
+        pair: its name.
+        label: what its models are, e.g. "simulated pair".
+        episodes: of the evaluation; columns method, task, cost_usd.
+        summary: of `tables.summary`.
+    """
+    none = {"estimate": np.nan, "low": np.nan, "high": np.nan}
+    headline, volumes = summary["headline"], summary["hypervolumes"]
+    rivals = {m: v for m, v in volumes.items() if m not in (BOUNDARY, ORACLE) and not m.startswith("bopo-")}
+    best = max(rivals, key=lambda m: rivals[m]["estimate"], default="")
+    points = {p["method"]: p for p in summary["operating_points"] if p["method"] in (ALWAYS_SMALL, ALWAYS_LARGE)}
+    saved = [s["saved"] for s in summary["cost_saved"].get(headline, []) if s["success_share"] == KEPT]
+    less = summary["differences"].get(best, none)
+    row: dict[str, Any] = {"pair": pair, "label": label, "tasks": summary["n_tasks"]}
+    row |= _spread("cost_ratio", _cost_ratio(episodes))
+    for name, method in (("small", ALWAYS_SMALL), ("large", ALWAYS_LARGE)):
+        row |= {f"success_{name}{end}": points[method][f"success{end}"] for end in ("", "_low", "_high")}
+    row |= _spread("bopo", volumes.get(headline, none)) | {"best_baseline": best}
+    row |= _spread("baseline", volumes.get(best, none)) | _spread("less", less)
+    row |= {"less_p_holm": less.get("p_holm", np.nan)} | _spread("saved", saved[0] if saved else none)
+    return {name: np.nan if value is None else value for name, value in row.items()}
+
+
+def pair_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `pair_row` as a page shows them: a column per pair, each number with its interval.
+
+    Args:
+        rows: one or more pairs.
+    """
+    shown = {"what": ["models", "held-out tasks", "cost per task, large / small", "success, always-small",
+                      "success, always-large", "hypervolume, BoPO", "best baseline", "its hypervolume",
+                      "BoPO less that", "p, Holm", f"cost saved at {KEPT:.0%} of always-large's success"]}  # fmt: skip
+    for row in rows.to_dict("records"):
+        shown[str(row["pair"])] = [
+            str(row["label"]), str(row["tasks"]), interval_text(row, "cost_ratio", ".2f"),
+            interval_text(row, "success_small", ".0%"), interval_text(row, "success_large", ".0%"),
+            interval_text(row, "bopo", ".3f"), str(row["best_baseline"]), interval_text(row, "baseline", ".3f"),
+            interval_text(row, "less", "+.3f"), "–" if pd.isna(row["less_p_holm"]) else f"{row['less_p_holm']:.3f}",
+            interval_text(row, "saved", ".0%"),
+        ]  # fmt: skip
+    return pd.DataFrame(shown)
+
+
+def interval_text(row: Mapping[str, Any], name: str, form: str) -> str:
+    """The number called `name` with its interval, "0.50 [0.40, 0.60]"; a dash for none."""
+    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    if pd.isna(value):
+        return "–"
+    return f"{value:{form}}" if pd.isna(low) else f"{value:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def _cost_ratio(episodes: pd.DataFrame) -> dict[str, float]:
+    """Mean cost per task of always-large by that of always-small, on the tasks of both."""
+    costs = [episodes[episodes["method"] == m].groupby("task")["cost_usd"].mean() for m in (ALWAYS_SMALL, ALWAYS_LARGE)]
+    both = pd.concat(costs, axis=1, join="inner").to_numpy()
+    if not both[:, 0].any():
+        return {"estimate": np.nan, "low": np.nan, "high": np.nan}
+    sums = resample_weights(len(both), N_RESAMPLES) @ both
+    sums = sums[sums[:, 0] > 0]
+    interval = interval_of(float(both[:, 1].sum() / both[:, 0].sum()), sums[:, 1] / sums[:, 0])
+    known = len(both) > 1
+    return {"estimate": interval.estimate, "low": interval.low if known else np.nan,
+            "high": interval.high if known else np.nan}  # fmt: skip
+
+
+def _spread(name: str, interval: Mapping[str, float]) -> dict[str, float]:
+    return {name: interval["estimate"], f"{name}_low": interval["low"], f"{name}_high": interval["high"]}

@@ -9,7 +9,16 @@ import pandas as pd
 import pytest
 
 from bopo_ray.analysis.page import write_study
-from bopo_ray.analysis.studies import allocation, hard_budget, inversion_rates, inversions, task_difficulty
+from bopo_ray.analysis.studies import (
+    allocation,
+    hard_budget,
+    interval_text,
+    inversion_rates,
+    inversions,
+    pair_row,
+    pair_table,
+    task_difficulty,
+)
 from bopo_ray.analysis.study_plots import allocation_figure, hard_budget_figure, inversion_figure
 from tests.unit.test_analysis_plots import texts
 
@@ -128,3 +137,53 @@ def test_a_study_is_four_files_and_its_page_shows_text_as_text(tmp_path: Path) -
 def test_a_figure_of_tasks_of_one_kind(difficulty: str) -> None:
     own = EPISODES[EPISODES["task"] == difficulty[0]]
     assert "100%" in texts(allocation_figure(allocation(own), ""))
+
+
+def compared(**more: dict[str, object]) -> dict[str, object]:
+    """As much of a `tables.summary` as a pair's row takes."""
+    number = lambda x: {"estimate": x, "low": x - 0.1, "high": x + 0.1}  # noqa: E731
+    point = {"success": 0.5, "success_low": 0.4, "success_high": 0.6}
+    return {
+        "n_tasks": 3, "headline": "bopo-hybrid",
+        "operating_points": [point | {"method": m} for m in ("always-small", "always-large", "bopo-hybrid")],
+        "hypervolumes": {
+            "bopo-hybrid": number(0.5), "bopo-augmented": number(0.7), "oracle": number(0.9),
+            "boundary only": number(0.8), "first-large": number(0.4), "random": number(0.3),
+        },
+        "differences": {m: number(d) | {"p": 0.1, "p_holm": 0.2} for m, d in (("first-large", 0.1), ("random", 0.2))},
+        "cost_saved": {"bopo-hybrid": [{"success_share": s, "saved": number(s)} for s in (0.9, 0.95, 1.0)]},
+    } | more  # fmt: skip
+
+
+BOTH = pd.DataFrame(
+    [("always-small", "a", 1.0), ("always-small", "a", 3.0), ("always-small", "b", 2.0), ("always-large", "a", 4.0),
+     ("always-large", "b", 8.0), ("always-large", "c", 99.0), ("bopo-hybrid", "a", 50.0)],
+    columns=["method", "task", "cost_usd"],
+)  # fmt: skip
+
+
+def test_a_model_pair_by_hand() -> None:
+    row = pair_row("llama", "simulated pair", BOTH, compared())
+    assert row["cost_ratio"] == 3.0, "of the tasks that both have played, each once: (4 + 8) / (2 + 2)"
+    assert 2.0 <= row["cost_ratio_low"] <= 3.0 <= row["cost_ratio_high"] <= 4.0
+    assert row["best_baseline"] == "first-large", (
+        "not the oracle, nor the boundaries alone, nor BoPO under another name"
+    )
+    assert (row["bopo"], row["baseline"], row["less"], row["less_p_holm"]) == (0.5, 0.4, 0.1, 0.2)
+    assert (row["success_large"], row["success_large_low"], row["saved"]) == (0.5, 0.4, 0.95)
+    free = pair_row("x", "y", BOTH.assign(cost_usd=0.0), compared())
+    assert math.isnan(free["cost_ratio"]), "of nothing there is no multiple"
+    one = pair_row("x", "y", BOTH[BOTH["task"] == "a"], compared())
+    assert one["cost_ratio"] == 2.0 and math.isnan(one["cost_ratio_low"])
+    none = pair_row("x", "y", BOTH, compared(headline=None, cost_saved={}, differences={}))  # type: ignore[arg-type]
+    assert math.isnan(none["bopo"]) and math.isnan(none["saved"]) and none["baseline"] == 0.4
+
+
+def test_pairs_beside_each_other() -> None:
+    rows = pd.DataFrame([pair_row(n, "simulated pair", BOTH, compared()) for n in ("a", "b")])
+    shown = pair_table(rows).set_index("what")
+    assert list(shown.columns) == ["a", "b"] and shown.loc["best baseline", "b"] == "first-large"
+    assert shown.loc["success, always-large", "a"] == "50% [40%, 60%]"
+    assert shown.loc["BoPO less that", "a"] == "+0.100 [+0.000, +0.200]"
+    assert interval_text({"x": 0.5, "x_low": math.nan, "x_high": math.nan}, "x", ".1f") == "0.5"
+    assert interval_text({"x": math.nan, "x_low": 0, "x_high": 1}, "x", ".1f") == "–"

@@ -124,6 +124,7 @@ def test_a_missing_list_and_a_negative_price(tmp_path: Path) -> None:
 
 def test_an_unknown_pool_is_one_line() -> None:
     with pytest.raises(
-        ConfigError, match=r"unknown models 'real': need embedded, simulated, simulated-llama, or the path of a pool file .*--models"
+        ConfigError,
+        match=r"unknown models 'real': need embedded, simulated, simulated-llama, or the path of a pool .*--models",
     ):
         load_pool("real")
