@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,9 +12,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from experiments import ablation, allocation, cost_inversion, hard_budget
+from bopo_ray.pipeline import jobs
+from bopo_ray.pipeline.jobs import spent_usd
+from bopo_ray.pipeline.settings import load_settings
+from experiments import ablation, allocation, cost_inversion, hard_budget, model_pairs, reproduce
 from experiments.audit import main as audit_main
-from tests.integration.conftest import Frontier, ledger
+from tests.integration.conftest import ROOT, TOY, Frontier, ledger
+from tests.toy import ID
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -63,11 +69,11 @@ def test_an_ablation_is_three_runs_on_one_store_and_a_paired_comparison(
         shutil.copytree(toy_run.out, command[-1], dirs_exist_ok=True)
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(ablation.subprocess, "run", frontier)
+    monkeypatch.setattr(jobs.subprocess, "run", frontier)
     out = tmp_path / "ablation"
     assert ablation.main(["--out", str(out), "--scale", "tiny", "--lambdas=0.2"]) == 0
     for command, (folder, own) in zip(commands, ablation.RUNS.items(), strict=True):
-        assert command[3:] == ["--scale", "tiny", "--lambdas=0.2", *own, "--resume", "--calls", str(out / "calls.db"),
+        assert command[3:] == ["--scale", "tiny", "--lambdas=0.2", *own, "--calls", str(out / "calls.db"), "--resume",
                                "--out", str(out / folder)]  # fmt: skip
     table = pd.read_csv(out / "ablation.csv").set_index("variant")
     assert set(table.index) == {"bopo-hybrid", "grpo-vanilla", "without BoSFT", "without bonus", "boundary only"}
@@ -76,10 +82,76 @@ def test_an_ablation_is_three_runs_on_one_store_and_a_paired_comparison(
         assert (table.loc[same, "less_estimate"], table.loc[same, "less_p_holm"]) == (0, 1)
     assert "without BoSFT" in (out / "ablation.html").read_text() and (out / "ablation.png").exists()
 
-    monkeypatch.setattr(ablation.subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, 3))
+    monkeypatch.setattr(jobs.subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, 3))
     assert ablation.main(["--out", str(out)]) == 3, "the run's own exit code"
     capsys.readouterr()
     assert "--beta: the ablation sets it itself" in refused(capsys, ablation.main(["--out", str(out), "--beta=1"]))
+    assert "one benchmark at a time" in refused(capsys, ablation.main(["--out", str(out), "--env", "all"]))
+    assert "lambdas=(-1.0,)" in refused(capsys, ablation.main(["--out", str(tmp_path / "no"), "--lambdas=-1"]))
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.fixture(scope="module")
+def pairs(toy_run: Frontier, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where experiments.model_pairs has run on two pairs, of which the first was finished before."""
+    out = tmp_path_factory.mktemp("pairs")
+    shutil.copytree(toy_run.out, out / "one")
+    assert model_pairs.main(["--out", str(out), *TOY, *TWO_PAIRS]) == 0
+    return out
+
+
+TWO_PAIRS = ("--pair", "one=simulated", "--pair", "two=simulated-llama", "--max-spend", "50")
+
+
+def test_model_pairs_are_a_run_each_under_one_limit_and_are_not_run_twice(
+    pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (load_settings(pairs / name / "settings.yaml") for name in ("one", "two"))
+    assert second.max_spend == pytest.approx(50 - spent_usd(pairs / "one")), "what the first has left"
+    assert spent_usd(pairs / "one") > spent_usd(pairs / "two") > 0, "each at prices of its own"
+    assert (first.models, second.models) == ("simulated", "simulated-llama")
+    assert second == dataclasses.replace(
+        first, models="simulated-llama", max_spend=second.max_spend, calls=str(pairs / "calls.db")
+    )
+
+    out = pairs
+    table = pd.read_csv(out / "model_pairs.csv").set_index("pair")
+    assert {p.suffix for p in out.glob("model_pairs.*")} == {".html", ".csv", ".png", ".svg"}
+    for name, row in table.iterrows():
+        summary = json.loads((out / name / "summary.json").read_text())
+        points = {p["method"]: p for p in summary["operating_points"]}
+        assert row["success_large"] == points["always-large"]["success"]
+        assert row["cost_ratio"] == pytest.approx(
+            points["always-large"]["cost_usd"] / points["always-small"]["cost_usd"]
+        )
+        assert row["less"] == pytest.approx(row["bopo"] - row["baseline"])
+    page = (out / "model_pairs.html").read_text()
+    assert "Llama-3.1-70B" in page and "GPT-4.1" in page and "two: simulated pair" not in page.partition("<svg")[0]
+
+    capsys.readouterr()
+    monkeypatch.setattr(jobs.subprocess, "run", lambda *_, **__: pytest.fail("a finished run was started again"))
+    assert model_pairs.main(["--out", str(out), *TOY, *TWO_PAIRS]) == 0
+    assert f"pair two (--models simulated-llama): {out / 'two'} is finished" in capsys.readouterr().out
+
+
+def test_pairs_that_there_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "pairs"
+    two = ["--pair", "a=simulated", "--pair"]
+    for arguments, named in (
+        (["--pair", "simulated"], ["'simulated'", "NAME=SPEC"]),
+        (["--pair", "../x=simulated"], ["'../x=simulated'", "NAME of letters"]),
+        (["--pair", "a=simulated"], ["one pair", "--pair twice"]),
+        ([*two, "a=embedded"], ["second pair of the name a"]),
+        ([*two, "b=gpt-9"], ["unknown models 'gpt-9'", "simulated-llama"]),
+        ([*two, "b=embedded:nowhere"], ["'embedded:nowhere'"]),
+        ([*two, "b=missing.yaml"], ["missing.yaml", "can't be read"]),
+        (["--models", "simulated"], ["--models: model_pairs sets it itself"]),
+        (["--small", "openai:a", "--large", "openai:b"], ["small='openai:a'", "pool file"]),
+        (["--env", "all"], ["one benchmark at a time"]),
+    ):
+        line = refused(capsys, model_pairs.main(["--out", str(out), *arguments]))
+        assert all(part in line for part in named), line
+    assert not out.exists()
 
 
 def test_every_policy_under_caps(
@@ -114,3 +186,75 @@ def test_every_policy_under_caps(
     ):
         line = refused(capsys, hard_budget.main([str(out), *arguments]))
         assert all(part in line for part in named)
+
+
+def test_everything_is_reproduced_in_one_report(
+    toy_run: Frontier, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The frontier and the second pair are finished already, the caps are played, the ablation's runs are stood for."""
+    out, root = tmp_path / "all", tmp_path / "all" / "toy-v0"
+    shutil.copytree(toy_run.out, root / "full")
+    shutil.copytree(pairs / "two", root / "pair-simulated-llama")
+    real, commands = subprocess.run, []
+
+    def run(command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+        commands.append(command[2:])
+        if command[2] == "experiments.hard_budget":
+            return real(command, check=check, cwd=ROOT)
+        shutil.copytree(toy_run.out, command[command.index("--out") + 1], dirs_exist_ok=True)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(jobs.subprocess, "run", run)
+    arguments = ["--out", str(out), "--envs", ID, *TOY[2:], "--max-spend", "9"]
+    assert reproduce.main(arguments) == 0
+    said = capfd.readouterr().out
+    for i, name in enumerate(("frontier", "ablation", "allocation", "cost_inversion", "hard_budget", "model_pairs"), 1):
+        assert f"{i} of 6: {ID}: {name}\n" in said
+    played = [(c[0], c[c.index("--out") + 1] if "--out" in c else c[1]) for c in commands]
+    assert played == [
+        ("experiments.frontier", str(root / "no-bosft")),
+        ("experiments.frontier", str(root / "no-bonus")),
+        ("experiments.hard_budget", str(root / "full")),
+    ]
+    assert all(str(out / "calls.db") == c[c.index("--calls") + 1] for c in commands[:2])
+    before = sum(spent_usd(root / name) for name in ("full", "pair-simulated-llama"))
+    assert float(commands[0][-1]) == pytest.approx(9 - before), "one limit for all"
+    assert float(commands[2][-1]) == pytest.approx(9 - before - 2 * spent_usd(toy_run.out))
+
+    table = pd.read_csv(out / "reproduce.csv").set_index("claim")
+    assert set(table["where"]) == {f"figure {i}" for i in range(1, 6)} | {"table 1"}
+    hard = table[table["paper"] == "0.522"].iloc[0]
+    shares = pd.read_csv(root / "full" / "figures" / "allocation.csv").set_index(["method", "difficulty"])
+    assert hard["ours"] == shares.loc[("bopo-hybrid", "hard"), "spend_share"]
+    capped = pd.read_csv(root / "full" / "figures" / "hard_budget.csv")
+    best = capped[(capped["method"] == "bopo-hybrid") & (capped["cap"] == 15)]["success"].max()
+    assert table.loc["success of BoPO under a cap of 15 calls", "ours"] == best
+    assert table.loc["success of BoPO under a cap of 15 calls", "paper"] == "not known", "it is AppWorld's"
+    assert table[table["unit"] == "count"]["ours"].tolist() == [0.0]
+    assert table["differs"].str.contains("not one of the paper's").all() and table["setting"].str.contains("tiny").all()
+    page = (out / "reproduce.html").read_text()
+    assert page.count("<svg") == 6 and "<script" not in page and "simulated pair" in page
+    assert page.count("not known") >= 10 and "52.2%" in page and "python -m experiments.reproduce" in page
+
+    monkeypatch.setattr(jobs.subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, 3))
+    assert reproduce.main(arguments) == 3, "the stand-ins have other settings, so they are run, with their exit code"
+    captured = capfd.readouterr()
+    assert captured.err.endswith(f"stopped at 2 of 6: {ID}: ablation; the same command goes on there\n")
+    assert "full (--advantage hybrid,vanilla): " in captured.out and "is finished" in captured.out
+
+
+def test_what_can_not_be_reproduced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "all"
+    for arguments, named in (
+        (["--envs", ""], ["envs=''", "ScienceWorld-v0"]),
+        (["--envs", f"{ID},{ID}"], ["different benchmarks"]),
+        (["--envs", "Nowhere-v0"], ["Nowhere-v0"]),
+        (["--envs", ID, "--env", ID], ["--env: reproduce sets it itself"]),
+        (["--envs", ID, "--budget-calls", "3"], ["--budget-calls: reproduce sets it itself"]),
+        (["--envs", ID, "--models", "gpt-9"], ["'gpt-9'", "simulated-llama"]),
+        (["--envs", ID, "--small", "openai:a", "--large", "openai:b"], ["pool file"]),
+        (["--envs", ID, "--scale", "huge"], ["scale='huge'"]),
+    ):
+        line = refused(capsys, reproduce.main(["--out", str(out), *arguments]))
+        assert all(part in line for part in named), line
+    assert not out.exists()

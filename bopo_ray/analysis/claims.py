@@ -1,0 +1,237 @@
+"""What the paper says beside what a reproduction measured: a row per claim, with what it can be held against.
+
+The paper's numbers are those that this project knows; where it knows none, the claim says so. Pure functions of what
+finished runs and studies have left; intervals are 95% percentile bootstrap intervals over tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from bopo_ray.analysis.bootstrap import Interval, bootstrap_ci, interval_of, resample_weights
+from bopo_ray.analysis.studies import N_RESAMPLES, inversion_rates, inversions
+from bopo_ray.analysis.tables import ALWAYS_LARGE
+
+__all__ = ["Claim", "Results", "Unit", "claims_of", "differences_of", "table_of"]
+
+BOPO, FIRST_LARGE = "bopo-hybrid", "first-large"
+CAP = 15
+"""Calls: the cap that the paper's known numbers are for."""
+_HARD_SHARE = 0.522
+_BY_CALLS = {
+    ("AppWorld-v0", "success, always-large"): 0.667, ("AppWorld-v0", "calls, always-large"): 1.25,
+    ("AppWorld-v0", "success, bopo"): 0.665, ("AppWorld-v0", "calls, bopo"): 0.88, ("AppWorld-v0", "fewer"): 0.296,
+}  # fmt: skip
+"""(Benchmark, quantity) -> the paper's number at a cap of CAP calls."""
+_TASKS = {"ALFWorld-v0": (2420, 200, 30), "ScienceWorld-v0": (2120, 200, 40), "AppWorld-v0": (105, 168, 40)}
+"""Benchmark -> the paper's training tasks, test tasks and steps."""
+_SEEDS = 3
+_MODELS = "GPT-4.1-mini and GPT-4.1"
+_PAIR = "Llama-3.1 8B and 70B"
+FloatArray = npt.NDArray[np.float64]
+
+
+class Unit(StrEnum):
+    """What a claim's number is."""
+
+    SHARE = "share"
+    """A part of a whole, shown in percent."""
+    POINTS = "points"
+    """A difference of two shares, shown in percentage points."""
+    HYPERVOLUME = "hypervolume"
+    """A difference of two hypervolumes."""
+    COUNT = "count"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One statement, in the paper and here."""
+
+    source: str
+    """Figure or table of the paper."""
+    text: str
+    """What the number is."""
+    unit: Unit
+    ours: Interval
+    paper: float | None = None
+    """None: not known to this project."""
+
+    @property
+    def reading(self) -> str:
+        """What the interval settles, in words: about the paper's number, or about the sign of a difference."""
+        low, high = self.ours.low, self.ours.high
+        if math.isnan(low) and self.unit is not Unit.COUNT:
+            return "one task settles nothing"
+        if self.paper is not None:
+            if self.unit is Unit.COUNT:
+                return "the same" if self.ours.estimate == self.paper else "not the same"
+            where = "above" if self.paper > high else "below" if self.paper < low else "inside"
+            return f"the paper's number is {where} our interval"
+        if self.unit in (Unit.POINTS, Unit.HYPERVOLUME):
+            return "above 0" if low > 0 else "below 0" if high < 0 else "not settled: 0 is inside"
+        return ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Results:
+    """What one benchmark's experiments left. Frames as they stand in the studies' CSV files."""
+
+    env: str
+    episodes: pd.DataFrame
+    """Of the evaluation without caps: columns method, policy, task, success, large_calls."""
+    boundaries: pd.DataFrame
+    """Of the training tasks."""
+    capped: pd.DataFrame
+    """Of the evaluation under caps in calls: the same columns, lam, and cap."""
+    pairs: pd.DataFrame
+    """Of experiments.model_pairs, the run's own pair first."""
+    ablation: pd.DataFrame
+    allocation: pd.DataFrame
+    hard_budget: pd.DataFrame
+
+
+def claims_of(results: Results) -> list[Claim]:
+    """The claims about one benchmark, in the paper's order."""
+    own, *others = results.pairs.to_dict("records")
+    claims = [_frontier("figure 1", "", own), Claim(
+        "figure 1", "cost that BoPO saves at 95% of always-large's success", Unit.SHARE, _interval(own, "saved")
+    )]  # fmt: skip
+    variants = results.ablation.set_index("variant")
+    for name in ("grpo-vanilla", "without BoSFT", "without bonus"):
+        row = variants.loc[name].to_dict()
+        less = Interval(row["less_estimate"], row["less_low"], row["less_high"])
+        claims.append(Claim("figure 2", f"hypervolume of BoPO less that of {name}", Unit.HYPERVOLUME, less))
+    hard = results.allocation.set_index(["method", "difficulty"]).loc[(BOPO, "hard")].to_dict()
+    claims.append(
+        Claim("figure 3", "share of BoPO's dollars that goes to Hard tasks (the paper's benchmark is not known)",
+              Unit.SHARE, _interval(hard, "spend_share"), _HARD_SHARE)
+    )  # fmt: skip
+    claims += [_frontier("figure 4", f"pair {row['pair']}: ", row) for row in others]
+    rates = inversion_rates(inversions({results.env: results.boundaries})).iloc[0].to_dict()
+    text = "training tasks on which always-small costs more than always-large"
+    claims.append(Claim("figure 5", text, Unit.SHARE, _interval(rates, "rate")))
+    return [*claims, *_capped(results)]
+
+
+def _frontier(source: str, prefix: str, row: Mapping[str, object]) -> Claim:
+    text = f"{prefix}hypervolume of BoPO less that of the best baseline, {row['best_baseline']}"
+    return Claim(source, text, Unit.HYPERVOLUME, _interval(row, "less"))
+
+
+def _capped(results: Results) -> list[Claim]:
+    """Table 1: at each cap the best operating point of BoPO and of first-large, and at CAP the paper's numbers."""
+    claims = []
+    large = results.episodes[results.episodes["method"] == ALWAYS_LARGE]
+    for cap, capped in results.capped.groupby("cap", sort=True):
+        bopo, rival = (_best(capped[capped["method"] == m]) for m in (BOPO, FIRST_LARGE))
+        at, calls = f"under a cap of {cap} calls", float(cap)
+        known = {k: v for (env, k), v in _BY_CALLS.items() if env == results.env and cap == CAP}
+        claims += [
+            Claim("table 1", f"success of BoPO {at}", Unit.SHARE, bootstrap_ci(bopo["success"], n=N_RESAMPLES),
+                  known.get("success, bopo")),
+            Claim("table 1", f"share of the cap that BoPO uses {at}", Unit.SHARE,
+                  bootstrap_ci(bopo["large_calls"] / calls, n=N_RESAMPLES) if calls else Interval(0.0, 0.0, 0.0),
+                  known.get("calls, bopo")),
+            Claim("table 1", f"success of BoPO less that of first-large {at}", Unit.POINTS,
+                  bootstrap_ci(bopo["success"] - rival["success"], n=N_RESAMPLES)),
+        ]  # fmt: skip
+        if cap == CAP:
+            means = large.groupby("task")[["success", "large_calls"]].mean()
+            claims += [
+                Claim("table 1", "success of always-large without a cap", Unit.SHARE,
+                      bootstrap_ci(means["success"].astype(float), n=N_RESAMPLES), known.get("success, always-large")),
+                Claim("table 1", f"calls of always-large without a cap, as a share of {CAP}", Unit.SHARE,
+                      bootstrap_ci(means["large_calls"] / CAP, n=N_RESAMPLES), known.get("calls, always-large")),
+                Claim("table 1", f"fewer large calls of BoPO {at} than of always-large without one", Unit.SHARE,
+                      _saved(bopo["large_calls"], means["large_calls"]), known.get("fewer")),
+            ]  # fmt: skip
+    over = float(results.hard_budget["overspends"].sum())
+    played = int(results.hard_budget["episodes"].sum())
+    text = f"episodes that cost more than their cap, of {played:,} under caps in calls and in dollars"
+    return [*claims, Claim("table 1", text, Unit.COUNT, Interval(over, math.nan, math.nan), 0.0)]
+
+
+def _best(episodes: pd.DataFrame) -> pd.DataFrame:
+    """Per task, success and large calls of a method's most successful operating point, the one of fewest calls first.
+
+    A point is a lambda, averaged over training seeds; of what was not trained, a policy.
+    """
+    point = episodes["policy"].where(episodes["lam"].isna(), episodes["lam"].map("{:g}".format))
+    means = episodes.astype({"success": float}).groupby([point, "task"])[["success", "large_calls"]].mean()
+    order = means.groupby(level=0).mean().sort_values(["success", "large_calls"], ascending=[False, True])
+    best: pd.DataFrame = means.loc[order.index[0]]
+    return best
+
+
+def _saved(ours: pd.Series, theirs: pd.Series) -> Interval:
+    """One less the ratio of two means over the same tasks."""
+    both_T2 = pd.concat([ours, theirs], axis=1, join="inner").to_numpy(dtype=float)
+    if len(both_T2) < 2 or not both_T2[:, 1].any():
+        return Interval(math.nan, math.nan, math.nan)
+    sums_R2: FloatArray = resample_weights(len(both_T2), N_RESAMPLES) @ both_T2
+    sums_R2 = sums_R2[sums_R2[:, 1] > 0]
+    means = both_T2.mean(axis=0)
+    return interval_of(float(1 - means[0] / means[1]), 1 - sums_R2[:, 0] / sums_R2[:, 1])
+
+
+def _interval(row: Mapping[str, object], name: str) -> Interval:
+    return Interval(*(float(str(row[f"{name}{end}"])) for end in ("", "_low", "_high")))
+
+
+def differences_of(
+    env: str, tasks: str, models: str, n_train: int, n_test: int, max_steps: int, seeds: Sequence[int]
+) -> list[str]:
+    """What differs from the paper's setting, a sentence each.
+
+    Args:
+        env: the benchmark's id.
+        tasks: the same with whose tasks they are, as `env_label` says it.
+        models: what they are, in a sentence.
+        n_train, n_test, max_steps, seeds: of the run.
+    """
+    train, test, steps = _TASKS.get(env, (0, 0, 0))
+    same = models.startswith("Language models gpt-4.1-mini / gpt-4.1;")
+    found = [] if same else [f"Models: not {_MODELS} (figure 4: {_PAIR}). {models}"]
+    if not train:
+        found.append(f"Benchmark: {tasks} is not one of the paper's.")
+    elif tasks != env:
+        found.append(f"Tasks: {tasks}, not the published ones.")
+    if train and (n_train, n_test, max_steps) != (train, test, steps):
+        found.append(f"Size: {n_train:,} training and {n_test:,} test tasks of at most {max_steps} steps; the paper "
+                     f"{train:,} and {test:,} of at most {steps}.")  # fmt: skip
+    if len(seeds) != _SEEDS:
+        found.append(f"Training seeds: {len(seeds)}; the paper {_SEEDS}.")
+    return [*found, "What the paper leaves open, e.g. sizes of the rewards and the form of the reference-guided "
+                    "advantage, is this project's; the docstrings of bopo_ray/method mark it."]  # fmt: skip
+
+
+def table_of(claims: Sequence[Claim]) -> pd.DataFrame:
+    """The claims as a page shows them."""
+    return pd.DataFrame(
+        {
+            "where": [c.source for c in claims],
+            "claim": [c.text for c in claims],
+            "paper": ["not known" if c.paper is None else _shown(c.paper, c.unit) for c in claims],
+            "ours": [_with_interval(c) for c in claims],
+            "reading": [c.reading or "–" for c in claims],
+        }
+    )
+
+
+def _with_interval(claim: Claim) -> str:
+    if math.isnan(claim.ours.estimate):
+        return "–"
+    shown = [_shown(x, claim.unit) for x in (claim.ours.estimate, claim.ours.low, claim.ours.high)]
+    return shown[0] if math.isnan(claim.ours.low) else f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def _shown(value: float, unit: Unit) -> str:
+    form = {Unit.SHARE: "{:.1%}", Unit.POINTS: "{:+.1f} points", Unit.HYPERVOLUME: "{:+.3f}", Unit.COUNT: "{:,.0f}"}
+    return form[unit].format(100 * value if unit is Unit.POINTS else value)
