@@ -44,7 +44,7 @@ class Unit(StrEnum):
     SHARE = "share"
     """A part of a whole, shown in percent."""
     POINTS = "points"
-    """A difference of two shares, shown in percentage points."""
+    """A difference of two shares, shown in percent of the whole, with its sign."""
     HYPERVOLUME = "hypervolume"
     """A difference of two hypervolumes."""
     COUNT = "count"
@@ -107,7 +107,8 @@ def claims_of(results: Results) -> list[Claim]:
     for name in ("grpo-vanilla", "without BoSFT", "without bonus"):
         row = variants.loc[name].to_dict()
         less = Interval(row["less_estimate"], row["less_low"], row["less_high"])
-        claims.append(Claim("figure 2", f"hypervolume of BoPO less that of {name}", Unit.HYPERVOLUME, less))
+        text = f"hypervolume of BoPO less that of {'BoPO ' * name.startswith('without')}{name}"
+        claims.append(Claim("figure 2", text, Unit.HYPERVOLUME, less))
     hard = results.allocation.set_index(["method", "difficulty"]).loc[(BOPO, "hard")].to_dict()
     claims.append(
         Claim("figure 3", "share of BoPO's dollars that goes to Hard tasks (the paper's benchmark is not known)",
@@ -228,10 +229,10 @@ def table_of(claims: Sequence[Claim]) -> pd.DataFrame:
 def _with_interval(claim: Claim) -> str:
     if math.isnan(claim.ours.estimate):
         return "–"
-    shown = [_shown(x, claim.unit) for x in (claim.ours.estimate, claim.ours.low, claim.ours.high)]
-    return shown[0] if math.isnan(claim.ours.low) else f"{shown[0]} [{shown[1]}, {shown[2]}]"
+    estimate, low, high = (_shown(x, claim.unit) for x in (claim.ours.estimate, claim.ours.low, claim.ours.high))
+    return estimate if math.isnan(claim.ours.low) else f"{estimate} [{low}, {high}]"
 
 
 def _shown(value: float, unit: Unit) -> str:
-    form = {Unit.SHARE: "{:.1%}", Unit.POINTS: "{:+.1f} points", Unit.HYPERVOLUME: "{:+.3f}", Unit.COUNT: "{:,.0f}"}
-    return form[unit].format(100 * value if unit is Unit.POINTS else value)
+    form = {Unit.SHARE: "{:.1%}", Unit.POINTS: "{:+.1%}", Unit.HYPERVOLUME: "{:+.3f}", Unit.COUNT: "{:,.0f}"}[unit]
+    return form.format(value)

@@ -96,7 +96,7 @@ def test_another_benchmarks_numbers_are_not_the_papers() -> None:
         (Claim("", "", Unit.SHARE, Interval(0.5, 0.4, 0.6), 0.3), "50.0% [40.0%, 60.0%]",
          "the paper's number is below our interval"),
         (Claim("", "", Unit.SHARE, Interval(0.5, 0.4, 0.6)), "50.0% [40.0%, 60.0%]", "–"),
-        (Claim("", "", Unit.POINTS, Interval(0.05, 0.01, 0.09)), "+5.0 points [+1.0 points, +9.0 points]", "above 0"),
+        (Claim("", "", Unit.POINTS, Interval(0.05, 0.01, 0.09)), "+5.0% [+1.0%, +9.0%]", "above 0"),
         (Claim("", "", Unit.HYPERVOLUME, Interval(-0.05, -0.1, -0.01)), "-0.050 [-0.100, -0.010]", "below 0"),
         (Claim("", "", Unit.HYPERVOLUME, Interval(0.0, -0.1, 0.1)), "+0.000 [-0.100, +0.100]",
          "not settled: 0 is inside"),
