@@ -8,7 +8,6 @@ Expect one line with what was compared, and a table of the differences when ther
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -18,8 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bopo_ray.analysis.audit import audit
-from bopo_ray.errors import ConfigError
+from bopo_ray.analysis.audit import Audit, audit
+from bopo_ray.pipeline.command import exit_code, script_parser
 
 __all__ = ["main"]
 
@@ -29,18 +28,16 @@ SHOWN = 20
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    p = argparse.ArgumentParser(
-        prog="python -m experiments.audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = script_parser("audit", __doc__)
     p.add_argument("folder", type=Path, help="folder of a run, results/<run>")
     p.add_argument("--json", action="store_true", help="print everything as JSON")
     args = p.parse_args(argv)
-    try:
-        result = audit(args.folder)
-    except ConfigError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    if args.json:
+    return exit_code(lambda: show(audit(args.folder), args.json))
+
+
+def show(result: Audit, as_json: bool) -> int:
+    """Prints what was found; returns 1 where there are differences."""
+    if as_json:
         print(json.dumps(asdict(result), indent=1))
         return int(bool(result.differences))
     console = Console(width=None if sys.stdout.isatty() else 160)

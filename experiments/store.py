@@ -24,15 +24,14 @@ from rich.table import Table
 
 from bopo_ray.errors import ConfigError
 from bopo_ray.models.calls import CallStore, StoreStats
+from bopo_ray.pipeline.command import exit_code, script_parser
 
 __all__ = ["main"]
 
 
 def parser() -> argparse.ArgumentParser:
     """The three commands."""
-    p = argparse.ArgumentParser(
-        prog="python -m experiments.store", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = script_parser("store", __doc__)
     commands = p.add_subparsers(dest="command", required=True)
     stats = commands.add_parser("stats", help="what it holds, per model")
     stats.add_argument("--json", action="store_true", help="print one object instead of a table")
@@ -48,9 +47,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0, or 2 (the user's mistake)."""
+    """Entry point; returns the exit code."""
     args = parser().parse_args(argv)
-    try:
+
+    def work() -> int:
         store = CallStore(store_file(args.path), repair=False)
         if args.command == "stats":
             show(store.stats(), args.json)
@@ -59,9 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"{prune(store, args)} calls dropped")
         return 0
-    except ConfigError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+
+    return exit_code(work)
 
 
 def store_file(path: Path) -> Path:

@@ -53,16 +53,21 @@ def exit_code(
     try:
         return work()
     except (*_FAILURES, RayTaskError) as error:
-        cause = error.cause if isinstance(error, RayTaskError) else error
-        if not isinstance(cause, _FAILURES):
-            raise
-        if isinstance(cause, SpendLimitError) and spent:
-            print(f"stopped: {spent()}; {cause}. All finished is kept: give a higher --max-spend and --resume")
-            return 3
-        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
-        mend = f"; free some space and {again}: finished parts are kept" if full else ""
-        print(f"error: {' '.join(f'{cause}{mend}'.split())}", file=sys.stderr)
-        return 2 if full or isinstance(cause, ConfigError) else 3 if isinstance(cause, SpendLimitError) else 1
+        return _ended(error, spent, again)
     except KeyboardInterrupt:
         print(f"interrupted: {kept}", file=sys.stderr)
         return 130
+
+
+def _ended(error: Exception, spent: Callable[[], str] | None, again: str) -> int:
+    """A function of its own, as the error and the frame that it passed through would hold each other in memory."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if not isinstance(cause, _FAILURES):
+        raise error
+    if isinstance(cause, SpendLimitError) and spent:
+        print(f"stopped: {spent()}; {cause}. All finished is kept: give a higher --max-spend and --resume")
+        return 3
+    full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    mend = f"; free some space and {again}: finished parts are kept" if full else ""
+    print(f"error: {' '.join(f'{cause}{mend}'.split())}", file=sys.stderr)
+    return 2 if full or isinstance(cause, ConfigError) else 3 if isinstance(cause, SpendLimitError) else 1

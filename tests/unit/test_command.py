@@ -5,14 +5,20 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from ray.exceptions import RayTaskError
+from rich.console import Console
 
+from bopo_ray.analysis.finished import FinishedRun
 from bopo_ray.errors import ConfigError, EngineError, ModelError, SpendLimitError, StoreError
-from bopo_ray.models.pricing import Usage
+from bopo_ray.models.pool import resolve_pool, save_pool
+from bopo_ray.models.pricing import Usage, price_table
 from bopo_ray.models.spend import SpendLedger
+from bopo_ray.pipeline import hard_budget
 from bopo_ray.pipeline.command import exit_code, finished_parser
 from bopo_ray.pipeline.jobs import spent_usd
+from bopo_ray.pipeline.settings import resolve, save
 from experiments import allocation, cost_inversion
 
 
@@ -84,3 +90,17 @@ def test_what_a_folder_has_spent(tmp_path: Path) -> None:
     assert reservation is not None
     ledger.settle(reservation, Usage(1, 1), 1_250_000)
     assert spent_usd(tmp_path) == 1.25
+
+
+def test_a_self_trained_runs_models_are_found_for_its_hard_budgets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = resolve(None, {"env": "ALFWorld-v0", "scale": "tiny", "max_spend": 7.0})
+    assert settings.models == "embedded", "else this test says nothing"
+    save(settings, tmp_path / "settings.yaml")
+    save_pool(resolve_pool(settings.pool, "", "", price_table()), tmp_path / "pool.yaml")
+    monkeypatch.setattr(hard_budget, "Run", lambda own, out, resume, console: (own, out))
+    finished = FinishedRun(tmp_path, {}, pd.DataFrame(), pd.DataFrame())
+    own, out = hard_budget.open_run(finished, 1.5, 2, Console())  # type: ignore[misc]
+    assert (own.models, own.max_spend, own.cpus) == ("embedded", 1.5, 2)
+    assert (out, own.calls) == (tmp_path / "hard-budget", str(tmp_path / "calls.db"))
