@@ -19,7 +19,7 @@ from bopo_ray.analysis.bootstrap import Interval, bootstrap_ci, interval_of, res
 from bopo_ray.analysis.studies import N_RESAMPLES, inversion_rates, inversions
 from bopo_ray.analysis.tables import ALWAYS_LARGE
 
-__all__ = ["Claim", "Results", "Unit", "claims_of", "differences_of", "table_of"]
+__all__ = ["Claim", "Results", "Unit", "claims_of", "differences_of", "table_of", "tally"]
 
 BOPO, FIRST_LARGE = "bopo-hybrid", "first-large"
 CAP = 15
@@ -211,6 +211,18 @@ def differences_of(
         found.append(f"Training seeds: {len(seeds)}; the paper {_SEEDS}.")
     return [*found, "What the paper leaves open, e.g. sizes of the rewards and the form of the reference-guided "
                     "advantage, is this project's; the docstrings of bopo_ray/method mark it."]  # fmt: skip
+
+
+def tally(claims: Sequence[Claim]) -> str:
+    """How many of the claims came out how, in a sentence or two."""
+    known, signs = ([c.reading for c in claims if (c.paper is not None) is k] for k in (True, False))
+    inside = sum("inside our interval" in r or r == "the same" for r in known)
+    words = (
+        f"Of {len(known)} numbers of the paper that this project knows, {inside} agree with ours within its interval."
+    )
+    counts = {w: sum(r.startswith(w) for r in signs) for w in ("above 0", "below 0", "not settled")}
+    found = ", ".join(f"{n} {word}" for word, n in counts.items())
+    return f"{words} Of {sum(counts.values())} differences between BoPO and another policy, {found}."
 
 
 def table_of(claims: Sequence[Claim]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from bopo_ray.analysis.bootstrap import Interval
-from bopo_ray.analysis.claims import Claim, Results, Unit, claims_of, differences_of, table_of
+from bopo_ray.analysis.claims import Claim, Results, Unit, claims_of, differences_of, table_of, tally
 
 
 def played(method: str, policy: str, task: str, success: bool, calls: int, lam: float = math.nan) -> dict[str, Any]:
@@ -81,6 +81,19 @@ def test_the_claims_by_hand() -> None:
         "pair llama: hypervolume of BoPO less that of the best baseline, first-large"
     ]
     assert [c.source for c in found.values()] == sorted(c.source for c in found.values())
+
+
+def test_what_came_out_is_counted() -> None:
+    half = Interval(0.5, 0.4, 0.6)
+    claims = [
+        Claim("", "", Unit.SHARE, half, 0.55), Claim("", "", Unit.SHARE, half, 0.7), Claim("", "", Unit.SHARE, half),
+        Claim("", "", Unit.COUNT, Interval(0, math.nan, math.nan), 0), Claim("", "", Unit.POINTS, half),
+        Claim("", "", Unit.HYPERVOLUME, Interval(0.0, -0.1, 0.1)),
+    ]  # fmt: skip
+    assert tally(claims) == (
+        "Of 3 numbers of the paper that this project knows, 2 agree with ours within its interval. "
+        "Of 2 differences between BoPO and another policy, 1 above 0, 0 below 0, 1 not settled."
+    )
 
 
 def test_another_benchmarks_numbers_are_not_the_papers() -> None:
