@@ -1,6 +1,6 @@
 """All of the paper's experiments on one or several benchmarks, and one report that sets its claims beside ours.
 
-    python -m experiments.reproduce --out results/reproduce                    # quick: about four hours on 2 cores
+    python -m experiments.reproduce --out results/reproduce                    # quick: four to five hours on 2 cores
     python -m experiments.reproduce --out results/reproduce --scale tiny --envs ScienceWorld-v0
     python -m experiments.reproduce --out results/reproduce --seeds 0,1,2      # any option of experiments.frontier
 

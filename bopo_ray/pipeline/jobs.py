@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import subprocess
 import sys
@@ -11,7 +12,10 @@ from pathlib import Path
 
 from bopo_ray.models.spend import SpendLedger
 
-__all__ = ["Job", "run_jobs", "spent_usd"]
+__all__ = ["Job", "run_jobs", "run_process", "spent_usd"]
+
+PATIENCE_S = 30.0
+"""A process that was interrupted has so long to end in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +50,20 @@ def run_jobs(jobs: Sequence[Job], max_spend: float, among: Iterable[Path] = ()) 
             others = sum(spent_usd(folder) for folder in folders - {job.folder})
             limit = ["--max-spend", f"{max(0.0, max_spend - others):.6f}"]
         print(f"{job.name}: {job.folder}", flush=True)
-        code = subprocess.run([sys.executable, "-m", *job.command, *limit], check=False).returncode
-        if code:
+        if code := run_process([sys.executable, "-m", *job.command, *limit]):
             return code
     return 0
+
+
+def run_process(command: Sequence[str]) -> int:
+    """Runs a command to its end; returns its exit code. Ctrl-C reaches it as well, and it may then end in order."""
+    process = subprocess.Popen(command)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE_S)
+        raise
 
 
 def spent_usd(folder: Path) -> float:

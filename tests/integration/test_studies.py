@@ -63,13 +63,13 @@ def test_an_ablation_is_three_runs_on_one_store_and_a_paired_comparison(
 ) -> None:
     commands: list[list[str]] = []
 
-    def frontier(command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+    def frontier(command: list[str]) -> int:
         """As good as `experiments.frontier`, without its minutes."""
         commands.append(command)
         shutil.copytree(toy_run.out, command[-1], dirs_exist_ok=True)
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr(jobs.subprocess, "run", frontier)
+    monkeypatch.setattr(jobs, "run_process", frontier)
     out = tmp_path / "ablation"
     assert ablation.main(["--out", str(out), "--scale", "tiny", "--lambdas=0.2"]) == 0
     for command, (folder, own) in zip(commands, ablation.RUNS.items(), strict=True):
@@ -82,7 +82,7 @@ def test_an_ablation_is_three_runs_on_one_store_and_a_paired_comparison(
         assert (table.loc[same, "less_estimate"], table.loc[same, "less_p_holm"]) == (0, 1)
     assert "without BoSFT" in (out / "ablation.html").read_text() and (out / "ablation.png").exists()
 
-    monkeypatch.setattr(jobs.subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, 3))
+    monkeypatch.setattr(jobs, "run_process", lambda command: 3)
     assert ablation.main(["--out", str(out)]) == 3, "the run's own exit code"
     capsys.readouterr()
     assert "--beta: the ablation sets it itself" in refused(capsys, ablation.main(["--out", str(out), "--beta=1"]))
@@ -129,7 +129,7 @@ def test_model_pairs_are_a_run_each_under_one_limit_and_are_not_run_twice(
     assert "Llama-3.1-70B" in page and "GPT-4.1" in page and "two: simulated pair" not in page.partition("<svg")[0]
 
     capsys.readouterr()
-    monkeypatch.setattr(jobs.subprocess, "run", lambda *_, **__: pytest.fail("a finished run was started again"))
+    monkeypatch.setattr(jobs, "run_process", lambda command: pytest.fail("a finished run was started again"))
     assert model_pairs.main(["--out", str(out), *TOY, *TWO_PAIRS]) == 0
     assert f"pair two (--models simulated-llama): {out / 'two'} is finished" in capsys.readouterr().out
 
@@ -195,16 +195,16 @@ def test_everything_is_reproduced_in_one_report(
     out, root = tmp_path / "all", tmp_path / "all" / "toy-v0"
     shutil.copytree(toy_run.out, root / "full")
     shutil.copytree(pairs / "two", root / "pair-simulated-llama")
-    real, commands = subprocess.run, []
+    commands: list[list[str]] = []
 
-    def run(command: list[str], check: bool) -> subprocess.CompletedProcess[bytes]:
+    def run(command: list[str]) -> int:
         commands.append(command[2:])
         if command[2] == "experiments.hard_budget":
-            return real(command, check=check, cwd=ROOT)
+            return subprocess.run(command, check=False, cwd=ROOT).returncode
         shutil.copytree(toy_run.out, command[command.index("--out") + 1], dirs_exist_ok=True)
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr(jobs.subprocess, "run", run)
+    monkeypatch.setattr(jobs, "run_process", run)
     arguments = ["--out", str(out), "--envs", ID, *TOY[2:], "--max-spend", "9"]
     assert reproduce.main(arguments) == 0
     said = capfd.readouterr().out
@@ -236,7 +236,7 @@ def test_everything_is_reproduced_in_one_report(
     assert page.count("<svg") == 6 and "<script" not in page and "simulated pair" in page
     assert page.count("not known") >= 10 and "52.2%" in page and "python -m experiments.reproduce" in page
 
-    monkeypatch.setattr(jobs.subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, 3))
+    monkeypatch.setattr(jobs, "run_process", lambda command: 3)
     assert reproduce.main(arguments) == 3, "the stand-ins have other settings, so they are run, with their exit code"
     captured = capfd.readouterr()
     assert captured.err.endswith(f"stopped at 2 of 6: {ID}: ablation; the same command goes on there\n")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -104,3 +108,29 @@ def test_a_self_trained_runs_models_are_found_for_its_hard_budgets(
     own, out = hard_budget.open_run(finished, 1.5, 2, Console())  # type: ignore[misc]
     assert (own.models, own.max_spend, own.cpus) == ("embedded", 1.5, 2)
     assert (out, own.calls) == (tmp_path / "hard-budget", str(tmp_path / "calls.db"))
+
+
+CHILD = """
+import sys, time
+try:
+    print("ready", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(0.6)
+    print("ended in order", flush=True)
+    sys.exit(130)
+"""
+
+
+def test_an_interrupted_run_may_end_in_order() -> None:
+    """Python's own subprocess.run would kill it a quarter of a second after Ctrl-C."""
+    parent = (
+        f"import sys; from bopo_ray.pipeline.jobs import run_process; run_process([sys.executable, '-c', {CHILD!r}])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=20)[0] == "ended in order\n" and process.returncode != 0

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -17,7 +14,7 @@ from bopo_ray.analysis.tables import frontier, summary
 from bopo_ray.errors import ConfigError
 from bopo_ray.models.pricing import Usage
 from bopo_ray.models.spend import SpendLedger
-from bopo_ray.pipeline import side_by_side
+from bopo_ray.pipeline import jobs, side_by_side
 from bopo_ray.pipeline.settings import resolve
 from experiments.frontier import main
 from tests.toy import ID
@@ -41,7 +38,7 @@ class Started:
         self.arguments: list[list[str]] = []
         self.spent, self.codes = spent, codes
 
-    def __call__(self, command: list[str], **_: Any) -> SimpleNamespace:
+    def __call__(self, command: list[str]) -> int:
         at, folder = len(self.arguments), Path(command[command.index("--out") + 1])
         self.arguments.append(command[3:])
         finished(folder)
@@ -49,14 +46,14 @@ class Started:
         reservation = ledger.reserve("me", "key", "m", self.spent[at])
         assert reservation is not None
         ledger.settle(reservation, Usage(1, 1), self.spent[at])
-        return SimpleNamespace(returncode=self.codes[at])
+        return self.codes[at]
 
 
 def test_each_benchmark_has_its_folder_and_all_share_the_money(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started = Started(spent=(1_250_000, 400_000))
-    monkeypatch.setattr(subprocess, "run", started)
+    monkeypatch.setattr(jobs, "run_process", started)
     settings = resolve(None, {"env": "all", "max_spend": "2"})
     assert side_by_side.run_all(settings, ["--env", "all", "--max-spend", "2", "--resume"], tmp_path, TWO) == 0
     first, second = started.arguments
@@ -70,7 +67,7 @@ def test_each_benchmark_has_its_folder_and_all_share_the_money(
 
 def test_the_first_that_fails_ends_it_with_its_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = Started(codes=(3, 0))
-    monkeypatch.setattr(subprocess, "run", started)
+    monkeypatch.setattr(jobs, "run_process", started)
     assert side_by_side.run_all(resolve(None, {"env": "all"}), [], tmp_path, TWO) == 3
     assert len(started.arguments) == 1 and "--max-spend" not in started.arguments[0]
     assert not (tmp_path / "frontiers.png").exists()
@@ -84,7 +81,7 @@ def test_a_missing_engine_is_known_before_anything_is_played(
             raise ConfigError("AppWorld needs a virtual environment: run `make appworld`")
 
     started = Started()
-    monkeypatch.setattr(subprocess, "run", started)
+    monkeypatch.setattr(jobs, "run_process", started)
     monkeypatch.setattr(side_by_side, "check_ready", check)
     assert main(["--env", "all", "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == "error: AppWorld needs a virtual environment: run `make appworld`\n"
