@@ -26,6 +26,7 @@ from bopo_ray.analysis import canvas, plots
 from bopo_ray.analysis.claims import Claim, Results, claims_of, differences_of, table_of, tally
 from bopo_ray.analysis.finished import FinishedRun, open_finished
 from bopo_ray.analysis.page import Section, write_page
+from bopo_ray.analysis.story import tell
 from bopo_ray.benchmarks import check_ready, env_label
 from bopo_ray.errors import ConfigError
 from bopo_ray.pipeline.command import exit_code, script_parser
@@ -182,7 +183,8 @@ def report(out: Path, done: Sequence[Benchmark], command: str, folders: Sequence
     sections, rows = [], []
     for b in done:
         claims, setting = claims_of(results_of(b)), setting_of(b, runs[b.env])
-        told = [tally(claims), *setting]
+        caution = tell(runs[b.env].summary).caution
+        told = [tally(claims), *([caution] if caution else []), *setting]
         sections.append(Section(f"{b.env}: the paper's claims", told, (), table_of(claims)))
         rows += [_csv_row(b.env, claim, setting) for claim in claims]
     panels = {f"{env}: {run.label}": (run.frontier, run.summary) for env, run in runs.items()}

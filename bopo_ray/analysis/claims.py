@@ -217,9 +217,7 @@ def tally(claims: Sequence[Claim]) -> str:
     """How many of the claims came out how, in a sentence or two."""
     known, signs = ([c.reading for c in claims if (c.paper is not None) is k] for k in (True, False))
     inside = sum("inside our interval" in r or r == "the same" for r in known)
-    words = (
-        f"Of {len(known)} numbers of the paper that this project knows, {inside} agree with ours within its interval."
-    )
+    words = f"Of {len(known)} numbers of the paper that this project knows, {inside} lie inside our intervals."
     counts = {w: sum(r.startswith(w) for r in signs) for w in ("above 0", "below 0", "not settled")}
     found = ", ".join(f"{n} {word}" for word, n in counts.items())
     return f"{words} Of {sum(counts.values())} differences between BoPO and another policy, {found}."

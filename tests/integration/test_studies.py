@@ -234,6 +234,7 @@ def test_everything_is_reproduced_in_one_report(
     assert table["differs"].str.contains("not one of the paper's").all() and table["setting"].str.contains("tiny").all()
     page = (out / "reproduce.html").read_text()
     assert page.count("<svg") == 6 and "<script" not in page and "simulated pair" in page
+    assert "Only 4 held-out tasks: this run shows that everything works" in page
     assert page.count("not known") >= 10 and "52.2%" in page and "python -m experiments.reproduce" in page
 
     monkeypatch.setattr(jobs, "run_process", lambda command: 3)

@@ -91,7 +91,7 @@ def test_what_came_out_is_counted() -> None:
         Claim("", "", Unit.HYPERVOLUME, Interval(0.0, -0.1, 0.1)),
     ]  # fmt: skip
     assert tally(claims) == (
-        "Of 3 numbers of the paper that this project knows, 2 agree with ours within its interval. "
+        "Of 3 numbers of the paper that this project knows, 2 lie inside our intervals. "
         "Of 2 differences between BoPO and another policy, 1 above 0, 0 below 0, 1 not settled."
     )
 
