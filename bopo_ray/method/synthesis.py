@@ -1,13 +1,14 @@
 """BoSFT: boundary-guided synthesis of supervised data (section 3 of the method), arXiv:2602.21227.
 
 Easy and Intractable tasks teach SMALL at each step (cheap success; cheap failure); a Hard task teaches the
-cheapest success known [paper]. Always true here: the choice does not depend on the order of the episodes.
+cheapest success known [paper], of those that were not mere luck [ours]. Always true here: the choice does not depend on
+the order of the episodes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,17 @@ from numpy.typing import ArrayLike, NDArray
 from bopo_ray.errors import GateError
 from bopo_ray.records import CostMode, Difficulty, Episode
 
-__all__ = ["Expert", "choose_expert", "gate", "step_weights", "stratified_shares"]
+__all__ = [
+    "FIRST_LARGE", "Expert", "choose_expert", "gate", "reliable_policies", "step_weights", "stratified_shares",
+]  # fmt: skip
+
+FIRST_LARGE = (1, 2, 3, 5, 8, 13)
+"""K of the first-large(K) rollouts of a Hard task, a second family of strata. [ours]
+
+Independent choices hardly ever make an episode whose first steps are all LARGE and whose others are all SMALL: of the
+2^T routings of T steps, K such steps at a share of K/T come with probability (K/T)^K (1-K/T)^(T-K). Where the beginning
+decides (finding the object, in ALFWorld), the paper's strata hold no such success to imitate.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,33 +66,72 @@ def _cheapest(episodes: Sequence[Episode], mode: CostMode) -> Episode | None:
     return min(episodes, key=lambda e: (e.cost(mode), len(e.steps), e.spec.id), default=None)
 
 
+def reliable_policies(hard: Iterable[Episode], mode: CostMode, share: float = 0.5) -> frozenset[str] | None:
+    """The routing policies whose successes on Hard tasks are no mere luck, by name. [ours]
+
+    The cheapest of some twenty rollouts that can each succeed by chance is nearly always a lucky one: with real models
+    always-small wins a Hard task now and then, and then is the cheapest of all. What it did is not worth imitating, nor
+    is what a policy did that costs more than another and wins less often. So, over all Hard tasks together, a policy
+    must succeed at least `share` times as often as the most successful one, and no other policy may be cheaper and
+    succeed as often.
+
+    Args:
+        hard: the stratified and the boundary rollouts of all Hard tasks.
+        mode: the unit of C(tau).
+        share: in [0, 1]; 0 trusts every success, as the paper does.
+
+    Returns:
+        Names, at least one where there is an episode; None for `share` 0: all.
+
+    Raises:
+        ValueError: `share` is outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share={share}: need 0 <= share <= 1")
+    if share == 0:
+        return None
+    own: dict[str, list[tuple[bool, float]]] = {}
+    for e in hard:
+        own.setdefault(e.spec.policy, []).append((e.success, e.cost(mode)))
+    means = {name: np.mean(figures, axis=0) for name, figures in own.items()}
+    best = max((success for success, _ in means.values()), default=0.0)
+    return frozenset(
+        name
+        for name, (success, cost) in means.items()
+        if success >= share * best and not any(s >= success and c < cost for s, c in means.values())
+    )
+
+
 def choose_expert(
     difficulty: Difficulty,
     boundary_small: Sequence[Episode],
     boundary_large: Sequence[Episode],
     stratified: Sequence[Episode],
     mode: CostMode,
+    reliable: Container[str] | None = None,
 ) -> Expert | None:
     """The trajectory that BoSFT imitates on one task. [paper; tie rules and fall-backs ours]
 
-    Hard: the cheapest success among the stratified and the boundary rollouts, with the models it chose; without
-    any it is treated as Intractable. (A cheapest successful always-large rollout, the method's fall-back when no
-    stratified rollout succeeds, is among these candidates.) Easy and Intractable: SMALL at each step of a cached
-    always-small rollout, the cheapest success if there is one, else the cheapest.
+    Hard: the cheapest success among the stratified and the boundary rollouts, those of reliable policies first, with
+    the models it chose; without any it is treated as Intractable. (A cheapest successful always-large rollout, the
+    method's fall-back when no stratified rollout succeeds, is among these candidates.) Easy and Intractable: SMALL at
+    each step of a cached always-small rollout, the cheapest success if there is one, else the cheapest.
 
     Args:
         difficulty: the task's label.
         boundary_small: cached always-small rollouts of the task.
         boundary_large: cached always-large rollouts of the task.
-        stratified: rollouts with P(LARGE) = k/N; empty unless the task is Hard.
+        stratified: rollouts with P(LARGE) = k/N, and by schedules; empty unless the task is Hard.
         mode: the unit of C(tau).
+        reliable: names of policies, see `reliable_policies`; None: all.
 
     Returns:
         The expert, or None when SMALL is to be taught and no always-small rollout is there to teach it on.
     """
     if difficulty is Difficulty.HARD:
-        candidates = (*stratified, *boundary_small, *boundary_large)
-        best = _cheapest([e for e in candidates if e.success], mode)
+        successes = [e for e in (*stratified, *boundary_small, *boundary_large) if e.success]
+        trusted = [e for e in successes if reliable is None or e.spec.policy in reliable]
+        best = _cheapest(trusted or successes, mode)
         if best is not None:
             return Expert(best, tuple(s.model for s in best.steps), Difficulty.HARD)
         difficulty = Difficulty.INTRACTABLE

@@ -16,6 +16,7 @@ import yaml
 
 from bopo_ray.errors import ConfigError, StoreError
 from bopo_ray.method.advantage import AdvantageMode
+from bopo_ray.method.synthesis import FIRST_LARGE
 from bopo_ray.records import Budget, CostMode
 from bopo_ray.routers import parse_router
 
@@ -64,6 +65,10 @@ class Settings:
     """rollouts of each boundary policy per training task"""
     strata: int = 10
     """stratified rollouts of a Hard task: P(large) = 0/N, 1/N .. N/N"""
+    schedules: tuple[int, ...] = FIRST_LARGE
+    """more rollouts of a Hard task, large for the first K steps; 0 for none, as in the paper"""
+    reliability: float = 0.5
+    """BoSFT imitates routings that win this often, beside the best, and no cheaper one beats; 0 for all (the paper)"""
     sft_epochs: int = 8
     """passes of BoSFT over the expert steps, 0 for none; the one that does best on held-out training tasks is kept"""
     sft_lr: float = 5e-4
@@ -109,6 +114,8 @@ class Settings:
         ]  # fmt: skip
         rules += [
             ("sft_epochs", self.sft_epochs >= 0, "need 0 (no BoSFT) or more"),
+            ("schedules", _distinct(self.schedules), "need one or more different numbers of steps >= 0"),
+            ("reliability", 0 <= self.reliability <= 1, "need a share in [0, 1]"),
             ("lambdas", _distinct(self.lambdas), "need one or more different numbers >= 0"),
             ("seeds", _distinct(self.seeds), "need one or more different whole numbers >= 0"),
             ("advantage", len(set(self.advantage) & set(AdvantageMode)) == len(self.advantage) > 0,
@@ -158,9 +165,9 @@ class Settings:
 
 SCALES: dict[str, dict[str, Any]] = {
     "tiny": {
-        "lambdas": (0.2, 0.8), "train_tasks": 6, "test_tasks": 4, "k": 2, "strata": 3, "sft_epochs": 20,
-        "sft_lr": 2e-3, "updates": 2, "tasks_per_update": 3, "group_size": 3, "eval_samples": 1, "lanes": 4,
-        "max_steps": 20,
+        "lambdas": (0.2, 0.8), "train_tasks": 6, "test_tasks": 4, "k": 2, "strata": 3, "schedules": (2,),
+        "sft_epochs": 20, "sft_lr": 2e-3, "updates": 2, "tasks_per_update": 3, "group_size": 3, "eval_samples": 1,
+        "lanes": 4, "max_steps": 20,
     },
     "quick": {},
     "paper": {

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bopo_ray.method.synthesis import Expert, choose_expert, gate, stratified_shares
+from bopo_ray.method.synthesis import Expert, choose_expert, gate, reliable_policies, stratified_shares
 from bopo_ray.method.taxonomy import counts
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.records import CostMode, Difficulty, Episode, EpisodeSpec, Phase
@@ -64,10 +64,12 @@ def bosft_stage(run: Run, boundaries: dict[str, Boundary]) -> Path:
     """
     s, folder = run.settings, run.out / "policies" / "bosft"
     hard = [b.task for b in boundaries.values() if b.stats.difficulty() is Difficulty.HARD]
+    strata = [f"random({p:g})" for p in stratified_shares(s.strata)]
+    strata += [f"first-large({k})" for k in s.schedules if 0 < k < s.max_steps]
     specs = [
-        EpisodeSpec(task, Phase.STRATIFIED, f"random({p:g})", 0, i, 0, router=f"random({p:g})")
+        EpisodeSpec(task, Phase.STRATIFIED, router, 0, i, 0, router=router)
         for task in hard
-        for i, p in enumerate(stratified_shares(s.strata))
+        for i, router in enumerate(strata)
     ]
     store = run.store("stratified")
     if specs:
@@ -75,15 +77,7 @@ def bosft_stage(run: Run, boundaries: dict[str, Boundary]) -> Path:
     run.stop_runners()
     report = run.out / "bosft.json"
     if not report.exists():
-        stratified: dict[str, list[Episode]] = {}
-        for e in store.read():
-            stratified.setdefault(e.spec.task.name, []).append(e)
-        experts = [
-            expert
-            for name, b in boundaries.items()
-            if (expert := choose_expert(b.stats.difficulty(), b.small, b.large, stratified.get(name, []), run.mode))
-        ]
-        write_json(report, _train(run, experts, folder))
+        write_json(report, _train(run, _experts(run, boundaries), folder))
     figures = json.loads(report.read_text())
     p = gate(np.full(figures["hard_steps"], figures["p_large_hard"]), override=s.ignore_gate)
     run.console.print(
@@ -93,6 +87,23 @@ def bosft_stage(run: Run, boundaries: dict[str, Boundary]) -> Path:
         f"mean pi(LARGE) on Hard training states {p:.2f} (gate: 0.10)"
     )
     return folder
+
+
+def _experts(run: Run, boundaries: dict[str, Boundary]) -> list[Expert]:
+    """What BoSFT imitates, of the rollouts that are stored."""
+    stratified: dict[str, list[Episode]] = {}
+    for e in run.store("stratified").read():
+        stratified.setdefault(e.spec.task.name, []).append(e)
+    hard = [name for name, b in boundaries.items() if b.stats.difficulty() is Difficulty.HARD]
+    tried = [e for n in hard for e in (*stratified.get(n, ()), *boundaries[n].small, *boundaries[n].large)]
+    reliable = reliable_policies(tried, run.mode, run.settings.reliability)
+    if reliable:
+        run.console.print(f"of Hard tasks BoSFT imitates successes of {', '.join(sorted(reliable))}")
+    chosen = [
+        choose_expert(b.stats.difficulty(), b.small, b.large, stratified.get(name, ()), run.mode, reliable)
+        for name, b in boundaries.items()
+    ]
+    return [expert for expert in chosen if expert]
 
 
 def _train(run: Run, experts: list[Expert], folder: Path) -> dict[str, Any]:

@@ -121,7 +121,7 @@ class Frontier:
 
 
 TOY = ("--env", ID, "--scale", "tiny", "--updates", "3", "--tasks-per-update", "4", "--group-size", "4",
-       "--strata", "1", "--cpus", "2")  # fmt: skip
+       "--strata", "1", "--schedules", "0", "--cpus", "2")  # fmt: skip
 """16 episodes per update and point, 24 boundary episodes, at most 12 stratified ones."""
 
 
@@ -147,7 +147,7 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Frontier:
 
 PAIR = ("--env", ID, "--scale", "tiny", "--train-tasks", "6", "--test-tasks", "4", "--k", "2", "--strata", "1",
         "--updates", "1", "--tasks-per-update", "3", "--group-size", "3", "--lambdas", "0.3", "--advantage", "hybrid",
-        "--cpus", "2", "--sft-epochs", "10", "--max-steps", "12")  # fmt: skip
+        "--cpus", "2", "--sft-epochs", "10", "--max-steps", "12", "--schedules", "0")  # fmt: skip
 """The main job in miniature, for models that answer over HTTP or from their own weights."""
 PRICES = {"toy-small": (0.4, 0.1, 1.6), "toy-large": (2.0, 0.5, 8.0)}
 """Dollars per million tokens: input, cached input, output."""

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bopo_ray.errors import GateError
-from bopo_ray.method.synthesis import Expert, choose_expert, gate, step_weights, stratified_shares
+from bopo_ray.method.synthesis import Expert, choose_expert, gate, reliable_policies, step_weights, stratified_shares
 from bopo_ray.method.taxonomy import BoundaryStats, boundary_stats, classify, counts
 from bopo_ray.records import CostMode, Difficulty, Episode, EpisodeSpec, Phase, Step, StopReason
 from envs.base import Split, Task
@@ -29,9 +29,10 @@ def episode(
     phase: Phase = Phase.BOUNDARY,
     microusd: int = 10,
     outcome: float | None = None,
+    policy: str = "fake",
 ) -> Episode:
     """An episode that called `models`, each call for `microusd`."""
-    spec = EpisodeSpec(Task("Fake-v0", name, Split.TRAIN), phase, "fake", 0, member, seed=0)
+    spec = EpisodeSpec(Task("Fake-v0", name, Split.TRAIN), phase, policy, 0, member, seed=0)
     steps = tuple(
         Step(
             model=m,
@@ -162,6 +163,45 @@ def test_hard_expert_falls_back_to_large_then_to_intractable() -> None:
     assert best is not None and (best.episode, best.labels) == (large[1], (1, 1, 1))
     none = choose_expert(HARD, small, [], failed, CostMode.USD)
     assert none is not None and (none.episode, none.labels, none.difficulty) == (small[0], (0, 0), INTRACTABLE)
+
+
+def rollouts(policy: str, wins: int, of: int, microusd: int) -> list[Episode]:
+    """One-call episodes of a policy, the first `wins` of them won."""
+    return [episode([1], i < wins, member=i, microusd=microusd, policy=policy) for i in range(of)]
+
+
+def test_reliable_policies_by_hand() -> None:
+    # share of wins and cost: small .2 at 10, first .6 at 20, random .6 at 40 (first is as good and cheaper), half .5 at
+    # 50 (beaten by first), large .8 at 90
+    tried = [
+        *rollouts("small", 2, 10, 10), *rollouts("first", 3, 5, 20), *rollouts("random", 3, 5, 40),
+        *rollouts("half", 5, 10, 50), *rollouts("large", 8, 10, 90),
+    ]  # fmt: skip
+    assert reliable_policies(tried, CostMode.USD) == {"first", "large"}  # small: 0.2 < 0.5 * 0.8
+    assert reliable_policies(tried, CostMode.USD, 0.25) == {"small", "first", "large"}  # 0.2 is a quarter of 0.8
+    assert reliable_policies(tried, CostMode.USD, 1.0) == {"large"}
+    assert reliable_policies(tried, CostMode.USD, 0.0) is None
+    assert reliable_policies(reversed(tried), CostMode.USD) == {"first", "large"}
+    assert reliable_policies([], CostMode.USD) == frozenset()
+    same = [*rollouts("a", 1, 2, 10), *rollouts("b", 1, 2, 10)]
+    assert reliable_policies(same, CostMode.USD) == {"a", "b"}  # neither beats the other
+    with pytest.raises(ValueError, match=r"share=1\.5"):
+        reliable_policies(tried, CostMode.USD, 1.5)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.booleans(), st.integers(1, 9)), min_size=1), st.floats(0.01, 1.0))
+def test_of_policies_with_episodes_one_at_least_is_reliable(tried: list[tuple[str, bool, int]], share: float) -> None:
+    played = [episode([1], ok, member=i, microusd=c, policy=name) for i, (name, ok, c) in enumerate(tried)]
+    assert reliable_policies(played, CostMode.USD, share)
+
+
+def test_an_unreliable_success_is_imitated_only_where_there_is_no_other() -> None:
+    lucky = episode([0, 0], True, policy="always-small")
+    sound = episode([1, 0], True, policy="first-large(1)", microusd=50)
+    chosen = choose_expert(HARD, [lucky], [], [sound], CostMode.USD, {"first-large(1)"})
+    assert chosen is not None and chosen.episode is sound
+    chosen = choose_expert(HARD, [lucky], [], [episode([1], False)], CostMode.USD, {"first-large(1)"})
+    assert chosen is not None and (chosen.episode, chosen.difficulty) == (lucky, HARD)
 
 
 @pytest.mark.parametrize("difficulty", [EASY, INTRACTABLE])
