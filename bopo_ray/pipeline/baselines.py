@@ -22,8 +22,10 @@ __all__ = [
     "DEFAULT_ROUTERS",
     "Policy",
     "asked_for",
+    "best_policy",
     "best_schedules",
     "matched_random",
+    "play_dev",
     "play_oracle",
     "specs",
     "trained_routers",
@@ -76,32 +78,38 @@ def trained_routers(run: Run, names: Iterable[RouterName], folder: Path | None =
     return {str(n): n.make(lessons) for n in wanted}
 
 
+def play_dev(run: Run, names: Sequence[str]) -> tuple[Task, ...]:
+    """Plays the boundary policies and these schedules on dev tasks, into the store "dev"; returns the tasks."""
+    s = run.settings
+    tasks = run.tasks(Split.DEV, max(1, s.test_tasks // DEV_SHARE))
+    run.play(
+        "fixed schedules on dev tasks", run.store("dev"),
+        [EpisodeSpec(t, Phase.SELECTION, n, 0, m, 0, router=n) for t in tasks
+         for n in (ALWAYS_SMALL, ALWAYS_LARGE, *names) for m in range(s.eval_samples)],
+    )  # fmt: skip
+    return tasks
+
+
 def best_schedules(run: Run) -> list[Policy]:
     """Per lambda the schedule with the best mean of u - lambda * C_norm on dev tasks, which are played here."""
     s = run.settings
-    names = [ALWAYS_SMALL, ALWAYS_LARGE]
-    names += [f"{f}({k})" for f in ("first-large", "last-large") for k in SCHEDULE_STEPS if k < s.max_steps]
-    tasks = run.tasks(Split.DEV, max(1, s.test_tasks // DEV_SHARE))
-    store = run.store("dev")
-    run.play(
-        "fixed schedules on dev tasks", store,
-        [EpisodeSpec(t, Phase.SELECTION, n, 0, m, 0, router=n) for t in tasks for n in names
-         for m in range(s.eval_samples)],
-    )  # fmt: skip
-    played = list(store.read(Phase.SELECTION))
-    chosen = {lam: best_schedule(played, lam, run.mode) for lam in s.lambdas}
+    names = [f"{f}({k})" for f in ("first-large", "last-large") for k in SCHEDULE_STEPS if k < s.max_steps]
+    play_dev(run, names)
+    played = list(run.store("dev").read(Phase.SELECTION))
+    candidates = sorted((ALWAYS_SMALL, ALWAYS_LARGE, *names))
+    chosen = {lam: best_policy(played, candidates, lam, run.mode) for lam in s.lambdas}
     return [Policy(f"best-schedule({lam:g})", "best-schedule", name) for lam, name in chosen.items()]
 
 
-def best_schedule(episodes: Iterable[Episode], lam: float, mode: CostMode) -> str:
-    """The policy with the best mean of u - lambda * C_norm over the episodes' tasks; ties go to the first by name.
+def best_policy(episodes: Iterable[Episode], names: Sequence[str], lam: float, mode: CostMode) -> str:
+    """The policy with the best mean of u - lambda * C_norm over the episodes' tasks; ties go to the first of `names`.
 
     C_norm is Eq. (6), arXiv:2602.21227, between the two boundary policies, which must be among the episodes.
     """
     by: dict[tuple[str, str], list[Episode]] = {}
     for e in episodes:
         by.setdefault((e.spec.policy, e.spec.task.name), []).append(e)
-    policies, tasks = sorted({p for p, _ in by}), sorted({t for _, t in by})
+    tasks = sorted({t for _, t in by})
     ranges = cost_ranges({t: boundary_stats(by[ALWAYS_SMALL, t], by[ALWAYS_LARGE, t], mode) for t in tasks}, mode)
 
     def value(policy: str) -> float:
@@ -110,7 +118,7 @@ def best_schedule(episodes: Iterable[Episode], lam: float, mode: CostMode) -> st
         ]
         return float(np.mean(gains))
 
-    return max(policies, key=value)
+    return max(names, key=value)
 
 
 def play_oracle(run: Run, known: Sequence[Episode], todo: Sequence[EpisodeSpec]) -> list[Episode]:

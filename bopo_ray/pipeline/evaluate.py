@@ -25,6 +25,7 @@ from bopo_ray.pipeline.baselines import (
     specs,
     trained_routers,
 )
+from bopo_ray.pipeline.calibrate import calibrated
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.pipeline.stages import load_policy
 from bopo_ray.pipeline.sweep import Sweep, training_curves
@@ -39,8 +40,8 @@ __all__ = ["evaluate_stage", "report_stage"]
 def evaluate_stage(run: Run) -> pd.DataFrame:
     """Plays every policy on the test tasks; returns one row per episode, see `bopo_ray.analysis.tables`.
 
-    Learned routers decide as `Settings.decide` says; each random(p) matches the share of large calls of one BoPO
-    policy. A baseline that an earlier command played here stays among the results.
+    Learned routers decide as `Settings.decide` says, with the offset chosen on dev tasks; each random(p) matches the
+    share of large calls of one BoPO policy. A baseline that an earlier command played here stays among the results.
     """
     s, store, sweep, names = run.settings, run.store("evaluation"), Sweep(run), asked_for(run)
     fixed = [Policy(n, n, n) for n in (ALWAYS_SMALL, ALWAYS_LARGE)]
@@ -54,12 +55,14 @@ def evaluate_stage(run: Run) -> pd.DataFrame:
     def todo(policies: Iterable[Policy]) -> list[EpisodeSpec]:
         return [spec for p in policies for spec in specs(run.test, p, s, s.budget)]
 
+    learned = calibrated(run, learned)
     run.play("evaluating baselines", store, todo(fixed), routers=trained_routers(run, names))
     for i, policy in enumerate(learned):
         if store.missing(todo([policy])):
             assert policy.folder is not None
             run.play(f"evaluating {policy.name}", store, todo([policy]), load_policy(run, policy.folder), i + 1)
-    headline = [p.name for p in sweep.points if p.method == "bopo-hybrid"] or [p.name for p in sweep.points]
+    trained = [p for p in learned if p.method != "bosft"]
+    headline = [p.name for p in trained if p.method == "bopo-hybrid"] or [p.name for p in trained]
     matched = matched_random(store.read(Phase.EVALUATION), headline)
     run.play("evaluating random", store, todo(matched))
     policies = {p.name: p for p in (*fixed, *learned, *matched)}
@@ -207,10 +210,10 @@ def _print(run: Run, frontier: pd.DataFrame, summary: dict[str, Any]) -> None:
     for name in ("method", "lambda", "seed", "success", "mean score", "cost per task, $", "large calls", "front"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for _, row in frontier.iterrows():
-        learned = not pd.isna(row["lam"])
+        learned, seed = not pd.isna(row["lam"]), row["train_seed"]
         table.add_row(
             row["method"] if learned else row["policy"], f"{row['lam']:g}" if learned else "",
-            f"{row['train_seed']:.0f}" if learned else "", interval(row, "success", ".2f"), f"{row['score']:.1f}",
+            "" if pd.isna(seed) else f"{seed:.0f}", interval(row, "success", ".2f"), f"{row['score']:.1f}",
             interval(row, "cost_usd", ".4f"), f"{row['large_calls']:.1f}", "*" if row["on_front"] else "",
         )  # fmt: skip
     run.console.print(table)

@@ -65,9 +65,9 @@ class Settings:
     """rollouts of each boundary policy per training task"""
     strata: int = 10
     """stratified rollouts of a Hard task: P(large) = 0/N, 1/N .. N/N"""
-    schedules: tuple[int, ...] = FIRST_LARGE
+    schedules: tuple[int, ...] = (0,)
     """more rollouts of a Hard task, large for the first K steps; 0 for none, as in the paper"""
-    reliability: float = 0.5
+    reliability: float = 0.0
     """BoSFT imitates routings that win this often, beside the best, and no cheaper one beats; 0 for all (the paper)"""
     sft_epochs: int = 8
     """passes of BoSFT over the expert steps, 0 for none; the one that does best on held-out training tasks is kept"""
@@ -87,6 +87,8 @@ class Settings:
     """learning rate of BoPO"""
     decide: str = "greedy"
     """how trained routers decide in the evaluation: greedy (the most probable model) or sample (as in training)"""
+    offsets: tuple[float, ...] = (0.0,)
+    """numbers to choose from on dev tasks, per router and lambda: what is added to the large model's logit"""
     eval_samples: int = 1
     """evaluation episodes per test task and policy"""
     budget_calls: int | None = None
@@ -115,6 +117,8 @@ class Settings:
         rules += [
             ("sft_epochs", self.sft_epochs >= 0, "need 0 (no BoSFT) or more"),
             ("schedules", _distinct(self.schedules), "need one or more different numbers of steps >= 0"),
+            ("offsets", all(map(math.isfinite, self.offsets)) and len(set(self.offsets)) == len(self.offsets) > 0,
+             "need one or more different numbers"),
             ("reliability", 0 <= self.reliability <= 1, "need a share in [0, 1]"),
             ("lambdas", _distinct(self.lambdas), "need one or more different numbers >= 0"),
             ("seeds", _distinct(self.seeds), "need one or more different whole numbers >= 0"),
@@ -165,8 +169,8 @@ class Settings:
 
 SCALES: dict[str, dict[str, Any]] = {
     "tiny": {
-        "lambdas": (0.2, 0.8), "train_tasks": 6, "test_tasks": 4, "k": 2, "strata": 3, "schedules": (2,),
-        "sft_epochs": 20, "sft_lr": 2e-3, "updates": 2, "tasks_per_update": 3, "group_size": 3, "eval_samples": 1,
+        "lambdas": (0.2, 0.8), "train_tasks": 6, "test_tasks": 4, "k": 2, "strata": 3, "sft_epochs": 20,
+        "sft_lr": 2e-3, "updates": 2, "tasks_per_update": 3, "group_size": 3, "eval_samples": 1,
         "lanes": 4, "max_steps": 20,
     },
     "quick": {},
@@ -179,15 +183,15 @@ SCALES: dict[str, dict[str, Any]] = {
 BENCHMARKS: dict[str, dict[str, Any]] = {
     "ALFWorld-v0": {
         "models": "embedded", "max_steps": 30, "train_tasks": 180, "test_tasks": 120, "updates": 12, "context": 160,
-        "decide": "sample",
+        "strata": 5, "schedules": FIRST_LARGE, "reliability": 0.5, "offsets": (-1.5, -0.75, 0.0, 0.75, 1.5, 2.5),
     },
     "AppWorld-v0": {"updates": 6, "tasks_per_update": 6},
 }  # fmt: skip
 """What each benchmark changes: real models, where the shipped ones do well; the paper's step limits, where they are not
 the default; and, since all must fit into the same minutes, more of everything where the engine is fast, less where it
 is slow. ALFWorld's lines are long: with fewer tokens the router does not see what lies on a table, and learns to play
-always-small; and a greedy router that never reaches 1/2 at a step where the small model fails stays there until the
-limit. Chosen on dev tasks, of the simulated pair."""
+always-small. BoSFT there begins with routings that win reliably, and dev tasks choose how much of the large model each
+lambda wants. Chosen on dev tasks."""
 DECIDE = ("greedy", "sample")
 """What `Settings.decide` may be."""
 

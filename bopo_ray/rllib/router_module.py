@@ -50,6 +50,13 @@ class RouterModule(TorchRLModule, InferenceOnlyAPI):
                 for mean, value in zip(self.average.parameters(), self.policy.parameters(), strict=True):
                     mean.lerp_(value, weight)
 
+    def add_offset(self, offset: float) -> None:
+        """Adds i times `offset` to the logit of model i, in the policy and in its average."""
+        with torch.no_grad():
+            for router in (self.policy, self.average):
+                if router is not None:
+                    router.head.bias += offset * torch.arange(len(router.head.bias), dtype=router.head.bias.dtype)
+
     def get_non_inference_attributes(self) -> list[str]:
         return ["reference", "average"]
 

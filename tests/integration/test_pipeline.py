@@ -9,6 +9,7 @@ import math
 import re
 import shutil
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -23,7 +24,7 @@ from bopo_ray.pipeline.board import LAYOUT, board_command
 from bopo_ray.pipeline.settings import load_settings
 from experiments.audit import main as audit_main
 from experiments.frontier import main
-from tests.integration.conftest import Frontier
+from tests.integration.conftest import TOY, Frontier
 from tests.toy import ID
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -57,7 +58,10 @@ def check_results(run: Frontier, env: str) -> None:
     baselines = {"first-large", "last-large", "cascade", "task-level", "oracle"}
     assert methods == {"always-small", "always-large", "bosft", "grpo-vanilla", "bopo-hybrid"} | baselines
     learned = [(row["method"], float(row["lam"])) for row in table if row["lam"]]
-    assert sorted(learned) == sorted((m, x) for m in ("bopo-hybrid", "grpo-vanilla") for x in settings.lambdas)
+    calibrated = settings.offsets != (0.0,)
+    trained = ("bopo-hybrid", "grpo-vanilla", "bosft")[: 2 + calibrated]
+    assert sorted(learned) == sorted((m, x) for m in trained for x in settings.lambdas)
+    assert (out / "calibration.json").exists() == calibrated
     played = [*run.rows("evaluation").values(), *run.rows("oracle").values()]
     for row in table:
         own = [e for e in played if e["policy"] == row["policy"]]
@@ -77,7 +81,7 @@ def check_results(run: Frontier, env: str) -> None:
     assert summary["spend_by_difficulty"].keys() == {row["method"] for row in table}
     assert sum(summary["taxonomy"].values()) == settings.train_tasks
     assert summary["taxonomy"] == {d: sum(b["difficulty"] == d for b in boundaries) for d in summary["taxonomy"]}
-    stores = [run.rows(s) for s in ("boundary", "stratified", "policy", "evaluation", "oracle")]
+    stores = [run.rows(s) for s in ("boundary", "stratified", "policy", "dev", "evaluation", "oracle")]
     episodes = {k: e for rows in stores for k, e in rows.items()}
     assert len(episodes) == sum(map(len, stores)) == summary["spend"]["episodes"]
     assert sum(len(e["steps"]) for e in episodes.values()) == summary["spend"]["calls"]
@@ -106,6 +110,43 @@ def check_results(run: Frontier, env: str) -> None:
         assert str(out / name) in run.said("stdout")
     assert f"TensorBoard:   {board_command(out)}\n" in run.said("stdout") and "Ray dashboard: " in run.said("stdout")
     check_scalars(out, settings.updates, set(summary["taxonomy"]))
+
+
+def test_an_offset_is_chosen_on_dev_tasks_for_each_lambda_and_is_in_the_saved_router(tmp_path: Path) -> None:
+    run = Frontier(tmp_path, (*TOY, "--offsets=-60,60", "--updates", "1", "--advantage", "hybrid"))
+    assert run.run() == 0, run.said()
+    chosen = strict_json(run.out / "calibration.json")
+    hybrid, bosft = (f"{name}_lam{{:g}}{seed}" for name, seed in (("bopo-hybrid", "_seed0"), ("bosft", "")))
+    assert chosen.keys() == {name.format(lam) for name in (hybrid, bosft) for lam in (0.2, 0.8)}
+    dev = list(run.rows("dev").values())
+    for name, offset in chosen.items():
+        assert offset in (-60, 60)
+        folder, lam = name if name.startswith("bopo") else "bosft", float(name.partition("lam")[2].partition("_")[0])
+        scores = {x: gain(dev, f"{folder}_offset{x}", lam) for x in (-60, 60)}
+        assert scores[int(offset)] == max(scores.values())
+        own = [e for e in run.rows("evaluation").values() if e["policy"] == f"{name}_offset{offset:g}"]
+        assert len(own) == 4 and {s["model"] for e in own for s in e["steps"]} == {int(offset > 0)}
+        assert (run.out / "policies" / f"{name}_offset{offset:g}").is_dir()
+    assert not {e["task"] for e in dev} & {
+        e["task"] for store in ("policy", "evaluation") for e in run.rows(store).values()
+    }
+
+
+def gain(episodes: list[dict[str, Any]], policy: str, lam: float) -> float:
+    """Mean of u - lambda * C_norm of a policy, worked out from the stored rows."""
+
+    def mean(name: str, task: str, figure: str) -> float:
+        own = [float(e[figure]) for e in episodes if e["policy"] == name and e["task"] == task]
+        return sum(own) / len(own)
+
+    tasks = sorted({e["task"] for e in episodes})
+    bounds = {t: sorted(mean(b, t, "cost_microusd") for b in ("always-small", "always-large")) for t in tasks}
+    least = 0.1 * median(high for _, high in bounds.values())
+    total = 0.0
+    for task, (low, high) in bounds.items():
+        cost = (mean(policy, task, "cost_microusd") - low) / max(high - low, least)
+        total += mean(policy, task, "outcome") - lam * min(1.0, max(0.0, cost))
+    return total / len(tasks)
 
 
 def check_scalars(out: Path, updates: int, classes: set[str]) -> None:

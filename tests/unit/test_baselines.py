@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bopo_ray.pipeline.baselines import DEFAULT_ROUTERS, Policy, best_schedule, matched_random, specs
+from bopo_ray.pipeline.baselines import DEFAULT_ROUTERS, Policy, best_policy, matched_random, specs
 from bopo_ray.pipeline.settings import Settings
 from bopo_ray.records import CostMode, Episode
 from bopo_ray.routers import parse_router
@@ -38,14 +38,20 @@ DEV = [
 @pytest.mark.parametrize(
     ("lam", "name"),
     [
-        (0.0, "always-large"),  # both that succeed twice gain 1: the first by name
+        (0.0, "always-large"),  # both that succeed twice gain 1: the first of the names
         (0.1, "first-large(1)"),  # 1 - 0.05; always-large 0.9, always-small 0.5
         (0.9, "first-large(1)"),  # 0.55; always-small 0.5
         (1.1, "always-small"),  # 0.45 against 0.5
     ],
 )
-def test_the_best_schedule_by_hand(lam: float, name: str) -> None:
-    assert best_schedule(DEV, lam, CostMode.USD) == best_schedule(DEV[::-1], lam, CostMode.USD) == name
+def test_the_best_policy_by_hand(lam: float, name: str) -> None:
+    names = ["always-large", "always-small", "first-large(1)"]
+    assert best_policy(DEV, names, lam, CostMode.USD) == best_policy(DEV[::-1], names, lam, CostMode.USD) == name
+
+
+def test_the_best_policy_is_one_of_the_names_and_the_first_of_equals() -> None:
+    assert best_policy(DEV, ["first-large(1)", "always-large"], 0.0, CostMode.USD) == "first-large(1)"
+    assert best_policy(DEV, ["always-small"], 0.1, CostMode.USD) == "always-small"
 
 
 def test_random_is_matched_to_the_share_of_large_calls_over_all_episodes() -> None:

@@ -1,0 +1,97 @@
+"""How readily a trained router calls the larger models: chosen on dev tasks for each lambda. [ours]
+
+What is chosen is one number, added to the logit of model i of the pool i times. It moves a router along its own
+frontier without training: a router says where the large model is worth more, and only then how much of it is wanted.
+The router that is evaluated has the number in its weights; it is a folder of its own beside the trained one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray.rllib.core.rl_module import RLModule
+
+from bopo_ray.pipeline.baselines import Policy, best_policy, play_dev, specs
+from bopo_ray.pipeline.run import Run, write_json
+from bopo_ray.pipeline.stages import load_policy
+from bopo_ray.records import Phase
+from bopo_ray.rllib.router_module import RouterModule
+
+__all__ = ["calibrated"]
+
+FILE = "calibration.json"
+"""In a run's folder: the number chosen for each policy."""
+BIAS = "policy.head.bias"
+"""Of the acting router's state: what is added to its logits, [n_models]."""
+
+
+def calibrated(run: Run, policies: Sequence[Policy]) -> list[Policy]:
+    """The policies with the offset that suits their lambda best; one without a lambda becomes one for each.
+
+    Plays each on dev tasks with each of `Settings.offsets`; the best mean of u - lambda * C_norm is taken, the smallest
+    offset where several are as good. The policies as they are, where 0 is the only offset.
+    """
+    s = run.settings
+    if tuple(s.offsets) == (0.0,):
+        return list(policies)
+    wanted = [
+        dataclasses.replace(p, name=name, lam=lam)
+        for p in policies
+        for lam, name in ([(p.lam, p.name)] if p.lam is not None else [(x, f"{p.name}_lam{x:g}") for x in s.lambdas])
+    ]
+    file = run.out / FILE
+    if not file.exists():
+        write_json(file, _choose(run, policies, wanted))
+    offsets: dict[str, float] = json.loads(file.read_text())
+    return [_with_offset(run, p, offsets[p.name]) for p in wanted]
+
+
+def _choose(run: Run, policies: Sequence[Policy], wanted: Sequence[Policy]) -> dict[str, float]:
+    s = run.settings
+    tasks = play_dev(run, ())
+    store = run.store("dev")
+    for i, policy in enumerate(policies):
+        assert policy.folder is not None
+        for j, offset in enumerate(s.offsets):
+            tried = dataclasses.replace(policy, name=_tried(policy.folder, offset))
+            todo = [dataclasses.replace(x, phase=Phase.SELECTION) for x in specs(tasks, tried, s, None)]
+            if store.missing(todo):
+                weights = load_policy(run, policy.folder)
+                weights[BIAS] = weights[BIAS] + np.float32(offset) * np.arange(len(weights[BIAS]), dtype=np.float32)
+                run.play(f"calibrating {tried.name}", store, todo, weights, 1 + i * len(s.offsets) + j)
+    played = list(store.read(Phase.SELECTION))
+    order = sorted(s.offsets, key=abs)
+    chosen = {}
+    for policy in wanted:
+        assert policy.folder is not None and policy.lam is not None
+        names = {_tried(policy.folder, offset): offset for offset in order}
+        chosen[policy.name] = names[best_policy(played, list(names), policy.lam, run.mode)]
+    said = ", ".join(f"{name} {offset:+g}" for name, offset in chosen.items())
+    run.console.print(f"offsets of the larger models' logits, chosen on {len(tasks)} dev tasks: {said}")
+    return chosen
+
+
+def _tried(folder: Path, offset: float) -> str:
+    return f"{folder.name}_offset{offset:g}"
+
+
+def _with_offset(run: Run, policy: Policy, offset: float) -> Policy:
+    """The policy, saved with its offset."""
+    assert policy.folder is not None
+    name = f"{policy.name}_offset{offset:g}"
+    folder = run.out / "policies" / name
+    if not folder.exists():
+        module: Any = RLModule.from_checkpoint(str(policy.folder.resolve()))
+        assert isinstance(module, RouterModule)
+        module.add_offset(offset)
+        temporary = folder.with_suffix(".tmp").resolve()
+        shutil.rmtree(temporary, ignore_errors=True)
+        module.save_to_path(str(temporary))
+        temporary.rename(folder)
+    return dataclasses.replace(policy, name=name, folder=folder)
