@@ -46,9 +46,10 @@ def calibrated(run: Run, policies: Sequence[Policy]) -> list[Policy]:
         for lam, name in ([(p.lam, p.name)] if p.lam is not None else [(x, f"{p.name}_lam{x:g}") for x in s.lambdas])
     ]
     file = run.out / FILE
-    if not file.exists():
-        write_json(file, _choose(run, policies, wanted))
-    offsets: dict[str, float] = json.loads(file.read_text())
+    offsets: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+    if new := [p for p in wanted if p.name not in offsets]:
+        offsets |= _choose(run, policies, new)
+        write_json(file, offsets)
     return [_with_offset(run, p, offsets[p.name]) for p in wanted]
 
 

@@ -94,8 +94,8 @@ class Run:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not path.exists():
                 save_pool(self.models, out / "pool.yaml")
-                save(settings, path.with_suffix(".tmp"))
-                path.with_suffix(".tmp").replace(path)
+            save(settings, path.with_suffix(".tmp"))
+            path.with_suffix(".tmp").replace(path)
         except BlockingIOError as error:
             raise StoreError(f"{out} is in use by another run; wait for it, or choose another --out") from error
         except OSError as error:

@@ -204,6 +204,8 @@ _OPTIONAL = {"budget_calls": int, "budget_usd": float}
 """Fields that may be None."""
 _NOT_RESULTS = {"cpus", "lanes", "ignore_gate", "max_spend", "calls", "router"}
 """Fields that may differ between a run and its continuation."""
+_MAY_GROW = ("lambdas", "seeds", "advantage")
+"""Fields to which a continuation may add: more points of the same sweep."""
 
 
 def resolve(file: Path | None, given: dict[str, Any]) -> Settings:
@@ -275,9 +277,14 @@ def save(settings: Settings, path: Path) -> None:
 
 
 def check_same(old: Settings, new: Settings, path: Path) -> None:
-    """Raises StoreError when a continuation would mix two settings in one folder."""
+    """Raises StoreError when a continuation would mix two settings in one folder.
+
+    It may add lambdas, seeds and advantages to a sweep: what they share with the others is there already.
+    """
     for f in fields(Settings):
         a, b = getattr(old, f.name), getattr(new, f.name)
+        if f.name in _MAY_GROW and set(a) <= set(b):
+            continue
         if a != b and f.name not in _NOT_RESULTS:
             raise StoreError(
                 f"{path.parent} holds a run with {f.name}={a!r}, this one has {b!r}; "

@@ -112,24 +112,40 @@ def check_results(run: Frontier, env: str) -> None:
     check_scalars(out, settings.updates, set(summary["taxonomy"]))
 
 
-def test_an_offset_is_chosen_on_dev_tasks_for_each_lambda_and_is_in_the_saved_router(tmp_path: Path) -> None:
+def test_an_offset_is_chosen_on_dev_tasks_and_a_seed_may_be_added_to_a_finished_run(tmp_path: Path) -> None:
     run = Frontier(tmp_path, (*TOY, "--offsets=-60,60", "--updates", "1", "--advantage", "hybrid"))
     assert run.run() == 0, run.said()
+    first = strict_json(run.out / "calibration.json")
+    check_offsets(run, first, seeds=(0,))
+    before = {store: run.rows(store) for store in ("boundary", "stratified", "policy", "dev", "evaluation")}
+
+    assert run.run("--seeds", "0,1", "--resume") == 0, run.said()
     chosen = strict_json(run.out / "calibration.json")
-    hybrid, bosft = (f"{name}_lam{{:g}}{seed}" for name, seed in (("bopo-hybrid", "_seed0"), ("bosft", "")))
-    assert chosen.keys() == {name.format(lam) for name in (hybrid, bosft) for lam in (0.2, 0.8)}
+    assert chosen.items() >= first.items()
+    check_offsets(run, chosen, seeds=(0, 1))
+    assert load_settings(run.out / "settings.yaml").seeds == (0, 1)
+    after = {store: run.rows(store) for store in before}
+    assert all(after[store].items() >= rows.items() for store, rows in before.items())
+    assert [len(after[s]) - len(before[s]) for s in ("boundary", "stratified", "policy")] == [0, 0, 2 * 16]
+    assert set(strict_json(run.out / "ledger.json")) == {
+        f"bopo-hybrid_lam{lam:g}_seed{seed}" for lam in (0.2, 0.8) for seed in (0, 1)
+    }
+
+
+def check_offsets(run: Frontier, chosen: dict[str, float], seeds: tuple[int, ...]) -> None:
+    """Each offset is the best of the two on the dev tasks, and is in the weights of the router that was evaluated."""
+    points = [f"bopo-hybrid_lam{{}}_seed{seed}" for seed in seeds]
+    assert chosen.keys() == {name.format(lam) for name in (*points, "bosft_lam{}") for lam in (0.2, 0.8)}
     dev = list(run.rows("dev").values())
     for name, offset in chosen.items():
-        assert offset in (-60, 60)
         folder, lam = name if name.startswith("bopo") else "bosft", float(name.partition("lam")[2].partition("_")[0])
         scores = {x: gain(dev, f"{folder}_offset{x}", lam) for x in (-60, 60)}
         assert scores[int(offset)] == max(scores.values())
         own = [e for e in run.rows("evaluation").values() if e["policy"] == f"{name}_offset{offset:g}"]
         assert len(own) == 4 and {s["model"] for e in own for s in e["steps"]} == {int(offset > 0)}
         assert (run.out / "policies" / f"{name}_offset{offset:g}").is_dir()
-    assert not {e["task"] for e in dev} & {
-        e["task"] for store in ("policy", "evaluation") for e in run.rows(store).values()
-    }
+    learned_on = {e["task"] for store in ("policy", "evaluation") for e in run.rows(store).values()}
+    assert not {e["task"] for e in dev} & learned_on
 
 
 def gain(episodes: list[dict[str, Any]], policy: str, lam: float) -> float:

@@ -175,6 +175,14 @@ def test_saved_settings_come_back_equal(tmp_path: Path, scale: str) -> None:
     assert load_settings(tmp_path / "settings.yaml") == settings
 
 
+def test_a_continuation_may_add_points_to_the_sweep(tmp_path: Path) -> None:
+    old = Settings(lambdas=(0.2, 0.8), seeds=(0,), advantage=("hybrid",))
+    more = dataclasses.replace(old, lambdas=(0.8, 0.5, 0.2), seeds=(0, 1), advantage=("hybrid", "vanilla"))
+    check_same(old, more, tmp_path / "settings.yaml")
+    with pytest.raises(StoreError, match="holds a run with lambdas="):
+        check_same(more, old, tmp_path / "settings.yaml")
+
+
 @pytest.mark.parametrize("text", ["", "gone: 1\n", "- 1\n", "k: [\n", "k: 0\n"])
 def test_settings_of_another_version_are_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(StoreError, match="choose another --out"):
