@@ -30,7 +30,7 @@ class Settings:
     env: str = "ScienceWorld-v0"
     """benchmark: ScienceWorld-v0, ALFWorld-v0, AppWorld-v0, all (in turn), or your own as package.module:Name-v0"""
     models: str = "simulated"
-    """pool of models: embedded (self-trained), simulated, or a YAML file with two or more, smallest first"""
+    """pool: embedded (self-trained), simulated, simulated-llama, or a YAML file of two models or more, small first"""
     small: str = ""
     """the small model, PROVIDER:MODEL, e.g. openai:gpt-4.1-mini or hf:FOLDER; with --large, instead of --models"""
     large: str = ""
