@@ -62,8 +62,11 @@ def policies_of(finished: FinishedRun, only: Sequence[str] = ()) -> list[Policy]
     return found
 
 
-def open_run(finished: FinishedRun, max_spend: float, cpus: int, console: Console) -> Run:
-    """The run that plays under caps; raises ConfigError where models or prices are others than the finished one's."""
+def open_run(finished: FinishedRun, max_spend: float, cpus: int, console: Console, name: str = FOLDER) -> Run:
+    """A run in the folder `name` of a finished one, with its settings, tasks, models and call store.
+
+    Raises ConfigError where models or prices are others than the finished one's.
+    """
     folder = finished.folder
     settings = load_settings(folder / "settings.yaml")
     prices = price_table(Path(settings.prices)) if settings.prices else price_table()
@@ -71,7 +74,7 @@ def open_run(finished: FinishedRun, max_spend: float, cpus: int, console: Consol
     check_same_models(read_pool(folder / "pool.yaml", prices), models, folder)
     calls = settings.calls or str(folder / "calls.db")
     own = dataclasses.replace(settings, calls=calls, max_spend=max_spend, cpus=cpus, budget_calls=None, budget_usd=None)
-    return Run(own, folder / FOLDER, resume=True, console=console)
+    return Run(own, folder / name, resume=True, console=console)
 
 
 def play_caps(run: Run, finished: FinishedRun, policies: Sequence[Policy], caps: Sequence[Budget]) -> pd.DataFrame:

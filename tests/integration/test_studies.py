@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from bopo_ray.pipeline import jobs
 from bopo_ray.pipeline.jobs import spent_usd
 from bopo_ray.pipeline.settings import load_settings
-from experiments import ablation, allocation, cost_inversion, hard_budget, model_pairs, reproduce
+from experiments import ablation, allocation, cost_inversion, counterfactual, hard_budget, model_pairs, reproduce
 from experiments.audit import main as audit_main
 from tests.integration.conftest import ROOT, TOY, Frontier, ledger
 from tests.toy import ID
@@ -30,7 +31,7 @@ def refused(capsys: pytest.CaptureFixture[str], code: int) -> str:
     return line
 
 
-@pytest.mark.parametrize("script", [allocation, cost_inversion, hard_budget])
+@pytest.mark.parametrize("script", [allocation, cost_inversion, counterfactual, hard_budget])
 def test_a_folder_without_a_finished_run(script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, script.main([str(tmp_path)]))
     assert str(tmp_path) in line and "summary.json" in line and "--resume" in line
@@ -186,6 +187,43 @@ def test_every_policy_under_caps(
     ):
         line = refused(capsys, hard_budget.main([str(out), *arguments]))
         assert all(part in line for part in named)
+
+
+def test_one_step_is_swapped_in_episodes_that_are_else_the_same(
+    toy_run: Frontier, tmp_path: Path, ray_session: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Frontier(tmp_path, toy_run.options)
+    shutil.copytree(toy_run.out, run.out)
+    command = [str(run.out), "--base", "first-large:2", "--steps", "1,0,3", "--tasks", "4", "--samples", "2"]
+    assert counterfactual.main([*command, "--cpus", "2"]) == 0
+    table = pd.read_csv(run.out / "figures" / "counterfactual.csv")
+    played = [e for f in (run.out / "counterfactual").rglob("part-*.parquet") for e in pq.read_table(f).to_pylist()]
+    base = {(e["task"], e["member"]): e for e in played if e["policy"] == "first-large(2)"}
+    assert len(base) == 8 and {e["split"] for e in played} == {"dev"}
+    gains: dict[int, list[float]] = {0: [], 1: [], 3: []}
+    for e in played:
+        if e["policy"] == "first-large(2)":
+            continue
+        step, own = int(e["policy"].rpartition(" ")[2]), base[e["task"], e["member"]]
+        assert e["steps"][:step] == own["steps"][:step], "until then they are one episode"
+        models = [s["model"] for s in e["steps"]]
+        assert models == [int((t < 2) != (t == step)) for t in range(len(models))]
+        large, small = (own, e) if step < 2 else (e, own)
+        gains[step].append(large["outcome"] - small["outcome"])
+    assert all(len(own) == sum(len(e["steps"]) > step for e in base.values()) for step, own in gains.items())
+    whole = table[table["after_failure"] == "all"].set_index("step")
+    assert whole.loc["all", "episodes"] == sum(map(len, gains.values())) and len(gains[0]) == 8
+    for step, own in gains.items():
+        if str(step) in whole.index and len(own) == 8:  # as many episodes of each task: the mean over tasks is the mean
+            assert whole.loc[str(step), "gain"] == pytest.approx(sum(own) / 8)
+    capsys.readouterr()
+    for arguments, named in (
+        (["--base", "random:0.5"], ["random(0.5)", "first-large:K", "--base"]),
+        (["--steps", "1,x"], ["1,x", "whole numbers", "--steps"]),
+        (["--tasks", "0"], ["tasks=0", "at least 1", "--tasks"]),
+    ):
+        line = refused(capsys, counterfactual.main([str(run.out), *arguments]))
+        assert all(part in line for part in named), line
 
 
 def test_everything_is_reproduced_in_one_report(

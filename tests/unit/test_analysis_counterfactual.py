@@ -1,0 +1,50 @@
+"""What LARGE is worth at one step: the table by hand, the figure, and the router that swaps a step."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from bopo_ray.analysis.counterfactual import counterfactual, counterfactual_figure
+from bopo_ray.pipeline.counterfactual import Swapped
+from bopo_ray.routers import Moment, parse_router
+
+
+def row(task: str, step: int, failed: bool, small: float, large: float) -> dict[str, object]:
+    return {
+        "task": task, "member": 0, "step": step, "large": False, "after_failure": failed, "outcome_small": small,
+        "outcome_large": large, "cost_small_usd": 0.01, "cost_large_usd": 0.03,
+    }  # fmt: skip
+
+
+ROWS = pd.DataFrame(
+    [row("a", 0, False, 0, 1), row("b", 0, False, 0, 1), row("a", 2, True, 0, 1), row("b", 2, False, 1, 0),
+     row("c", 2, True, 0, 0)]
+)  # fmt: skip
+
+
+def test_the_table_by_hand() -> None:
+    table = counterfactual(ROWS).set_index(["step", "after_failure"])
+    assert table.loc[("0", "all"), "gain"] == table.loc[("0", "all"), "gain_low"] == 1.0
+    assert table.loc[("2", "all"), "gain"] == pytest.approx(0.0)  # +1, -1, 0
+    assert table.loc[("2", "yes"), ["tasks", "gain"]].tolist() == [2, 0.5]
+    # over all steps a task counts once: a (1 + 1) / 2, b (1 - 1) / 2, c 0
+    assert table.loc[("all", "all"), "gain"] == pytest.approx(1 / 3)
+    assert table.loc[("all", "all"), ["outcome_small", "outcome_large"]].tolist() == pytest.approx([0.2, 0.6])
+    assert table["extra_cost_usd"].tolist() == pytest.approx([0.02] * len(table))
+    assert ("2", "no") not in table.index and ("0", "yes") not in table.index  # one task, none
+
+
+def test_the_figure_has_a_line_for_each_kind_of_step() -> None:
+    figure = counterfactual_figure(counterfactual(ROWS), "first-large(5)", "simulated pair")
+    (axes,) = figure.axes
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [t.get_text() for t in legend.get_texts()] == ["all steps", "after a step that failed",
+                                                          "after one that did not"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("step", "models"), [(0, [0, 1, 0, 0]), (1, [1, 0, 0, 0]), (3, [1, 1, 0, 1])])
+def test_one_step_has_the_other_model(step: int, models: list[int]) -> None:
+    router = Swapped(parse_router("first-large:2").make(), step)
+    assert [router(Moment("", t, 2)).index(1.0) for t in range(4)] == models
