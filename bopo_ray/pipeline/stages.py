@@ -132,11 +132,6 @@ def _train(run: Run, experts: list[Expert], folder: Path) -> dict[str, Any]:
 
 def load_policy(run: Run, folder: Path) -> Any:
     """The weights to act with of a saved router, as numpy arrays: its average over the updates."""
-    from ray.rllib.core.rl_module import RLModule
+    from bopo_ray.rllib.saved import acting_module
 
-    from bopo_ray.rllib.router_module import RouterModule
-
-    module = RLModule.from_checkpoint(str(folder.resolve()))
-    assert isinstance(module, RouterModule)
-    mean = "average."
-    return {"policy." + k.removeprefix(mean): v for k, v in module.get_state().items() if k.startswith(mean)}
+    return dict(acting_module(folder).get_state())

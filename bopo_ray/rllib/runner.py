@@ -36,6 +36,7 @@ from bopo_ray.rllib.encode import encode_view
 from bopo_ray.rllib.open_desk import DeskConfig, open_desk
 from bopo_ray.rllib.router_module import ROUTER_DEFAULTS
 from bopo_ray.routers import LEARNED, Moment, Router, fixed_router
+from bopo_ray.routers.decision import decide
 from bopo_ray.routing_env import RoutingEnv
 from envs.base import text_space
 
@@ -269,18 +270,12 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
         for lane in lanes:
             assert lane.spec is not None
             p = by_lane.get(id(lane)) or lane.fixed
-            masked = np.where(lane.mask, p, 0.0)
-            total = masked.sum()
-            masked = masked / total if total > 0 else np.asarray(lane.mask, float) / max(1, sum(lane.mask))
-            lane.probabilities = tuple(masked.tolist())
-            if lane.spec.greedy:
-                choice = int(masked.argmax())
-            else:
-                u = spawn_seed(lane.spec.stream, len(lane.steps)) / 2**63
-                choice = min(int((masked.cumsum() <= u).sum()), self._n_models - 1)
+            draw = None if lane.spec.greedy else spawn_seed(lane.spec.stream, len(lane.steps)) / 2**63
+            decision = decide(p, lane.mask, draw)
+            lane.probabilities = decision.probabilities
             lane.view = ""
             lane.router_s = share_s if id(lane) in by_lane else 0.0
-            self._threads.submit(self._step, lane, choice, ready)
+            self._threads.submit(self._step, lane, decision.model, ready)
 
     def _router(self, name: str) -> Router:
         if name not in self._routers:

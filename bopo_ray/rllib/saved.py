@@ -1,0 +1,122 @@
+"""A saved router's folder, an RLModule checkpoint, and the module in it that acts.
+
+Always true here: a folder is only read as data, of the few types that a router consists of, so that one from elsewhere
+runs no code; and a module that is returned has every weight, finite and in the shape that the folder states.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bopo_ray.errors import StoreError
+from bopo_ray.rllib.router_module import RouterModule
+
+__all__ = ["acting_module"]
+
+METADATA, ARGUMENTS, WEIGHTS = "metadata.json", "class_and_ctor_args.pkl", "module_state.pkl"
+"""Of RLlib: its version, the module's class and constructor arguments, the state."""
+MEND = "copy the folder anew, or train the router again"
+AVERAGE, POLICY = "average.", "policy."
+
+_TYPES = {
+    "bopo_ray.rllib.router_module": ("RouterModule",),
+    "collections": ("OrderedDict",),
+    "gymnasium.spaces.box": ("Box",),
+    "gymnasium.spaces.discrete": ("Discrete",),
+    "numpy": ("dtype", "ndarray"),
+    "numpy._core.multiarray": ("_reconstruct", "scalar"),
+    "numpy._core.numeric": ("_frombuffer",),
+}
+
+
+def acting_module(folder: Path) -> RouterModule:
+    """The router to act with: the average of the policy over its updates, without what only training needs.
+
+    Raises StoreError for a folder that is no router's, or a damaged one.
+    """
+    _check(folder)
+    path = folder / ARGUMENTS
+    saved = _unpickled(path)
+    try:
+        if saved["class"] is not RouterModule:
+            raise TypeError(f"{saved['class']!r} is not RouterModule")
+        args, kwargs = saved["ctor_args_and_kwargs"]
+        with _quiet():
+            module = RouterModule(*args, **{**kwargs, "inference_only": True})
+    except Exception as error:  # whatever a constructor does with damaged arguments
+        raise StoreError(f"{path} is damaged: no router can be made of it ({type(error).__name__}); {MEND}") from error
+    module.set_state(_average(folder / WEIGHTS, {k: tuple(v.shape) for k, v in module.state_dict().items()}))
+    module.eval()
+    return module
+
+
+def _check(folder: Path) -> None:
+    """Is this a router's folder?"""
+    missing = [name for name in (METADATA, ARGUMENTS, WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        what = f"{missing[0]} is missing in it" if folder.is_dir() else "there is no such folder"
+        there = [*folder.glob(f"policies/*/{METADATA}"), *folder.glob(f"*/{METADATA}")]
+        names = sorted(p.parent.relative_to(folder).as_posix() for p in there)
+        hint = f", of which there are {', '.join(names)} here" if names else ""
+        raise StoreError(f"{folder} is not a saved router: {what}; a run saves its own in RUN/policies/NAME{hint}")
+    try:
+        json.loads((folder / METADATA).read_text())["checkpoint_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{folder / METADATA} is damaged ({type(error).__name__}); {MEND}") from error
+
+
+def _average(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The averaged weights under the policy's names."""
+    state = _unpickled(path)
+    if not isinstance(state, dict) or not all(isinstance(v, np.ndarray) for v in state.values()):
+        raise StoreError(f"{path} is damaged: it holds no weights by name; {MEND}")
+    found = {POLICY + str(k).removeprefix(AVERAGE): v for k, v in state.items() if str(k).startswith(AVERAGE)}
+    if not found:
+        raise StoreError(f"{path} has no averaged weights; a whole router has them: {MEND} with this version")
+    for what, names in (
+        ("missing", [k for k in shapes if k not in found]),
+        ("of another shape", [k for k, shape in shapes.items() if k in found and found[k].shape != shape]),
+        ("unknown", [k for k in found if k not in shapes]),
+        ("not finite", [k for k, v in found.items() if v.dtype.kind != "f" or not np.isfinite(v).all()]),
+    ):
+        if names:
+            raise StoreError(f"{path} is damaged: {len(names)} of {len(shapes)} weights {what}, {names[0]}; {MEND}")
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warning that every RLModule gives of a class that RLlib itself makes."""
+    log = logging.getLogger("ray._common.deprecation")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+class _Data(pickle.Unpickler):
+    """Reads the types of a router and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _TYPES.get(module.replace("numpy.core.", "numpy._core."), ()):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is no part of a router")
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            return _Data(file).load()
+    except Exception as error:  # damaged bytes can raise anything
+        raise StoreError(
+            f"{path} can't be read ({' '.join(str(error).split()) or type(error).__name__}); {MEND}"
+        ) from error

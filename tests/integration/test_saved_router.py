@@ -1,0 +1,51 @@
+"""A finished run's routers outside of it: they decide as its runners did, and as the README shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bopo_ray import Budget, CostMode, Decision, History, load_router
+from bopo_ray.models import load_pool
+from bopo_ray.pipeline.settings import load_settings
+from bopo_ray.records import Episode, Phase
+from bopo_ray.routers import LEARNED
+from bopo_ray.store import EpisodeStore
+from tests.integration.conftest import ROOT, Frontier
+from tests.replay import agree
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+
+def test_it_decides_as_the_runs_own_runners_did(toy_run: Frontier) -> None:
+    pool = load_pool(load_settings(toy_run.out / "settings.yaml").models)
+    store = EpisodeStore(toy_run.out / "episodes" / "evaluation", pool.price_hash)
+    by_policy: dict[str, list[Episode]] = {}
+    for episode in store.read(Phase.EVALUATION):
+        if episode.spec.router == LEARNED:
+            by_policy.setdefault(episode.spec.policy, []).append(episode)
+    folders = {path.name for path in (toy_run.out / "policies").iterdir()}
+    assert by_policy.keys() <= folders and len(by_policy) >= 3
+    routers = {name: load_router(toy_run.out / "policies" / name) for name in by_policy}
+    for name, episodes in by_policy.items():
+        assert all(e.spec.greedy for e in episodes)
+        assert sum(agree(routers[name], e) for e in episodes) > 10
+    one, *others = by_policy["bosft"][0].steps, *(e[0].steps for name, e in by_policy.items() if name != "bosft")
+    assert any(o[0].probabilities != pytest.approx(one[0].probabilities, abs=1e-3) for o in others)
+
+
+def test_the_readmes_example(toy_run: Frontier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    section = (ROOT / "README.md").read_text().partition("## Use a trained router")[2]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "scienceworld-v0-simulated-quick").symlink_to(toy_run.out)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    first = names["router"].decide(
+        History("Your task is to boil water.", "You are in the hallway.", 40), Budget(CostMode.CALLS, 5)
+    )
+    assert capsys.readouterr().out == f"{first.model} {first.probabilities}\n"
+    assert names["decision"] == Decision(0, (1.0, 0.0)) and names["history"].steps_left == 39

@@ -1,0 +1,321 @@
+"""A saved router outside of a run: what it decides, what it refuses, and what damaged folders come to."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import bopo_ray
+from bopo_ray import Budget, ConfigError, CostMode, History, SavedRouter, StoreError, load_router
+from bopo_ray.agent import episode_views
+from bopo_ray.errors import ConfigError as SameConfigError
+from bopo_ray.models.pool import resolve_pool
+from bopo_ray.models.pricing import price_table
+from bopo_ray.records import Episode
+from bopo_ray.rllib.bopo import BoPOConfig
+from bopo_ray.rllib.encode import encode_view
+from bopo_ray.rllib.router_module import RouterModule
+from bopo_ray.rllib.runner import GroupEnvRunner
+from bopo_ray.rllib.saved import ARGUMENTS, METADATA, WEIGHTS, acting_module
+from bopo_ray.routers import LEARNED
+from bopo_ray.routers.decision import decide
+from tests.replay import agree
+from tests.toy import ID, play, toy_spec
+
+HISTORY = History("Boil water.", "A kitchen.", 20, [("look", "A stove."), ("", "No action.")])
+CONTEXT = 80
+
+
+def make_router(n_models: int, context: int = CONTEXT) -> RouterModule:
+    """A small one whose policy, average and reference differ, and which is not indifferent."""
+    torch.manual_seed(n_models)
+    ids = gym.spaces.Box(0, np.iinfo(np.int32).max, (context,), np.int32)
+    shape = {"width": 16, "layers": 1, "heads": 2, "context": context}
+    module = RouterModule(observation_space=ids, action_space=gym.spaces.Discrete(n_models), model_config=shape)
+    with torch.no_grad():
+        for part in (module.policy, module.average, module.reference):
+            part.head.weight.normal_(0, 0.3)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved router over three models. Tests must leave it as it is."""
+    path = tmp_path_factory.mktemp("saved") / "policies" / "bosft"
+    make_router(3).save_to_path(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def router(folder: Path) -> SavedRouter:
+    return load_router(folder)
+
+
+# -- decisions --------------------------------------------------------------------------------------------------------
+
+
+def test_it_acts_with_the_averaged_weights(router: SavedRouter) -> None:
+    saved = make_router(3)
+    episode, _ = play(toy_spec("mix/1"))
+    history = History(episode.task_text, episode.first_observation, episode.max_steps)
+    views = episode_views(episode)
+    assert len(views) > 3
+    for view, step in zip(views, episode.steps, strict=True):
+        with torch.inference_mode():
+            logits = saved.average(torch.from_numpy(encode_view(view, CONTEXT)[None]))
+        wanted = torch.softmax(logits, -1)[0].tolist()
+        decision = router.decide(history)
+        assert decision.probabilities == pytest.approx(wanted, abs=1e-6)
+        assert decision.model == int(np.argmax(wanted)) and router.decide(history) == decision
+        history = history.after(step.action, step.observation)
+    assert router.n_models == 3 and history.steps_left == episode.max_steps - len(views)
+
+
+def test_what_is_left_of_the_budget_is_seen_and_kept(router: SavedRouter) -> None:
+    free, ten, none = (router.decide(HISTORY, b) for b in (None, *(Budget(CostMode.CALLS, n) for n in (10, 0))))
+    assert free.probabilities != pytest.approx(ten.probabilities) and all(ten.probabilities)
+    assert (none.model, none.probabilities) == (0, (1.0, 0.0, 0.0))
+    dollars = router.decide(HISTORY, Budget(CostMode.USD, 0))
+    assert all(dollars.probabilities), "only the caller knows what a call may cost"
+    assert router.decide(HISTORY, Budget(CostMode.USD, 0), mask=(True, False, False)).model == 0
+
+
+@given(mask=st.lists(st.booleans(), min_size=3, max_size=3).filter(any), seed=st.none() | st.integers(-(2**70), 2**70))
+def test_a_masked_model_is_never_chosen(router: SavedRouter, mask: list[bool], seed: int | None) -> None:
+    free, decision = router.decide(HISTORY), router.decide(HISTORY, mask=np.array(mask), seed=seed)
+    assert mask[decision.model] and sum(decision.probabilities) == pytest.approx(1)
+    kept = sum(p for p, allowed in zip(free.probabilities, mask, strict=True) if allowed)
+    wanted = [p / kept * allowed for p, allowed in zip(free.probabilities, mask, strict=True)]
+    assert decision.probabilities == pytest.approx(wanted)
+    if seed is None:
+        assert decision.model == int(np.argmax(wanted))
+
+
+def test_a_seed_samples_each_step_anew_and_again_alike(router: SavedRouter) -> None:
+    chosen = [router.decide(HISTORY, seed=seed).model for seed in range(300)]
+    assert chosen[:20] == [router.decide(HISTORY, seed=seed).model for seed in range(20)]
+    shares = np.bincount(chosen, minlength=3) / 300
+    assert shares == pytest.approx(router.decide(HISTORY).probabilities, abs=0.1)
+    later = [router.decide(HISTORY.after("wait", "Time passes."), seed=seed).model for seed in range(50)]
+    assert later != chosen[:50]
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize("budget", [None, Budget(CostMode.CALLS, 2), Budget(CostMode.USD, 6000)])
+def test_it_decides_as_a_runner_does(greedy: bool, budget: Budget | None, tmp_path: Path) -> None:
+    make_router(2).save_to_path(str(tmp_path / "router"))
+    config = BoPOConfig().environment(ID, env_config={"pool": resolve_pool("simulated", "", "", price_table())})
+    runner = GroupEnvRunner(config=config.router(width=16, layers=1, heads=2, context=CONTEXT))
+    specs = [toy_spec(f"{kind}/1", LEARNED, greedy=greedy, budget=budget) for kind in ("mix", "measure", "fetch")]
+    try:
+        episodes = runner.sample(specs, acting_module(tmp_path / "router").get_state())
+    finally:
+        runner.stop()
+    assert all(isinstance(e, Episode) for e in episodes)
+    played = [e for e in episodes if isinstance(e, Episode)]
+    steps = [s for e in played for s in e.steps]
+    assert all(all(s.mask) for s in steps) == (budget is None) and {s.model for s in steps} == {0, 1}
+    assert sum(agree(load_router(tmp_path / "router"), e) for e in played) == len(steps) > 6
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "mask", "draw", "model", "after"),
+    [
+        ((0.2, 0.5, 0.3), (True, True, True), None, 1, (0.2, 0.5, 0.3)),
+        ((0.2, 0.5, 0.3), (True, False, True), None, 2, (0.4, 0, 0.6)),
+        ((0.5, 0.5), (True, True), None, 0, (0.5, 0.5)),
+        ((0.25, 0.5, 0.25), (True, True, True), 0.0, 0, (0.25, 0.5, 0.25)),
+        ((0.25, 0.5, 0.25), (True, True, True), 0.25, 1, (0.25, 0.5, 0.25)),
+        ((0.25, 0.5, 0.25), (True, True, True), 0.75, 2, (0.25, 0.5, 0.25)),
+        ((0.25, 0.5, 0.25), (True, True, False), 1.0, 1, (1 / 3, 2 / 3, 0)),
+        ((0.0, 1.0), (True, False), None, 0, (1, 0)),
+        ((0.0, 0.0, 1.0), (True, True, False), 0.9, 1, (0.5, 0.5, 0)),
+        ((0.5, 0.5), (False, False), None, 0, (0, 0)),
+        ((0.5, 0.5), (False, False), 0.5, 0, (0, 0)),
+    ],
+)  # fmt: skip
+def test_mask_and_choice_by_hand(
+    probabilities: tuple[float, ...], mask: tuple[bool, ...], draw: float | None, model: int, after: tuple[float, ...]
+) -> None:
+    decision = decide(probabilities, mask, draw)
+    assert decision.model == model and decision.probabilities == pytest.approx(after)
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rule"),
+    [
+        ({"history": "task: boil"}, r"history='task: boil': need a History\(task"),
+        ({"mask": (True, False)}, r"mask=\(True, False\) has 2 flags: need 3, one for each model"),
+        ({"mask": (True,) * 4}, "has 4 flags: need 3"),
+        ({"mask": (0, 1, 2)}, r"mask=\(0, 1, 2\): need True or False for each model"),
+        ({"mask": (False,) * 3}, r"budget=unlimited leave no model: allow one of the 3, or end the episode"),
+        ({"mask": (False, True, True), "budget": Budget(CostMode.CALLS, 0)}, "budget=0 large calls leave no model"),
+        ({"budget": 5}, r"budget=5: need None, or what is left as a Budget\("),
+        ({"budget": Budget(CostMode.CALLS, -1)}, "need None, or what is left"),
+        ({"budget": Budget(CostMode.USD, 0.5)}, "need None, or what is left"),  # type: ignore[arg-type]
+        ({"seed": True}, "seed=True: need a whole number"),
+        ({"seed": 0.5}, "seed=0.5: need a whole number"),
+    ],
+)
+def test_a_decision_refuses(router: SavedRouter, arguments: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule) as caught:
+        router.decide(**({"history": HISTORY} | arguments))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "rule"),
+    [
+        ({"task": None}, "task=None: need a text"),
+        ({"first_observation": 3}, "first_observation=3: need a text"),
+        ({"steps_left": -1}, "steps_left=-1: need a whole number of steps, at least 0"),
+        ({"steps_left": 2.0}, r"steps_left=2\.0: need"),
+        ({"steps": ["ab"]}, "steps hold 'ab': need a pair of texts"),
+        ({"steps": [("look",)]}, r"steps hold \('look',\): need a pair"),
+        ({"steps": [("look", None)]}, r"steps hold \('look', None\): need a pair"),
+    ],
+)
+def test_a_history_refuses(fields: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        History(**({"task": "boil", "first_observation": "", "steps_left": 3} | fields))
+    with pytest.raises(ConfigError, match="steps_left=-1"):
+        History("boil", "", 0).after("look", "A cup.")
+
+
+# -- folders ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_a_routers_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    run = folder.parents[1]
+    for path, rule in (
+        (tmp_path / "nowhere", "nowhere is not a saved router: there is no such folder; a run saves its own in RUN/"),
+        (tmp_path, f"{METADATA} is missing in it; a run saves its own in RUN/policies/NAME$"),
+        (run, "of which there are policies/bosft here$"),
+        (run / "policies", "of which there are bosft here$"),
+        (folder / METADATA, "there is no such folder"),
+    ):
+        with pytest.raises(StoreError, match=rule):
+            load_router(path)
+
+
+Change = Callable[[Path], Any]
+
+
+def cut(name: str, share: float) -> Change:
+    def change(at: Path) -> None:
+        whole = (at / name).read_bytes()
+        (at / name).write_bytes(whole[: int(share * len(whole))])
+
+    return change
+
+
+def pickled(name: str, edit: Callable[[Any], Any]) -> Change:
+    """`edit` changes the object in a file, or returns another."""
+
+    def change(at: Path) -> None:
+        value = pickle.loads((at / name).read_bytes())
+        new = edit(value)
+        (at / name).write_bytes(pickle.dumps(value if new is None else new))
+
+    return change
+
+
+def arguments(saved: Any) -> dict[str, Any]:
+    """Of the constructor."""
+    found: dict[str, Any] = saved["ctor_args_and_kwargs"][1]
+    return found
+
+
+class Evil:
+    """Runs a command when it is read."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch hacked",)
+
+
+HEAD = "average.head.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        (cut(WEIGHTS, 0), rf"{WEIGHTS} can't be read \(Ran out of input\); copy the folder anew, or train"),
+        (cut(WEIGHTS, 0.5), rf"{WEIGHTS} can't be read \("),
+        (cut(WEIGHTS, 0.999), rf"{WEIGHTS} can't be read \("),
+        (cut(ARGUMENTS, 0.9), rf"{ARGUMENTS} can't be read \("),
+        (cut(METADATA, 0.5), rf"{METADATA} is damaged \(JSONDecodeError\); copy"),
+        (lambda at: (at / METADATA).write_bytes(b"\xff"), rf"{METADATA} is damaged \(UnicodeDecodeError\)"),
+        (lambda at: (at / METADATA).write_text("[]"), rf"{METADATA} is damaged \(TypeError\)"),
+        (lambda at: (at / METADATA).write_text("{}"), rf"{METADATA} is damaged \(KeyError\)"),
+        (lambda at: (at / WEIGHTS).unlink(), f"not a saved router: {WEIGHTS} is missing"),
+        (lambda at: (at / WEIGHTS).write_bytes(b"no pickle"), rf"{WEIGHTS} can't be read"),
+        (pickled(WEIGHTS, lambda s: [1]), "damaged: it holds no weights by name"),
+        (pickled(WEIGHTS, lambda s: s.update({HEAD: 1.0})), "damaged: it holds no weights by name"),
+        (pickled(WEIGHTS, lambda s: {k: v for k, v in s.items() if "aver" not in k}), "no averaged weights"),
+        (pickled(WEIGHTS, lambda s: s.__delitem__(HEAD)), r"1 of \d+ weights missing, policy\.head\.weight"),
+        (pickled(WEIGHTS, lambda s: s.update({HEAD: s[HEAD][:2]})), r"1 of \d+ weights of another shape, policy\.head"),
+        (pickled(WEIGHTS, lambda s: s.update({"average.more": s[HEAD]})), r"1 of \d+ weights unknown, policy\.more"),
+        (pickled(WEIGHTS, lambda s: s[HEAD].put(3, np.nan)), r"1 of \d+ weights not finite, policy\.head\.weight"),
+        (pickled(WEIGHTS, lambda s: s.update({HEAD: s[HEAD].astype(int)})), r"1 of \d+ weights not finite"),
+        (pickled(ARGUMENTS, lambda a: a.__delitem__("class")), rf"{ARGUMENTS} is damaged: no router .*KeyError"),
+        (pickled(ARGUMENTS, lambda a: a.update({"class": OrderedDict})), r"no router can be made of it \(TypeError\)"),
+        (pickled(ARGUMENTS, lambda a: arguments(a).update(model_config=3)), "no router can be made"),
+        (pickled(ARGUMENTS, lambda a: arguments(a).update(action_space=None)), "no router can be made"),
+        (pickled(ARGUMENTS, lambda a: arguments(a)["model_config"].update(width=32)), "of another shape"),
+        (pickled(ARGUMENTS, lambda a: Evil()), r"can't be read \(\w+\.system is no part of a router\)"),
+        (pickled(WEIGHTS, lambda s: s.update({HEAD: Evil()})), r"can't be read \(\w+\.system is no part of a router\)"),
+    ],
+)  # fmt: skip
+def test_a_damaged_folder_is_one_line(
+    folder: Path, tmp_path: Path, change: Change, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    change(copy)
+    with pytest.raises(StoreError, match=rule) as caught:
+        load_router(copy)
+    assert "\n" not in str(caught.value) and str(copy) in str(caught.value)
+    assert not (tmp_path / "hacked").exists()
+
+
+# -- the package ------------------------------------------------------------------------------------------------------
+
+
+def test_the_package_has_its_names_and_no_others() -> None:
+    assert {n for n in dir(bopo_ray) if n in bopo_ray.__all__} == set(bopo_ray.__all__)
+    assert all(getattr(bopo_ray, name).__name__ == name for name in bopo_ray.__all__)
+    assert ConfigError is SameConfigError
+    with pytest.raises(AttributeError, match="module 'bopo_ray' has no attribute 'load_ruoter'"):
+        bopo_ray.load_ruoter  # noqa: B018
+
+
+def test_importing_is_light_and_loading_starts_no_ray(folder: Path) -> None:
+    code = (
+        "import sys, bopo_ray\n"
+        "loaded = lambda *names: [m for m in names if m in sys.modules]\n"
+        "print(loaded('numpy', 'gymnasium', 'torch', 'ray'))\n"
+        "from bopo_ray import History, load_router\n"
+        "print(loaded('torch', 'ray', 'transformers'))\n"
+        f"load_router({str(folder)!r}).decide(History('boil', '', 3))\n"
+        "import ray; print(ray.is_initialized())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "[]\n[]\nFalse\n" and "Deprecat" not in done.stderr
