@@ -182,7 +182,7 @@ SCALES: dict[str, dict[str, Any]] = {
 """What each scale changes."""
 BENCHMARKS: dict[str, dict[str, Any]] = {
     "ALFWorld-v0": {
-        "models": "embedded", "max_steps": 30, "train_tasks": 180, "test_tasks": 120, "updates": 12, "context": 160,
+        "models": "embedded", "max_steps": 30, "train_tasks": 180, "test_tasks": 120, "updates": 8, "context": 160,
         "strata": 5, "schedules": FIRST_LARGE, "reliability": 0.5, "offsets": (-1.5, -0.75, 0.0, 0.75, 1.5, 2.5),
     },
     "AppWorld-v0": {"updates": 6, "tasks_per_update": 6},
