@@ -1,15 +1,19 @@
 """One queue of episodes over all runners, whatever dies on the way.
 
 Always true here: every spec ends as exactly one episode or one counted failure; a runner that dies or goes silent is
-replaced by Ray, and the specs it had not finished go back to the queue.
+replaced by Ray, and the specs it had not finished go back to the queue; a runner gets an episode for each that it
+hands in, so that none waits for another's slowest, and none before it has answered once: one on a node that is still
+being started holds nothing.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -24,9 +28,15 @@ __all__ = ["collect"]
 
 log = logging.getLogger(__name__)
 SILENCE_S = 600.0
-"""A runner that yields nothing for so long is killed and replaced."""
+"""A runner that hands in nothing for so long is killed and replaced."""
 PROBE_S = 0.2
 """Between two questions to a runner whether it has been replaced."""
+ANSWER_S = 2.0
+"""At the start so long is waited for all runners to answer, so that a few episodes don't all go to the first one."""
+AHEAD = 8
+"""One episode per so many lanes waits in a runner for a free lane."""
+QUESTIONS = 2
+"""So many calls wait in a runner: while one answer travels, the next is being worked at."""
 
 
 def collect(
@@ -43,10 +53,10 @@ def collect(
     Args:
         group: runners (`GroupEnvRunner`), remote ones or the local one.
         specs: what to play, with distinct ids.
-        weights, version: the learned router's, see `GroupEnvRunner.stream`.
+        weights, version: the learned router's, see `GroupEnvRunner.exchange`.
         on_episode: called in this process as each result arrives.
         silence_s: see `SILENCE_S`.
-        routers: those that their names alone don't make, see `GroupEnvRunner.stream`.
+        routers: those that their names alone don't make, see `GroupEnvRunner.exchange`.
     """
     results: dict[str, Episode | Failure] = {}
 
@@ -59,82 +69,136 @@ def collect(
     if group.num_remote_env_runners() == 0:
         for result in group.local_env_runner.stream(specs, weights, version, routers):
             arrived(result)
-    else:
-        _collect_remote(group, specs, weights, version, routers, arrived, silence_s)
+    elif specs:
+        _Fleet(group, specs, (weights, version, routers), arrived, silence_s).play()
     return [results[s.id] for s in specs]
 
 
-def _collect_remote(
-    group: EnvRunnerGroup, specs: Sequence[EpisodeSpec], weights: Any, version: int,
-    routers: Mapping[str, Router] | None, arrived: Callable[[Episode | Failure], None], silence_s: float,
-) -> None:  # fmt: skip
-    runners = dict(group._worker_manager.actors())
-    lanes = group._remote_config.num_envs_per_env_runner
-    weights_ref = ray.put(weights) if weights is not None else None
-    waiting, losses = deque(specs), Counter[str]()
-    streams: dict[Any, tuple[int, dict[str, EpisodeSpec]]] = {}
-    heard: dict[Any, float] = {}
-    probes: dict[Any, int] = {}
+@dataclass
+class _Seat:
+    """A runner, as this process sees it."""
 
-    def dispatch(index: int) -> None:
-        share = max(lanes, -(-len(waiting) // (2 * len(runners))))
-        unit = [waiting.popleft() for _ in range(min(share, len(waiting)))]
-        stream = runners[index].stream.options(num_returns="streaming").remote(unit, weights_ref, version, routers)
-        streams[stream] = (index, {s.id: s for s in unit})
-        heard[stream] = time.monotonic()
+    actor: Any
+    session: str = ""
+    """Of its present life; empty while it is not known to have one."""
+    told: bool = False
+    """Whether the router has been sent to it."""
+    playing: dict[str, EpisodeSpec] = field(default_factory=dict)
+    questions: int = 0
+    """Calls that it has not answered."""
+    heard: float = 0.0
 
-    def lost(stream: Any, reason: str) -> None:
-        index, unfinished = streams.pop(stream)
-        log.warning("env runner %d: %s; %d episodes go back to the queue", index, reason, len(unfinished))
-        for spec in unfinished.values():
-            losses[spec.id] += 1
-            if losses[spec.id] >= ATTEMPTS:
-                arrived(Failure(spec, f"lost with its runner {ATTEMPTS} times: {reason}"))
+
+class _Fleet:
+    """The remote runners and what they play."""
+
+    def __init__(
+        self, group: EnvRunnerGroup, specs: Sequence[EpisodeSpec], router: tuple[Any, int, Mapping[str, Router] | None],
+        arrived: Callable[[Episode | Failure], None], silence_s: float,
+    ) -> None:  # fmt: skip
+        self.seats = {index: _Seat(actor) for index, actor in group._worker_manager.actors().items()}
+        self.lanes = group._remote_config.num_envs_per_env_runner
+        weights, version, routers = router
+        self.router = (ray.put(weights) if weights is not None else None, version, routers)
+        self.waiting, self.losses = deque(specs), Counter[str]()
+        self.arrived, self.silence_s = arrived, silence_s
+        self.calls: dict[Any, int] = {}
+        """Unanswered calls, and whose they are."""
+        self.probes: dict[Any, int] = {}
+
+    def play(self) -> None:
+        """Until every spec has arrived."""
+        for index in self.seats:
+            self._probe(index)
+        if self.probes:
+            ray.wait(list(self.probes), num_returns=len(self.probes), timeout=ANSWER_S)
+        while self.waiting or any(seat.playing for seat in self.seats.values()):
+            if not self.seats:
+                for spec in self.waiting:
+                    self.arrived(Failure(spec, "all env runners are gone"))
+                return
+            for ref in self._answers():
+                if ref in self.probes:
+                    self._alive(ref)
+                elif ref in self.calls:
+                    self._take(ref)
+            self._feed()
+            self._kill_the_silent()
+
+    def _answers(self) -> list[Any]:
+        """All that have come; waits for one, or a few seconds."""
+        asked = [*self.calls, *self.probes]
+        if not ray.wait(asked, num_returns=1, timeout=5.0)[0]:
+            return []
+        return ray.wait(asked, num_returns=len(asked), timeout=0)[0]
+
+    def _feed(self) -> None:
+        """Gives each runner its share of what is left, and enough questions to answer."""
+        awake = [(index, seat) for index, seat in self.seats.items() if seat.session]
+        left = len(self.waiting) + sum(len(seat.playing) for _, seat in awake)
+        share = min(self.lanes + -(-self.lanes // AHEAD), -(-left // max(1, len(awake))))
+        for index, seat in awake:
+            if not seat.playing:
+                seat.heard = time.monotonic()
+            room = max(0, share - len(seat.playing))
+            unit = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
+            seat.playing |= {spec.id: spec for spec in unit}
+            while unit or seat.questions < min(QUESTIONS, len(seat.playing)):
+                router = (None, 0, None) if seat.told else self.router
+                self.calls[seat.actor.exchange.remote(seat.session, unit, *router)] = index
+                seat.questions += 1
+                seat.told, unit = True, []
+
+    def _take(self, ref: Any) -> None:
+        """What a runner hands in, or that it is lost."""
+        index = self.calls.pop(ref)
+        seat = self.seats[index]
+        seat.questions -= 1
+        try:
+            results = ray.get(ref)
+        except RayTaskError:
+            raise
+        except RayError as error:
+            self._lost(index, str(error).splitlines()[0])
+            return
+        seat.heard = time.monotonic()
+        for result in results:
+            seat.playing.pop(result.spec.id, None)
+            self.arrived(result)
+
+    def _lost(self, index: int, reason: str) -> None:
+        seat = self.seats[index]
+        log.warning("env runner %d: %s; %d episodes go back to the queue", index, reason, len(seat.playing))
+        self.calls = {ref: call for ref, call in self.calls.items() if call != index}
+        for spec in seat.playing.values():
+            self.losses[spec.id] += 1
+            if self.losses[spec.id] >= ATTEMPTS:
+                self.arrived(Failure(spec, f"lost with its runner {ATTEMPTS} times: {reason}"))
             else:
-                waiting.append(spec)
-        probe(index)
+                self.waiting.append(spec)
+        self.seats[index] = _Seat(seat.actor)
+        self._probe(index)
 
-    def probe(index: int) -> None:
-        """Asks a lost runner for a sign of life; it is given work again when it has answered."""
-        probes[runners[index].ping.remote()] = index
+    def _probe(self, index: int) -> None:
+        """Asks a runner for a sign of life; it is given work when it has answered."""
+        self.probes[self.seats[index].actor.ping.remote()] = index
 
-    def answered(ref: Any) -> None:
-        index = probes.pop(ref)
+    def _alive(self, ref: Any) -> None:
+        index = self.probes.pop(ref)
         try:
             ray.get(ref)
         except ActorDiedError as error:
             log.warning("env runner %d is gone for good: %s", index, str(error).splitlines()[0])
-            del runners[index]
+            del self.seats[index]
         except RayError:  # still being replaced
             time.sleep(PROBE_S)
-            probe(index)
+            self._probe(index)
+        else:
+            self.seats[index].session = uuid.uuid4().hex
 
-    while streams or waiting:
-        for index in set(runners) - {i for i, _ in streams.values()} - set(probes.values()):
-            if waiting:
-                dispatch(index)
-        if not runners:
-            for spec in waiting:
-                arrived(Failure(spec, "all env runners are gone"))
-            return
-        ready, _ = ray.wait([*streams, *probes], num_returns=1, timeout=5.0, fetch_local=True)
-        for ref in ready:
-            if ref in probes:
-                answered(ref)
-                continue
-            try:
-                result = ray.get(next(ref), timeout=silence_s)
-            except StopIteration:
-                del streams[ref]
-                continue
-            except RayTaskError:
-                raise
-            except RayError as error:
-                lost(ref, str(error).splitlines()[0])
-                continue
-            heard[ref] = time.monotonic()
-            streams[ref][1].pop(result.spec.id, None)
-            arrived(result)
-        for stream in [s for s in streams if time.monotonic() - heard[s] > silence_s]:
-            ray.kill(runners[streams[stream][0]], no_restart=False)
-            lost(stream, f"silent for {silence_s:.0f} s")
+    def _kill_the_silent(self) -> None:
+        now = time.monotonic()
+        for index, seat in list(self.seats.items()):
+            if seat.playing and now - seat.heard > self.silence_s:
+                ray.kill(seat.actor, no_restart=False)
+                self._lost(index, f"silent for {self.silence_s:.0f} s")

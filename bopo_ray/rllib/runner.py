@@ -3,13 +3,14 @@
 RLlib's own runner passes no options to `reset`, so it can't be told which task to play, and steps its environments
 in lock-step, so the slowest model call holds all. This one takes a list of episode specs, runs each in a lane of
 its own (a thread that waits for the model and the environment), and lets the router decide for whatever lanes are
-ready, in one forward pass. Episodes are yielded as they finish.
+ready, in one forward pass. Episodes are handed over as they finish, and more are taken in exchange.
 """
 
 from __future__ import annotations
 
 import queue
 import time
+import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -95,6 +96,11 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
         super().__init__(config=config, **kwargs)
         torch.set_num_threads(1)
         self._lanes = [_Lane() for _ in range(self.config.num_envs_per_env_runner)]
+        self._free = list(self._lanes)
+        self._ready: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
+        self._waiting: deque[EpisodeSpec] = deque()
+        self._session = ""
+        """Whose episodes are being played."""
         self._threads = ThreadPoolExecutor(len(self._lanes), thread_name_prefix="lane")
         self._routers: dict[str, Router] = {}
         self._version = -1
@@ -148,63 +154,108 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
         self, specs: Sequence[EpisodeSpec] = (), weights: Any = None, version: int = 0,
         routers: Mapping[str, Router] | None = None, **_: Any,
     ) -> list[Episode | Failure]:  # fmt: skip
-        """Plays `specs`; see `stream`."""
+        """Plays `specs`; see `exchange`."""
         return list(self.stream(specs, weights, version, routers))
 
     def stream(
         self, specs: Sequence[EpisodeSpec], weights: Any = None, version: int = 0,
         routers: Mapping[str, Router] | None = None,
     ) -> Iterator[Episode | Failure]:  # fmt: skip
-        """Plays `specs`, yielding each episode when it ends.
+        """Plays `specs`, yielding each episode when it ends; see `exchange`."""
+        session, left = uuid.uuid4().hex, len(specs)
+        try:
+            while left:
+                for result in self.exchange(session, specs, weights, version, routers):
+                    left -= 1
+                    yield result
+                specs = ()
+        finally:
+            if left and self._session == session:
+                self._abandon()
+
+    def exchange(
+        self, session: str, specs: Sequence[EpisodeSpec] = (), weights: Any = None, version: int = 0,
+        routers: Mapping[str, Router] | None = None,
+    ) -> list[Episode | Failure]:  # fmt: skip
+        """Takes more specs to play, and returns what has ended: at least one, unless nothing is being played.
+
+        Whoever asks again and again keeps all lanes busy: they go on while nobody asks, as far as they need no
+        decision. Another `session` than that of the last call abandons what that one left in the middle.
 
         `weights` (a module state) with `version` are the learned router's; loaded when the version is a new one.
         `routers` are those that their names alone don't make, by name.
         A result depends on its spec and the weights, not on what runs beside it (but for the last bits of the learned
         router's probabilities, which vary with the batch and can flip a choice about once in 10^8 steps).
         """
+        if session != self._session:
+            self._abandon()
+            self._session = session
         if weights is not None and version != self._version:
             self._load(weights)
             self._version = version
         self._routers.update(routers or {})
-        waiting, ready, busy = deque(specs), queue.SimpleQueue[_Lane](), 0
+        self._waiting.extend(specs)
+        ended: list[Episode | Failure] = []
         try:
-            for lane in self._lanes[: len(waiting)]:
-                self._begin(lane, waiting.popleft(), ready)
-                busy += 1
-            while busy:
-                lanes = [ready.get()]
-                while not ready.empty():
-                    lanes.append(ready.get())
+            while not ended and (self._waiting or self._busy):
+                self._fill()
                 deciding = []
-                for lane in lanes:
-                    result = self._result(lane, ready)
+                for lane in self._next():
+                    result = self._result(lane)
                     if result is not None:
-                        yield result
-                        if waiting:
-                            self._begin(lane, waiting.popleft(), ready)
-                        else:
-                            busy -= 1
+                        ended.append(result)
+                        self._free.append(lane)
                     elif lane.view:
                         deciding.append(lane)
+                self._fill()
                 if deciding:
-                    self._decide(deciding, ready)
-        finally:
-            if busy:  # abandoned in mid-episode: its threads may still hold the lanes, so give them up
-                abandoned, self._lanes = self._lanes, [_Lane() for _ in self._lanes]
-                for lane in abandoned:
-                    if lane.env is not None:
-                        self._threads.submit(lane.env.close)
+                    self._decide(deciding)
+        except BaseException:
+            self._abandon()
+            raise
+        return ended
 
-    def _begin(self, lane: _Lane, spec: EpisodeSpec, ready: queue.SimpleQueue[_Lane], attempt: int = 0) -> None:
+    @property
+    def _busy(self) -> int:
+        """Lanes that play."""
+        return len(self._lanes) - len(self._free)
+
+    def _fill(self) -> None:
+        while self._free and self._waiting:
+            self._begin(self._free.pop(), self._waiting.popleft())
+
+    def _abandon(self) -> None:
+        """Forgets what is being played: its threads may still hold the lanes, so gives these up."""
+        self._session = ""
+        self._waiting.clear()
+        if self._busy:
+            for lane in self._lanes:
+                if lane.env is not None:
+                    self._threads.submit(lane.env.close)
+            self._lanes = [_Lane() for _ in self._lanes]
+            self._free = list(self._lanes)
+            self._ready = queue.SimpleQueue()
+
+    def _next(self) -> list[_Lane]:
+        """Whatever busy lanes are ready; waits for one."""
+        lanes = [self._ready.get()]
+        while not self._ready.empty():
+            lanes.append(self._ready.get())
+        return lanes
+
+    def _make_env(self, env_id: str) -> RoutingEnv:
+        return make_routing_env(env_id, self.config.env_config)
+
+    def _begin(self, lane: _Lane, spec: EpisodeSpec, attempt: int = 0) -> None:
         lane.spec, lane.attempt, lane.steps, lane.view, lane.first = spec, attempt, [], "", {}
-        self._threads.submit(self._reset, lane, ready)
+        self._threads.submit(self._reset, lane, self._ready)
 
     def _reset(self, lane: _Lane, ready: queue.SimpleQueue[_Lane]) -> None:
         spec = lane.spec
         assert spec is not None
         try:
             if lane.env is None:
-                lane.env = make_routing_env(spec.task.env_id, self.config.env_config)
+                lane.env = self._make_env(spec.task.env_id)
             options = {"task": spec.task.name, "sample": spec.call_sample, "budget": spec.budget}
             lane.view, info = lane.env.reset(seed=spawn_seed(spec.seed, spec.task.name) % 2**31, options=options)
             lane.first, lane.mask = info, info["action_mask"]
@@ -242,7 +293,7 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
             lane.fixed = self._router(spec.router)(moment)
             lane.mask = lane.env.mask  # a question may have left less
 
-    def _result(self, lane: _Lane, ready: queue.SimpleQueue[_Lane]) -> Episode | Failure | None:
+    def _result(self, lane: _Lane) -> Episode | Failure | None:
         """The lane's episode when it is over, None when it goes on (or starts again after a failure)."""
         spec, first = lane.spec, lane.first
         assert spec is not None
@@ -251,7 +302,7 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
             if not isinstance(error, EngineError | ModelError):
                 raise error
             if lane.attempt + 1 < ATTEMPTS:
-                self._begin(lane, spec, ready, lane.attempt + 1)
+                self._begin(lane, spec, lane.attempt + 1)
                 return None
             return Failure(spec, f"{type(error).__name__}: {error}")
         if "stop" not in first:
@@ -262,7 +313,7 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
             float(first["outcome"]), bool(first["success"]), float(first["score"]), StopReason(first["stop"]),
         )  # fmt: skip
 
-    def _decide(self, lanes: list[_Lane], ready: queue.SimpleQueue[_Lane]) -> None:
+    def _decide(self, lanes: list[_Lane]) -> None:
         learned = [lane for lane in lanes if lane.spec is not None and lane.spec.router == LEARNED]
         started = time.perf_counter()
         by_lane = dict(zip(map(id, learned), self._probabilities([lane.view for lane in learned]), strict=True))
@@ -275,7 +326,7 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
             lane.probabilities = decision.probabilities
             lane.view = ""
             lane.router_s = share_s if id(lane) in by_lane else 0.0
-            self._threads.submit(self._step, lane, decision.model, ready)
+            self._threads.submit(self._step, lane, decision.model, self._ready)
 
     def _router(self, name: str) -> Router:
         if name not in self._routers:
