@@ -51,6 +51,8 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
 
     metadata: dict[str, Any] = {"render_modes": ["ansi"]}  # noqa: RUF012 (gymnasium's own form)
 
+    footprint_mb = (50, 22)
+    """See `envs.base`. Measured: the engines and their nursery; 213 MB with 8 episodes in flight, 89 with 2."""
     action_guide = """Actions: look, inventory, go to PLACE, open PLACE, close PLACE, examine X, take X from PLACE,
 move X to PLACE, use X (a lamp), heat X with PLACE (a microwave), cool X with PLACE (a fridge), clean X with PLACE (a
 sinkbasin), slice X with Y (a knife). One action at a time; X and PLACE are names with their numbers, as in

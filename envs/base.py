@@ -12,6 +12,8 @@ What always holds:
 * without a task, `reset` starts a training task that the seed picks; a `step` outside an episode is `ResetNeeded`;
 * same task, same seed, same actions: the same texts, scores and flags;
 * a class attribute `action_form = "code"` says that an action is code, which may have lines; else it is one line;
+* a class attribute `footprint_mb = (a, b)` says that n environments of a process take a + b * n MB with their engines
+  (Linux's proportional set size, at its highest), so that Ray puts no more on a machine than fits;
 * a dead or hung engine raises `EngineError`; the next `reset` starts a fresh one.
 
 `python -m pytest tests/integration/test_env_contract.py --env-id my_package.my_module:MyEnv-v0` checks all this.

@@ -100,6 +100,8 @@ class ScienceWorldEnv(gymnasium.Env[str, str]):
 
     metadata: dict[str, Any] = {"render_modes": ["ansi"]}  # noqa: RUF012 (gymnasium's own form)
 
+    footprint_mb = (300, 40)
+    """See `envs.base`. Measured: the Java process; 589 MB with 8 episodes in flight, 363 with 2."""
     action_guide = """Actions: look around, look at X, look in X, inventory, examine X, go to ROOM, teleport to ROOM,
 open X, close X, activate X, deactivate X, pick up X, put down X, move X to Y, pour X into Y, mix X, dunk X in Y,
 use X on Y, read X, connect X to Y, disconnect X, eat X, flush X, wait, wait1, focus on X (names the task's object: a

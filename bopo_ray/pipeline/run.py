@@ -36,6 +36,7 @@ from bopo_ray.records import CostMode, Episode, EpisodeSpec
 from bopo_ray.rllib.bopo import BoPOConfig
 from bopo_ray.rllib.collect import collect
 from bopo_ray.rllib.open_desk import DeskConfig, node_id, serve_desk
+from bopo_ray.rllib.placement import LEARNER_BYTES, RunnerGroup, fitting, most_memory, runner_bytes
 from bopo_ray.rllib.runner import Failure
 from bopo_ray.routers import Router
 from bopo_ray.store import EpisodeStore
@@ -217,14 +218,28 @@ class Run:
         cfg.lr, cfg.beta, cfg.cost_mode = s.lr, s.beta, s.cost
         cfg.group_size, cfg.tasks_per_update, cfg.t_max = s.group_size, s.tasks_per_update, s.max_steps
         cfg.boundary_dir, cfg.price_hash = str(self.episodes / "boundary"), self.pool.price_hash
+        cfg.memory_per_env_runner, cfg.memory_for_main_process = runner_bytes(s.env, s.lanes), LEARNER_BYTES
+        cfg.home = self.desk.node
         return cfg
 
     def runners(self) -> EnvRunnerGroup:
-        """Env runners on all CPUs, for everything outside of the sweep."""
+        """Env runners on all CPUs, as far as there is memory for them, for everything outside of the sweep.
+
+        Where more CPUs are asked for than there are, their nodes are still to come: nothing waits for those.
+        """
         if self._group is None:
-            cfg = self.config().env_runners(num_env_runners=self.cpus)
+            cfg, nodes = self.config(), ray.nodes()
+            growing = self.cpus > ray.cluster_resources().get("CPU", 0)
+            if not growing:
+                cfg.memory_per_env_runner = min(cfg.memory_per_env_runner, most_memory(nodes))
+            count = self.cpus if growing else fitting(nodes, self.cpus, cfg.memory_per_env_runner)
+            if count < self.cpus:
+                self.console.print(
+                    f"{count} env runners on {self.cpus} CPUs: each takes {cfg.memory_per_env_runner / 1e9:.1f} GB"
+                )
+            cfg.env_runners(num_env_runners=count, validate_env_runners_after_construction=not growing)
             cfg.validate()
-            self._group = EnvRunnerGroup(config=cfg, local_env_runner=False)
+            self._group = RunnerGroup(config=cfg, local_env_runner=False)
         return self._group
 
     def stop_runners(self) -> None:

@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig
 
@@ -22,6 +23,7 @@ from bopo_ray.pipeline.board import Board, board_folder
 from bopo_ray.pipeline.curves import Point, training_curves
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.rllib.bopo import BoPO
+from bopo_ray.rllib.placement import most_memory
 
 __all__ = ["Point", "Sweep", "training_curves"]
 
@@ -71,8 +73,13 @@ class Sweep:
         cfg = run.config().start_from(str(start.resolve()))
         cfg.episode_dir = str((run.episodes / "policy").resolve())
         cfg.boundary_dir = str(Path(str(cfg.boundary_dir)).resolve())
-        cfg.env_runners(num_env_runners=1, num_cpus_per_env_runner=0.5)
+        runners = max(1, run.cpus // len(todo) - 1)
+        cfg.env_runners(num_env_runners=runners, num_cpus_per_env_runner=0.5 if runners == 1 else 1)
         cfg.resources(num_cpus_for_main_process=0.5)
+        need = cfg.memory_for_main_process + (runners if not cfg.home else 1) * cfg.memory_per_env_runner
+        if (have := most_memory(ray.nodes())) < need:  # one trial must fit, else none ever starts
+            cfg.memory_for_main_process = cfg.memory_for_main_process * have // need
+            cfg.memory_per_env_runner = cfg.memory_per_env_runner * have // need
         cfg.learners(num_learners=0, num_cpus_per_learner=0)  # learns in the main process, while its runner waits
         space = cfg.to_dict() | {
             "point": tune.grid_search(

@@ -29,6 +29,7 @@ from bopo_ray.rllib.batch import Group, bopo_batch
 from bopo_ray.rllib.collect import collect
 from bopo_ray.rllib.config import RouterAlgorithmConfig
 from bopo_ray.rllib.learner import BoPOTorchLearner
+from bopo_ray.rllib.placement import trial_request
 from bopo_ray.rllib.runner import Failure
 from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL
 from bopo_ray.store import EpisodeStore
@@ -105,6 +106,14 @@ class BoPO(Algorithm):
     """Boundary-guided policy optimisation, section 4 of the method."""
 
     config: BoPOConfig
+
+    @classmethod
+    @override(Algorithm)
+    def default_resource_request(cls, config: Any) -> Any:
+        """As RLlib's, with memory, and the learner on the node that has the run's files."""
+        request = super().default_resource_request(config)
+        settings = cls.get_default_config().update_from_dict(config)
+        return trial_request(request, settings.home, settings.memory_per_env_runner, settings.memory_for_main_process)
 
     @classmethod
     @override(Algorithm)

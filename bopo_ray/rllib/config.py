@@ -22,6 +22,10 @@ class RouterAlgorithmConfig(AlgorithmConfig):
         """The router's shape, see `ROUTER_DEFAULTS`."""
         self.policy_dir: str | None = None
         """Folder of a saved RouterModule to start from."""
+        self.memory_per_env_runner, self.memory_for_main_process = 0, 0
+        """Bytes that Ray sets aside, see `placement`; 0 asks for none."""
+        self.home = ""
+        """Ray's id of the node that holds the run's files, where trials learn; empty for a run on one machine."""
         self.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
         self.env_runners(
             env_runner_cls=GroupEnvRunner, num_env_runners=1, num_envs_per_env_runner=8, create_local_env_runner=False,

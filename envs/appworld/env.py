@@ -34,6 +34,8 @@ class AppWorldEnv(gymnasium.Env[str, str]):
     metadata: dict[str, Any] = {"render_modes": ["ansi"]}  # noqa: RUF012 (gymnasium's own form)
 
     action_form = "code"
+    footprint_mb = (320, 70)
+    """See `envs.base`. Measured: the servers; 859 MB with 8 episodes in flight, 452 with 2."""
     action_guide = """An action is Python code, best a single line; names that you define stay for the next actions, and
 you see only what you print. Apps are called as apis.APP.API(name=value): apis.api_docs.show_app_descriptions(),
 apis.api_docs.show_api_descriptions(app_name=...) and apis.api_docs.show_api_doc(app_name=..., api_name=...) describe
