@@ -2,13 +2,14 @@
 # make test              everything CI runs: lint, types, unit tests, integration tests
 # make alfworld          ALFWorld's engine, part of it compiled; make appworld: AppWorld's, in an environment of its own
 # make browser          a Chromium for the report's tests, where there is none: apt-get, as root
+# make audit            known vulnerabilities of the pinned dependencies, as PyPI's advisories have them
 # make venv lint unit integration soak clean distclean
 #
 #   make frontier SCALE=tiny ENV=ScienceWorld-v0 ARGS="--lambdas 0.1,0.5"
 
 SHELL := /bin/bash
 .NOTPARALLEL:
-.PHONY: frontier test lint unit integration browser soak venv alfworld appworld clean distclean
+.PHONY: frontier test lint audit unit integration browser soak venv alfworld appworld appworld-engine clean distclean
 
 ENV = ScienceWorld-v0
 SCALE = quick
@@ -36,6 +37,11 @@ lint: $(STAMP)
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 
+# Not part of `lint`, which needs no network: this asks the advisory service, and fails where that does not answer.
+audit: $(STAMP)
+	@$(INSTALL) pip-audit
+	$(PY) -m pip_audit --strict --disable-pip --no-deps --progress-spinner off -r constraints.txt
+
 unit: $(ALFWORLD)
 	$(PY) -m pytest tests/unit -q --durations=10
 
@@ -57,6 +63,9 @@ venv: $(STAMP)
 
 appworld: $(STAMP) $(APPWORLD)
 	$(PY) -m envs.appworld generate
+
+# On a cluster's nodes, whose image has the rest.
+appworld-engine: $(APPWORLD)
 
 # AppWorld pins pydantic 1, which Ray refuses: it never shares an environment with the rest.
 $(APPWORLD):

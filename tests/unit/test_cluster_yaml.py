@@ -1,4 +1,4 @@
-"""cluster.yaml: Ray itself accepts it, offline, and it fits this package."""
+"""cluster.yaml and docs/cluster-on-premises.yaml: Ray itself accepts them, offline, and they fit this package."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).parents[2]
+FILES = ("cluster.yaml", "docs/cluster-on-premises.yaml")
 
 
 @pytest.fixture
@@ -68,7 +69,9 @@ def test_learners_have_a_gpu_and_its_image(config: dict[str, Any]) -> None:
 
 
 def test_the_nodes_get_this_checkout_without_history_results_or_keys(config: dict[str, Any]) -> None:
-    assert config["file_mounts"] == {"/home/ray/bopo_ray": "."}
+    assert config["file_mounts"] == {
+        "/home/ray/bopo_ray": ".", "/home/ray/.ray/auth_token": "~/.ray/auth_token"
+    }  # fmt: skip
     assert {".git", ".env"} <= set(config["rsync_exclude"])
     assert config["rsync_filter"] == [".gitignore"]
     assert {"results/", ".venv*/"} <= set((ROOT / ".gitignore").read_text().split())
@@ -80,6 +83,36 @@ def test_the_images_have_the_tested_ray(config: dict[str, Any]) -> None:
     assert all(re.fullmatch(rf"rayproject/ray:{re.escape(version('ray'))}-py311-[cg]pu", image) for image in images)
 
 
-def test_it_holds_no_secret() -> None:
-    text = (ROOT / "cluster.yaml").read_text()
-    assert re.findall(r"AKIA\w+|sk-\w{8,}|(?i:password|secret|api_?key|access_key|token)\s*[:=]", text) == []
+@pytest.mark.parametrize("name", FILES)
+def test_it_holds_no_secret(name: str) -> None:
+    text = (ROOT / name).read_text()
+    found = re.findall(r"AKIA\w+|sk-\w{8,}|(?i:password|secret|api_?key|access_key|token)\s*[:=]\s*\S+", text)
+    assert set(found) <= {"token: ~/.ray/auth_token"}  # where it lies
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_starts_without_the_token_and_the_dashboard_stays_on_the_head(name: str) -> None:
+    prepared = check(yaml.safe_load((ROOT / name).read_text()))
+    commands = [*prepared["head_start_ray_commands"], *prepared["worker_start_ray_commands"]]
+    starts = [command for command in commands if "ray start" in command]
+    assert len(starts) == 2 and all("export RAY_AUTH_MODE=token;" in command for command in starts)
+    assert "--dashboard-host=127.0.0.1" in starts[0] and "dashboard" not in starts[1]
+    assert {"~/.ray/auth_token"} < set(prepared["file_mounts"].values())
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_node_gets_the_three_benchmarks_at_the_pinned_versions(name: str) -> None:
+    setup = " ".join(check(yaml.safe_load((ROOT / name).read_text()))["setup_commands"])
+    make = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"make ([a-z -]+?)(?: PYTHON=|$| &&)", setup.replace(" cd ", "\n"), re.MULTILINE)
+    named = {target for group in targets for target in group.split()}
+    assert named and all(re.search(rf"^{re.escape(t)}:", make, re.MULTILINE) for t in named)
+    assert "alfworld" in setup and "appworld" in setup and "-c constraints.txt" in setup
+
+
+def test_machines_of_ones_own_are_all_used_and_take_no_node_types() -> None:
+    config = yaml.safe_load((ROOT / FILES[1]).read_text())
+    (kind,) = check(config)["available_node_types"].values()
+    assert kind["min_workers"] == kind["max_workers"] == len(config["provider"]["worker_ips"])
+    with pytest.raises(ValidationError, match="min_worker"):
+        check(config | {"min_worker": 1})
