@@ -29,6 +29,7 @@ from bopo_ray.pipeline.evaluate import evaluate_stage, report_stage
 from bopo_ray.pipeline.jobs import Job
 from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.settings import Settings, check_same, field_docs, load_settings, resolve
+from bopo_ray.pipeline.shared import is_uri, local_folder, shared_folder
 from bopo_ray.pipeline.side_by_side import ALL, run_all
 from bopo_ray.pipeline.stages import bosft_stage, boundary_stage
 from bopo_ray.pipeline.sweep import Sweep
@@ -39,7 +40,9 @@ __all__ = ["as_job", "main", "parser", "settings_for", "settings_of"]
 def parser() -> argparse.ArgumentParser:
     """One option per field of `Settings`, and where to write."""
     p = script_parser("frontier", __doc__)
-    p.add_argument("--out", type=Path, help="folder of results (default results/<env>-<models>-<scale>)")
+    p.add_argument(
+        "--out", help="folder of results (default results/<env>-<models>-<scale>), or a URI such as s3://b/x"
+    )
     p.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     p.add_argument("--settings", type=Path, metavar="YAML", help="file of settings; options given here win over it")
     for field in dataclasses.fields(Settings):
@@ -63,22 +66,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     args = parser().parse_args(arguments)
     command = f"python -m experiments.frontier {shlex.join(arguments)}".strip()
-    out: Path = args.out
+    out = Path()
 
     def work() -> int:
         nonlocal out
         settings = settings_of(args)
-        out = out or Path("results") / default_name(settings)
+        where = args.out or str(Path("results") / default_name(settings))
         if settings.env == ALL:
-            return run_all(settings, arguments, out)
-        with Run(settings, out, args.resume, console) as run:
+            return run_all(settings, arguments, local_folder(where))
+        folder = Path("results") / "shared" / slug(where)
+        with shared_folder(where, folder) as (out, save), Run(settings, out, args.resume, console) as run:
             started = time.monotonic()
             run.start_ray()
             boundaries = boundary_stage(run)
+            save()
             bosft = bosft_stage(run, boundaries)
+            save()
             Sweep(run).train(bosft)
+            save()
             report_stage(run, evaluate_stage(run), command)
             console.print(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
+        if is_uri(where):
+            console.print(f"copied to {where}", soft_wrap=True)
         return 0
 
     again = "run the same command with --resume"
@@ -128,8 +137,12 @@ def as_job(name: str, folder: Path, options: Sequence[str]) -> Job:
 def default_name(settings: Settings) -> str:
     """Of the results folder: environment, models and scale."""
     models = f"{settings.small}-{settings.large}" if settings.small else Path(settings.models).stem
-    name = f"{settings.env.rpartition(':')[2]}-{models}-{settings.scale}".lower()
-    return re.sub(r"[^a-z0-9._-]+", "-", name)
+    return slug(f"{settings.env.rpartition(':')[2]}-{models}-{settings.scale}")
+
+
+def slug(name: str) -> str:
+    """Fit for a folder."""
+    return re.sub(r"[^a-z0-9._-]+", "-", name.lower())
 
 
 def spent_line(out: Path) -> str:

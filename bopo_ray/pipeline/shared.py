@@ -1,0 +1,233 @@
+"""Results in an object store or on a shared disk: a run works in a local folder and copies it there, and back.
+
+`--out s3://bucket/run`, `gs://`, `file://`: whatever pyarrow's filesystems know. SQLite, locks and renames need a local
+disk, so the run's own folder stays on one; what it has finished is copied at the end of each stage and every few
+minutes, and a fresh machine that resumes fetches it first.
+
+Always true here: what refers to other files (JSON, YAML) is copied after them, and what was deleted here goes last
+there, so that a copy that was cut off is still one to go on from; a database is copied as it is at one moment; a
+second machine refuses a folder that another one has copied to within the last minutes.
+
+What a copy can't hold: the calls that were paid after it. Where the first machine is lost for good, they are not in the
+ledger, and may be paid again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import re
+import shutil
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from bopo_ray.errors import ConfigError, StoreError
+
+__all__ = ["COPY_S", "SharedFolder", "is_uri", "local_folder", "shared_folder"]
+
+log = logging.getLogger(__name__)
+COPY_S = 300.0
+"""Between two copies while a stage is running."""
+HELD_S = 3 * COPY_S
+"""So long after its last copy a machine is taken to be at work."""
+OWNER, SEEN = ".owner.json", ".shared.json"
+"""There: who copied last, and how often. Here: how often it had been when this folder was the same."""
+DATABASES = (".db",)
+LEFT_OUT = re.compile(r"\.tmp$|\.lock$|-lock$|\.db-(wal|shm)$|^\.shared\.json$")
+
+
+def is_uri(out: str) -> bool:
+    """Whether `--out` names something else than a local path."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", out) is not None
+
+
+def local_folder(out: str) -> Path:
+    """`out` as a path; raises ConfigError for a URI."""
+    if is_uri(out):
+        raise ConfigError(f"out={out!r}: several runs together need a local folder; give one with --out")
+    return Path(out)
+
+
+class SharedFolder:
+    """A local folder and its copy at a URI. One machine at a time."""
+
+    def __init__(self, uri: str, local: Path) -> None:
+        """Raises ConfigError for a URI that pyarrow doesn't know or that can't be reached."""
+        self.uri, self.local, self._lock = uri, local, threading.Lock()
+        self._known: dict[str, tuple[int, int]] = {}
+        """Size and time of change of each file as it was copied."""
+        try:
+            self._fs, self._root = fs.FileSystem.from_uri(uri.rstrip("/"))
+            owner = self._owner()
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise ConfigError(
+                f"out={uri!r}: can't be used ({_line(error)}); give a URI that pyarrow's filesystems know and this "
+                "machine has access to, such as s3://bucket/run, or a local folder"
+            ) from error
+        age_s = time.time() - owner.get("at", 0)
+        if owner.get("open") and owner["host"] != socket.gethostname() and 0 <= age_s < HELD_S:
+            raise StoreError(
+                f"{uri} is in use by another run on {owner['host']}, which copied to it {age_s:.0f} s ago; wait for "
+                f"it, or, if that machine is gone, {(HELD_S - age_s) / 60:.0f} minutes more, or choose another --out"
+            )
+        self._count = int(owner.get("count", 0))
+        if owner and self._count > self._seen():
+            self._fetch()
+
+    def save(self, last: bool = False) -> None:
+        """Copies what is new or has changed; raises StoreError when that fails."""
+        with self._lock:
+            try:
+                self._save(last)
+            except OSError as error:
+                raise StoreError(
+                    f"the results can't be copied to {self.uri} ({_line(error)}); they are in {self.local}: mend it "
+                    "and run the same command with --resume"
+                ) from error
+
+    def _save(self, last: bool) -> None:
+        here = {str(p.relative_to(self.local)): p for p in self.local.rglob("*") if p.is_file()}
+        here = {name: path for name, path in here.items() if not LEFT_OUT.search(path.name)}
+        self._count += 1
+        self._note()  # first here: a copy that is cut off is older than this folder
+        self._write_owner(True)
+        with TemporaryDirectory() as scratch:
+            for name in sorted(here, key=_order):
+                if (state := _state(here[name])) is not None and self._known.get(name) != state:
+                    source = here[name]
+                    if source.suffix in DATABASES:
+                        source = _snapshot(source, Path(scratch) / "database")
+                    if self._put(source, name):
+                        self._known[name] = state
+        for name in self._there() - here.keys() - {OWNER}:
+            self._fs.delete_file(f"{self._root}/{name}")
+        self._write_owner(not last)
+
+    def _put(self, source: Path, name: str) -> bool:
+        """Copies a file; False when it is gone meanwhile."""
+        target = f"{self._root}/{name}"
+        whole = f"{target}.tmp" if isinstance(self._fs, fs.LocalFileSystem) else target  # object stores show it whole
+        try:
+            with source.open("rb") as data:
+                self._fs.create_dir(target.rpartition("/")[0], recursive=True)
+                with self._fs.open_output_stream(whole) as out:
+                    shutil.copyfileobj(data, out, 1 << 20)
+        except FileNotFoundError:
+            return False
+        if whole != target:
+            self._fs.move(whole, target)
+        return True
+
+    def _fetch(self) -> None:
+        """Makes the local folder what the copy is."""
+        there = self._there() - {OWNER}
+        if self.local.exists() and any(self.local.iterdir()) and not (self.local / SEEN).exists():
+            raise StoreError(f"{self.local} is no copy of {self.uri}, which is to be fetched there; move it away")
+        for path in [p for p in self.local.rglob("*") if p.is_file()] if self.local.exists() else []:
+            if str(path.relative_to(self.local)) not in there and path.name != SEEN:
+                path.unlink()
+        for name in there:
+            target = self.local / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            whole = target.with_name(f"{target.name}.tmp")
+            with self._fs.open_input_stream(f"{self._root}/{name}") as data, whole.open("wb") as out:
+                shutil.copyfileobj(data, out, 1 << 20)
+            whole.replace(target)
+        self._note()
+
+    def _there(self) -> set[str]:
+        """Names of the files of the copy."""
+        found = self._fs.get_file_info(fs.FileSelector(self._root, recursive=True, allow_not_found=True))
+        names = {f.path.removeprefix(self._root).lstrip("/") for f in found if f.type == fs.FileType.File}
+        return {name for name in names if not name.endswith(".tmp")}
+
+    def _owner(self) -> dict[str, Any]:
+        if self._fs.get_file_info(f"{self._root}/{OWNER}").type != fs.FileType.File:
+            return {}
+        with self._fs.open_input_stream(f"{self._root}/{OWNER}") as file:
+            return dict(json.loads(file.read()))
+
+    def _write_owner(self, is_open: bool) -> None:
+        self._fs.create_dir(self._root, recursive=True)
+        owner = {"host": socket.gethostname(), "at": time.time(), "count": self._count, "open": is_open}
+        with self._fs.open_output_stream(f"{self._root}/{OWNER}") as file:
+            file.write(json.dumps(owner).encode())
+
+    def _note(self) -> None:
+        self.local.mkdir(parents=True, exist_ok=True)
+        (self.local / SEEN).write_text(json.dumps({"uri": self.uri, "count": self._count}))
+
+    def _seen(self) -> int:
+        try:
+            seen = json.loads((self.local / SEEN).read_text())
+            return int(seen["count"]) if seen["uri"] == self.uri else -1
+        except (OSError, ValueError, KeyError):
+            return -1
+
+
+@contextmanager
+def shared_folder(out: str, local: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """Yields the folder to work in and a function that copies it to where `out` says, if that is a URI.
+
+    It is copied every few minutes as well, and at the end, however that comes.
+    """
+    if not is_uri(out):
+        yield Path(out), lambda: None
+        return
+    folder, ended = SharedFolder(out, local), threading.Event()
+
+    def again() -> None:
+        while not ended.wait(COPY_S):
+            try:
+                folder.save()
+            except StoreError as error:
+                log.warning("%s", error)
+
+    thread = threading.Thread(target=again, name="shared folder", daemon=True)
+    thread.start()
+    try:
+        yield local, folder.save
+    finally:
+        ended.set()
+        thread.join()
+        if local.exists():
+            folder.save(last=True)
+
+
+def _order(name: str) -> tuple[int, str]:
+    """What is referred to before what refers to it."""
+    return (2 if name.endswith((".json", ".yaml")) else 1 if name.endswith(DATABASES) else 0, name)
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Size and time of change, also of a database's log; None when it is gone."""
+    try:
+        stats = [p.stat() for p in (path, path.with_name(f"{path.name}-wal")) if p == path or p.exists()]
+    except FileNotFoundError:
+        return None
+    return sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
+
+
+def _snapshot(database: Path, target: Path) -> Path:
+    """A copy of a database as it is now; those who write to it wait, see `bopo_ray.models.sqlite`."""
+    target.unlink(missing_ok=True)
+    with database.with_name(f"{database.name}-lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(target)) as copy:
+            source.backup(copy)
+    return target
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
