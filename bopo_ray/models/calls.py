@@ -28,7 +28,16 @@ import pyarrow.parquet as pq
 from bopo_ray.errors import StoreError
 from bopo_ray.models.pricing import Usage
 from bopo_ray.models.protocol import Request
-from bopo_ray.models.sqlite import LEASE_S, DamageError, Database, Format, owner_alive, owner_id
+from bopo_ray.models.sqlite import (
+    LEASE_S,
+    DamageError,
+    Database,
+    Format,
+    lease_clock,
+    lease_over,
+    owner_alive,
+    owner_id,
+)
 from bopo_ray.store import write_table
 
 __all__ = [
@@ -169,12 +178,12 @@ class CallStore:
             if call := _find(c, key):
                 return call
             row = c.execute("SELECT owner, since FROM claims WHERE key = ?", (key,)).fetchone()
-            return row is None or time.time() - row[1] >= self._lease_s or not owner_alive(row[0])
+            return row is None or lease_over(row[1], self._lease_s) or not owner_alive(row[0])
 
         def take(c: sqlite3.Connection) -> StoredCall | bool:
             found = look(c)  # again: another may have been quicker
             if found is True:
-                c.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", (key, owner, time.time()))
+                c.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", (key, owner, lease_clock()))
             return found
 
         found = self._database.read(look)

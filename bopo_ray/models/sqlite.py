@@ -34,7 +34,7 @@ from typing import TypeVar
 
 from bopo_ray.errors import StoreError
 
-__all__ = ["LEASE_S", "DamageError", "Database", "Format", "owner_alive", "owner_id"]
+__all__ = ["LEASE_S", "DamageError", "Database", "Format", "lease_clock", "lease_over", "owner_alive", "owner_id"]
 
 LEASE_S = 900.0
 """After so many seconds a claim or a reservation no longer counts, although its owner may live."""
@@ -45,6 +45,17 @@ _TABLES = "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+def lease_clock() -> float:
+    """Seconds since the machine was started: all its processes read the same, and it does not jump as the date can."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def lease_over(since: float, lease_s: float) -> bool:
+    """Whether what began at `since` by `lease_clock` no longer counts; so where that is still to come (it is of before
+    the machine was started, or of another machine)."""
+    return not 0 <= lease_clock() - since < lease_s
 
 
 def owner_id() -> str:

@@ -166,6 +166,18 @@ def test_an_old_claim_is_taken_over_although_its_owner_lives(tmp_path: Path) -> 
     assert store.claim("k", "elsewhere/1/1") is False  # the lease is the new owner's
 
 
+def test_a_date_that_jumps_neither_ends_nor_prolongs_a_claim(store: CallStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store.claim("k", "elsewhere/1/1") is True
+    now = time.time()
+    for jump_s in (86_400.0, -86_400.0):
+        monkeypatch.setattr(time, "time", lambda jump_s=jump_s: now + jump_s)
+        assert store.claim("k", ME) is False, "the call would be paid twice"
+    # One made before the machine was started anew, or by a version that went by the date, holds nobody up.
+    sql = "UPDATE claims SET since = ?"
+    store._database.write(lambda c: c.execute(sql, (now,)))
+    assert store.claim("k", ME) is True
+
+
 def test_who_is_alive(tmp_path: Path) -> None:
     host, pid, start = ME.split("/")
     assert (host, pid) == (socket.gethostname(), str(os.getpid()))
