@@ -119,6 +119,36 @@ def _updates(results: Path) -> list[int]:
     return [json.loads(line)["updates"] for line in results.read_text().splitlines()]
 
 
+def test_a_run_killed_in_bosft_and_in_the_evaluation_ends_the_same(frontier: Frontier, toy_run: Frontier) -> None:
+    ends = ("summary.json", "report.html", "frontier.csv", "frontier.png")
+    shutil.copytree(toy_run.out, frontier.out)
+    for name in ("policies", "tune", "tensorboard", "episodes/policy", "episodes/evaluation", "episodes/oracle"):
+        shutil.rmtree(frontier.out / name)
+    for name in (*ends, "ledger.json", "bosft.json"):
+        (frontier.out / name).unlink()
+    process = frontier.start("--resume")
+    while not (frontier.out / "policies" / "bosft").exists():  # the first of its epochs
+        assert process.poll() is None, frontier.said()
+    kill_run(process)
+    assert not (frontier.out / "bosft.json").exists()
+    assert frontier.run("--resume") == 0, frontier.said()
+    assert (frontier.out / "bosft.json").read_bytes() == (toy_run.out / "bosft.json").read_bytes()
+    assert (frontier.out / "frontier.csv").read_bytes() == (toy_run.out / "frontier.csv").read_bytes()
+
+    for name in ("evaluation", "oracle"):
+        shutil.rmtree(frontier.out / "episodes" / name)
+    for name in ends:
+        (frontier.out / name).unlink()
+    process = frontier.start("--resume", hold=20)
+    wait_for(lambda: len(frontier.held()) == 2 and len(frontier.rows("evaluation")) >= 16, process)
+    kill_run(process)
+    kept = frontier.rows("evaluation")
+    assert 16 <= len(kept) < len(toy_run.rows("evaluation"))
+    assert frontier.run("--resume") == 0, frontier.said()
+    assert frontier.rows("evaluation") == toy_run.rows("evaluation")
+    assert (frontier.out / "frontier.csv").read_bytes() == (toy_run.out / "frontier.csv").read_bytes()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 8 MiB."""
