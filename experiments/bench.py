@@ -59,7 +59,11 @@ def interleave(ways: dict[str, Callable[[], None]], seconds: float) -> dict[str,
     return {name: 1 / sorted(values)[len(values) // 2] for name, values in times.items()}
 
 
-BENCHES = {"envs": "experiments.bench_envs", "executors": "experiments.bench_executors"}
+BENCHES = {
+    "envs": "experiments.bench_envs",
+    "executors": "experiments.bench_executors",
+    "rollouts": "experiments.bench_rollouts",
+}
 """Name on the command line -> module with `run(seconds) -> Sequence[Row]`."""
 
 

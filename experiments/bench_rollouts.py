@@ -1,0 +1,281 @@
+"""Environment steps per second of the runners, when the models take their time.
+
+* ours: `collect` over `GroupEnvRunner`s, with call store, ledger and a learned router, as in a run;
+* naive: the same runners in lock-step, as a vector environment steps: nobody goes on before the slowest has answered;
+* limit: episodes in flight / mean latency of a call, as if nothing else took any time.
+
+A model answers after a fixed time, or after one drawn from a log-normal distribution of that mean (sigma 1: one call in
+twenty takes more than three times as long). The environment itself costs nothing; its texts are as long as a
+benchmark's. Below the rows of a setting stands how much of the machine's CPU it took, and where a step's CPU time went.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import ray
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+
+from bopo_ray.models.pool import resolve_pool
+from bopo_ray.models.pricing import Price, Usage, price_table
+from bopo_ray.models.protocol import Message, ModelPool, Reply, Request, Sampling
+from bopo_ray.records import EpisodeSpec, Phase, spawn_seed
+from bopo_ray.rllib.bopo import BoPOConfig
+from bopo_ray.rllib.collect import collect
+from bopo_ray.rllib.open_desk import DeskConfig, open_desk
+from bopo_ray.rllib.runner import GroupEnvRunner
+from bopo_ray.routers import LEARNED
+from bopo_ray.routing_env import RoutingEnv
+from envs.base import Split, Task, text_space
+from experiments.bench import Row
+
+__all__ = ["run"]
+
+ID = "experiments.bench_rollouts:Waits-v0"
+MAX_STEPS = 24
+"""Of an episode; each has its own length, from 8 steps on, so that they don't all end together."""
+SIGMA = 1.0
+"""Of the log-normal latencies."""
+SETTINGS = (
+    # latency in ms, drawn or not, runners, episodes in flight
+    (50, False, 1, 16), (50, False, 2, 64), (500, False, 1, 256), (500, False, 2, 512), (500, False, 4, 512),
+    (500, True, 2, 512), (50, False, 4, 512),
+)  # fmt: skip
+WARM_UP_S = 3.0
+LEAST_S = 4.0
+"""A setting is measured for at least so long."""
+PARTS = ("router", "desk", "harness")
+
+
+@dataclass(frozen=True, slots=True)
+class Clockwork:
+    """What a task's name says: "<ms>-<drawn>-<until>/<n>"."""
+
+    latency_s: float
+    drawn: bool
+    until: float
+    """On the machine's monotonic clock; from then on calls take no time and episodes end."""
+
+    @classmethod
+    @functools.cache
+    def of(cls, task: str) -> Clockwork:
+        ms, drawn, until = task.partition("/")[0].split("-")
+        return cls(float(ms) / 1e3, drawn == "1", float(until) / 1e6)
+
+
+class Waits(gym.Env[str, str]):
+    """Texts of a benchmark's length for nothing; counts its steps."""
+
+    action_guide = "Do what the task asks."
+    max_steps = MAX_STEPS
+    stamps: list[float] = []  # noqa: RUF012 (of all environments of the process)
+
+    def __init__(self, **_: Any) -> None:
+        self.observation_space = self.action_space = text_space()
+
+    @classmethod
+    def tasks(cls, split: Split) -> tuple[Task, ...]:
+        return ()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        self.name = str((options or {})["task"])
+        self.moves = 0
+        self.length = 8 + spawn_seed("length", self.name) % (MAX_STEPS - 7)
+        text = f"Your task is to find number {self.name.rpartition('/')[2]} and bring it to the kitchen."
+        return "This room is called the hallway. In it, you see: a cup", self._state() | {
+            "task": self.name, "task_text": text}  # fmt: skip
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self.moves += 1
+        now = time.monotonic()
+        self.stamps.append(now)
+        text = f"You {action}. You see {self.moves} doors, a table (on which are a cup, a bowl and a jar) and a sink."
+        over = self.moves >= self.length or now > Clockwork.of(self.name).until
+        return text, 0.0, over, False, self._state()
+
+    def _state(self) -> dict[str, Any]:
+        return {"score": 0.0, "success": False, "outcome": 0.0, "moves": self.moves}
+
+
+gym.register("Waits-v0", entry_point=Waits)
+
+
+class Slow:
+    """A language model that answers the same after its latency."""
+
+    needs_plan = False
+    sampling = Sampling()
+    price = Price(400_000, 100_000, 1_600_000)
+
+    def __init__(self, name: str) -> None:
+        self.name = self.identity = name
+
+    def bound(self, messages: tuple[Message, ...]) -> int:
+        return 64 * len(messages)
+
+    def check(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def complete(self, request: Request) -> Reply:
+        work = Clockwork.of(request.task)
+        seconds = work.latency_s
+        if work.drawn:
+            rng = np.random.default_rng(spawn_seed(request.task, len(request.messages), request.sample))
+            seconds *= float(np.exp(rng.normal(-(SIGMA**2) / 2, SIGMA)))
+        left = work.until - time.monotonic()
+        time.sleep(max(0.0, min(seconds, left)))
+        text = f"Thought: The next one is number {len(request.messages)}.\nAction: open door {len(request.messages)}"
+        return Reply(text, Usage(60 * len(request.messages), 24), seconds)
+
+
+class TimedRunner(GroupEnvRunner):
+    """The runner of a run over `Slow` models; says what its parts took."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.parts = Counter[str]()
+        self.marks: list[Counter[str]] = []
+        self.lock = threading.Lock()
+
+    def watch(self, at: Sequence[float]) -> None:
+        """Notes the CPU times at these moments of the monotonic clock."""
+        Waits.stamps.clear()
+        self.marks = []
+        for moment in at:
+            threading.Timer(moment - time.monotonic(), lambda: self.marks.append(self._now())).start()
+
+    def seen(self) -> tuple[list[float], list[Counter[str]]]:
+        """Moments of the steps, and CPU seconds by part at the moments of `watch`."""
+        return list(Waits.stamps), self.marks
+
+    def _now(self) -> Counter[str]:
+        return Counter({**self.parts, "all": time.process_time()})
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        start = time.thread_time()
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.parts[part] += time.thread_time() - start
+
+    def _make_env(self, env_id: str) -> RoutingEnv:
+        models = (Slow("small"), Slow("large"))
+        desk, runner = open_desk(self.config.env_config["desk"]), self
+
+        class Desk:
+            def call(self, *args: Any) -> Any:
+                with runner.timed("desk"):
+                    return desk.call(*args)
+
+        class Env(RoutingEnv):
+            def step(self, action: Any) -> Any:
+                with runner.timed("harness"):
+                    return super().step(action)
+
+        return Env(gym.make(env_id, disable_env_checker=True), ModelPool(models, "", "", ""), Desk())  # type: ignore[arg-type]
+
+    def _probabilities(self, views: list[str]) -> list[tuple[float, ...]]:
+        with self.timed("router"):
+            return super()._probabilities(views)
+
+
+class LockStep(TimedRunner):
+    """Waits for all lanes before each decision."""
+
+    def _next(self) -> list[Any]:
+        return [self._ready.get() for _ in range(self._busy)]
+
+
+def run(seconds: float = 20.0, settings: Sequence[tuple[int, bool, int, int]] = SETTINGS) -> Sequence[Row]:
+    """Measures each setting for its share of `seconds`, but at least `LEAST_S`, after a warm-up."""
+    span = max(LEAST_S, seconds / (2 * len(settings)))
+    mine = not ray.is_initialized()
+    if mine:
+        ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        return [row for setting in settings for row in _setting(*setting, span)]
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def _setting(ms: int, drawn: bool, runners: int, flying: int, span: float) -> list[Row]:
+    ours, used = _measure(TimedRunner, ms, drawn, runners, flying, span)
+    naive, _ = _measure(LockStep, ms, drawn, runners, flying, span)
+    name = f"{ms} ms{' log-normal' * drawn}, {runners} runner{'s' * (runners > 1)}, {flying} in flight"
+    rows = [Row(name, "steps/s", ours, naive, flying / ms * 1e3)]
+    rows.append(Row("  CPU in use", "cores", used.pop("cores"), None, float(os.cpu_count() or 1)))
+    return rows + [Row(f"  {part}", "CPU ms/step", value, None, None) for part, value in used.items()]
+
+
+def _measure(
+    cls: type[TimedRunner], ms: int, drawn: bool, runners: int, flying: int, span: float
+) -> tuple[float, dict[str, float]]:
+    """Steps per second; cores in use, and CPU milliseconds of a step by part."""
+    with TemporaryDirectory() as folder:
+        desk = DeskConfig(str(Path(folder) / "calls.db"), str(Path(folder) / "spend.db"), 10**12)
+        config = BoPOConfig().environment(
+            ID, env_config={"pool": resolve_pool("simulated", "", "", price_table()), "desk": desk}
+        )
+        config.env_runners(
+            env_runner_cls=cls, num_env_runners=runners, num_envs_per_env_runner=flying // runners,
+            num_cpus_per_env_runner=1,
+        )  # fmt: skip
+        config.router()
+        config.validate()
+        group = EnvRunnerGroup(config=config, local_env_runner=False)
+        try:
+            return _play(group, ms, drawn, flying, span)
+        finally:
+            group.stop()
+
+
+def _play(group: EnvRunnerGroup, ms: int, drawn: bool, flying: int, span: float) -> tuple[float, dict[str, float]]:
+    weights = group.foreach_env_runner(_fresh_weights, local_env_runner=False)[0]
+    start = time.monotonic() + WARM_UP_S
+    end = start + span
+    group.foreach_env_runner(lambda r: r.watch((start, end)), local_env_runner=False)
+    rate = min(flying / ms * 1e3, 3000.0)  # at most: the rest of the episodes ends at once
+    count = max(2 * flying, int(1.2 * rate * (span + WARM_UP_S) / 8))
+    prefix = f"{ms}-{int(drawn)}-{end * 1e6:.0f}"
+    specs = [
+        EpisodeSpec(Task(ID, f"{prefix}/{n}", Split.TRAIN), Phase.POLICY, "bench", n, 0, 0, router=LEARNED)
+        for n in range(count)
+    ]
+    driver: list[float] = []
+    for moment in (start, end):
+        threading.Timer(moment - time.monotonic(), lambda: driver.append(time.process_time())).start()
+    collect(group, specs, weights, version=1)
+    stamps, cpu = list[float](), Counter[str](driver=driver[1] - driver[0])
+    for times, (first, last) in group.foreach_env_runner(lambda r: r.seen(), local_env_runner=False):
+        stamps += [t for t in times if start <= t < end]
+        cpu.update(last - first)
+    steps = len(stamps)
+    total = cpu["all"] + cpu["driver"]
+    used = {
+        "router": cpu["router"], "desk": cpu["desk"], "harness": cpu["harness"] - cpu["desk"],
+        "driver": cpu["driver"], "the rest": cpu["all"] - cpu["router"] - cpu["harness"],
+    }  # fmt: skip
+    return steps / span, {"cores": total / span} | {part: 1e3 * s / steps for part, s in used.items()}
+
+
+def _fresh_weights(runner: Any) -> Any:
+    runner.make_module()
+    return runner.module.get_state()
