@@ -7,6 +7,7 @@ actor on that node.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -46,9 +47,18 @@ class DeskConfig:
     """Name of the actor that serves them to other nodes."""
 
 
-@cache
+_OPENING = threading.Lock()
+
+
 def open_desk(config: DeskConfig) -> Desk:
-    """This process's desk; raises ModelError when the actor is gone."""
+    """This process's desk, one for all its threads: each of its own would open the files once more, and hundreds that
+    do not know of each other queue up before them. Raises ModelError when the actor is gone."""
+    with _OPENING:
+        return _open_desk(config)
+
+
+@cache
+def _open_desk(config: DeskConfig) -> Desk:
     if config.actor and node_id() != config.node:
         try:
             handle = ray.get_actor(config.actor)

@@ -24,6 +24,7 @@ from bopo_ray.models.desk import Answer, BudgetSpent, Desk, RetryPolicy
 from bopo_ray.models.pricing import Price, Usage
 from bopo_ray.models.protocol import Message, Reply, Request, Sampling
 from bopo_ray.models.spend import ModelTotals, SpendLedger
+from bopo_ray.rllib.open_desk import DeskConfig, open_desk
 
 PRICE = Price(1_000_000, 500_000, 2_000_000)
 """A micro-dollar for a prompt token, half of one for a cached one, two for a completion token."""
@@ -517,3 +518,16 @@ def test_no_calls_at_once_break_a_cap(
     calls: list[tuple[list[Usage | Exception], int, int | None]], cap: int, caps: tuple[int, int]
 ) -> None:
     check_any_calls(calls, cap, caps, n_threads=4)
+
+
+def test_the_threads_of_a_process_share_one_desk(tmp_path: Path) -> None:
+    """Of hundreds that each had their own, the last waited for a minute before the file and gave up."""
+    config = DeskConfig(str(tmp_path / "calls.db"), str(tmp_path / "spend.db"))
+    together = threading.Barrier(64)
+
+    def opened(_: int) -> Desk:
+        together.wait(LONG_S)
+        return open_desk(config)
+
+    with ThreadPoolExecutor(64) as threads:
+        assert len({id(desk) for desk in threads.map(opened, range(64))}) == 1
