@@ -56,10 +56,11 @@ class SavedRouter:
 
     def __init__(self, module: Any) -> None:
         """`module`: a RouterModule that acts."""
+        from bopo_ray.rllib.encode import Reader
         from bopo_ray.rllib.router_module import ROUTER_DEFAULTS
 
         self._module = module
-        self._context = int((ROUTER_DEFAULTS | dict(module.model_config))["context"])
+        self._read = Reader.of(ROUTER_DEFAULTS | dict(module.model_config))
         self.n_models = int(module.action_space.n)
         """How many models it decides between; 0 is the smallest."""
 
@@ -125,9 +126,7 @@ class SavedRouter:
         import torch
         from ray.rllib.core.columns import Columns
 
-        from bopo_ray.rllib.encode import encode_view
-
-        ids = torch.from_numpy(encode_view(view, self._context)[None])
+        ids = torch.from_numpy(self._read(view)[None])
         with torch.inference_mode():
             logits = self._module.forward_inference({Columns.OBS: ids})[Columns.ACTION_DIST_INPUTS]
         return tuple(torch.softmax(logits, -1)[0].double().tolist())

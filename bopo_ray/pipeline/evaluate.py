@@ -159,7 +159,7 @@ def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, 
         taxonomy_svg=svgs["taxonomy"],
         curves_svg=svgs.get("curves"),
         narrow_svgs={name: canvas.to_svg(figure, descriptions[name]) for name, figure in narrow.items()},
-        router_tokens=s.context,
+        router_tokens=0 if s.backbone else s.context,
         episodes=_examples(run, frontier),
     )
     report.write_report(out / "report.html", context)

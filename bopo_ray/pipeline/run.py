@@ -33,6 +33,7 @@ from bopo_ray.pipeline.board import board_command
 from bopo_ray.pipeline.preflight import preflight
 from bopo_ray.pipeline.settings import Settings, check_same, load_settings, save
 from bopo_ray.records import CostMode, Episode, EpisodeSpec
+from bopo_ray.rllib.backbone import check_backbone
 from bopo_ray.rllib.bopo import BoPOConfig
 from bopo_ray.rllib.collect import collect
 from bopo_ray.rllib.open_desk import DeskConfig, node_id, serve_desk
@@ -89,6 +90,8 @@ class Run:
             check_same(load_settings(path), settings, path)
             check_same_models(read_pool(out / "pool.yaml", self.prices), self.models, out)
         preflight(self.pool, settings, out)
+        if settings.backbone:
+            check_backbone(settings.router_shape, len(self.pool))
         try:
             out.mkdir(parents=True, exist_ok=True)
             self._lock = (out / ".lock").open("w")

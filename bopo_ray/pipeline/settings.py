@@ -103,6 +103,16 @@ class Settings:
     """transformer layers of the small router"""
     context: int = 96
     """tokens of history that the small router reads"""
+    backbone: str = ""
+    """Hugging Face model to be the router, FOLDER or NAME: a causal language model or an encoder; none: a small one"""
+    backbone_context: int = 1024
+    """tokens of task, budget and history that a backbone reads"""
+    lora_rank: int = 16
+    """rank of the adapter that a backbone is trained by; 0 trains all of its weights"""
+    lora_targets: str = "all-linear"
+    """layers that the adapter adapts: all-linear, or names such as q_proj,v_proj"""
+    gradient_checkpointing: bool = False
+    """compute a backbone's activations again in its backward pass: less memory, more time"""
     cpus: int = 0
     """CPUs to use, 0 for all of this machine or cluster"""
     lanes: int = 8
@@ -132,6 +142,9 @@ class Settings:
             ("width", self.width % 4 == 0, "need a multiple of the 4 attention heads"),
             ("group_size", self.group_size >= 2, "need at least 2 episodes to compare"),
             ("context", self.context >= 80, "need at least 80: the task and budget lines must fit"),
+            ("backbone_context", self.backbone_context >= 128, "need at least 128: the task and budget lines must fit"),
+            ("lora_rank", self.lora_rank >= 0, "need 0 (all weights) or more"),
+            ("lora_targets", bool(self.lora_targets.strip(" ,")), "need all-linear, or names of layers"),
             ("cpus", self.cpus >= 0, "need 0 (all) or more"),
             ("lr", 0 < self.lr < math.inf, "need a number > 0"),
             ("sft_lr", 0 < self.sft_lr < math.inf, "need a number > 0"),
@@ -162,8 +175,15 @@ class Settings:
         return f"embedded:{self.env.partition('-')[0].lower()}" if self.models == "embedded" else self.models
 
     @property
-    def router_shape(self) -> dict[str, int]:
+    def router_shape(self) -> dict[str, Any]:
         """The router's shape, as `RouterModule` takes it."""
+        if self.backbone:
+            folder = Path(self.backbone).expanduser()
+            return {
+                "backbone": str(folder.resolve()) if folder.is_dir() else self.backbone,
+                "context": self.backbone_context, "lora_rank": self.lora_rank, "lora_targets": self.lora_targets,
+                "gradient_checkpointing": self.gradient_checkpointing,
+            }  # fmt: skip
         return {"width": self.width, "layers": self.layers, "context": self.context}
 
 

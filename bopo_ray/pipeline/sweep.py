@@ -30,6 +30,8 @@ __all__ = ["Point", "Sweep", "training_curves"]
 log = logging.getLogger(__name__)
 MODULE = Path("learner_group/learner/rl_module/default_policy")
 """Where RLlib keeps the router in an algorithm's checkpoint."""
+CARD = "README.md"
+"""In a router's folder, where it is a Hugging Face model."""
 CONTENTS = "contents.json"
 """In a checkpoint: its files and their sizes in bytes, written when all of them are there."""
 
@@ -132,10 +134,22 @@ class Sweep:
         temporary = target.with_suffix(".tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(checkpoint / MODULE, temporary)
+        if (temporary / CARD).exists():
+            with (temporary / CARD).open("a") as card:
+                card.write(self._about(name, _updates(checkpoint)))
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         entry = {"updates": _updates(checkpoint), "checkpoint": str(checkpoint)}
         write_json(self.ledger, self.finished() | {name: entry})
+
+    def _about(self, name: str, updates: int) -> str:
+        """For the model card: what this router chooses between, and how it was trained."""
+        s, pool = self.run.settings, self.run.pool
+        models = "\n".join(f"{i}. `{m.name}`" for i, m in enumerate(pool.models))
+        return (
+            f"\n## This router\n\n`{name}`: {updates} updates on {len(self.run.train)} tasks of {s.env}, cost in "
+            f"{s.cost}, beta {s.beta:g}; price table {pool.price_hash}; {pool.label}. It chooses between\n\n{models}\n"
+        )
 
     def _checkpoint(self, point: Point) -> str | None:
         """The newest usable checkpoint of an interrupted point."""

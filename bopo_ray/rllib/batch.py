@@ -15,7 +15,7 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from bopo_ray.agent import episode_views
 from bopo_ray.method.synthesis import Expert
 from bopo_ray.records import Episode
-from bopo_ray.rllib.encode import encode_view
+from bopo_ray.rllib.encode import Reader
 
 __all__ = [
     "ADVANTAGE",
@@ -47,14 +47,14 @@ class Group:
     """Boundary trajectories to imitate, each with its A_b."""
 
 
-def episode_ids(episode: Episode, context: int) -> NDArray[np.int32]:
+def episode_ids(episode: Episode, read: Reader) -> NDArray[np.int32]:
     """What the router saw at each step, encoded: [steps, context]."""
-    rows = [encode_view(v, context) for v in episode_views(episode)]
-    return np.stack(rows) if rows else np.empty((0, context), np.int32)
+    rows = [read(v) for v in episode_views(episode)]
+    return np.stack(rows) if rows else np.empty((0, read.context), np.int32)
 
 
 def bopo_batch(
-    groups: Sequence[Group], t_max: int, context: int, minibatch: int, learners: int, rng: np.random.Generator
+    groups: Sequence[Group], t_max: int, read: Reader, minibatch: int, learners: int, rng: np.random.Generator
 ) -> MultiAgentBatch | None:
     """The train batch of an update, shuffled and padded to whole minibatches; None when no group teaches anything.
 
@@ -66,9 +66,9 @@ def bopo_batch(
     for group in groups:
         policy_weight = 1 / (len(group.episodes) * t_max * len(groups))
         for episode, advantage in zip(group.episodes, group.advantages, strict=True):
-            rows += _rows(episode, context, policy_weight, advantage=float(advantage))
+            rows += _rows(episode, read, policy_weight, advantage=float(advantage))
         for episode, anchor in group.anchors:
-            rows += _rows(episode, context, 1 / (t_max * len(groups)), anchor=anchor)
+            rows += _rows(episode, read, 1 / (t_max * len(groups)), anchor=anchor)
     if not rows:
         return None
     table = {k: np.stack([r[k] for r in rows]) for k in rows[0]}
@@ -77,18 +77,18 @@ def bopo_batch(
 
 
 def sft_batch(
-    experts: Sequence[Expert], weights: NDArray[np.float64], context: int, minibatch: int, learners: int,
+    experts: Sequence[Expert], weights: NDArray[np.float64], read: Reader, minibatch: int, learners: int,
     rng: np.random.Generator,
 ) -> MultiAgentBatch:  # fmt: skip
     """All expert steps with their class weights (mean 1), shuffled and padded to whole minibatches."""
-    ids = np.concatenate([episode_ids(e.episode, context) for e in experts])
+    ids = np.concatenate([episode_ids(e.episode, read) for e in experts])
     labels = np.concatenate([np.asarray(e.labels, np.int64) for e in experts])
     table = {Columns.OBS: ids, LABEL: labels, WEIGHT: weights.astype(np.float32)}
     return _finish(table, minibatch, learners, rng)
 
 
 def _rows(
-    episode: Episode, context: int, weight: float, advantage: float = 0.0, anchor: float = 0.0
+    episode: Episode, read: Reader, weight: float, advantage: float = 0.0, anchor: float = 0.0
 ) -> list[dict[str, Any]]:
     return [
         {
@@ -99,7 +99,7 @@ def _rows(
             WEIGHT: np.float32(weight),
             MASK: np.asarray(step.mask, bool),
         }
-        for step, ids in zip(episode.steps, episode_ids(episode, context), strict=True)
+        for step, ids in zip(episode.steps, episode_ids(episode, read), strict=True)
     ]
 
 

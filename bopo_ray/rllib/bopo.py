@@ -181,7 +181,7 @@ class BoPO(Algorithm):
         )
         rng = np.random.default_rng(spawn_seed("rows", cfg.seed, self.updates))
         learners = max(1, cfg.num_learners)
-        batch = bopo_batch(taught, cfg.t_max, cfg.context, cfg.minibatch_size, learners, rng) if taught else None
+        batch = bopo_batch(taught, cfg.t_max, cfg.reader, cfg.minibatch_size, learners, rng) if taught else None
         if batch is not None:
             results = self.learner_group.update(
                 batch=batch, num_epochs=cfg.num_epochs, minibatch_size=cfg.minibatch_size, shuffle_batch_per_epoch=False

@@ -96,7 +96,7 @@ class BoSFT(Algorithm):
         steps = [e.difficulty for e in self.experts for _ in e.labels]
         rng = np.random.default_rng(spawn_seed("sft", cfg.seed, self.epochs))
         batch = sft_batch(
-            self.experts, step_weights(steps, cfg.hard_share), cfg.context, cfg.minibatch_size,
+            self.experts, step_weights(steps, cfg.hard_share), cfg.reader, cfg.minibatch_size,
             max(1, cfg.num_learners), rng,
         )  # fmt: skip
         results = self.learner_group.update(batch=batch, num_epochs=1, minibatch_size=cfg.minibatch_size)
@@ -134,7 +134,7 @@ class BoSFT(Algorithm):
 
     def _logits(self, experts: Sequence[Expert]) -> torch.Tensor:
         """The learner's logits at each step of the experts' trajectories, [steps, n_models]."""
-        ids = torch.from_numpy(np.concatenate([episode_ids(e.episode, self.config.context) for e in experts]))
+        ids = torch.from_numpy(np.concatenate([episode_ids(e.episode, self.config.reader) for e in experts]))
 
         def logits(learner: Any) -> torch.Tensor:
             module = learner.module[DEFAULT_MODULE_ID].unwrapped()

@@ -7,6 +7,7 @@ from typing import Any
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
+from bopo_ray.rllib.encode import Reader
 from bopo_ray.rllib.router_module import ROUTER_DEFAULTS, RouterModule
 from bopo_ray.rllib.runner import GroupEnvRunner
 
@@ -54,9 +55,9 @@ class RouterAlgorithmConfig(AlgorithmConfig):
         return self
 
     @property
-    def context(self) -> int:
-        """Length of an encoded view, in tokens."""
-        return int(self.router_shape["context"])
+    def reader(self) -> Reader:
+        """How the router reads its view."""
+        return Reader.of(self.router_shape)
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         return RLModuleSpec(module_class=RouterModule, model_config=self.router_shape)

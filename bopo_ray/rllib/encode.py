@@ -7,19 +7,44 @@ history lines get longer with the context.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bopo_ray.models.tokens import CLS, PAD, SEP, encode, tokenizer
 
-__all__ = ["TASK_TOKENS", "encode_view", "visible"]
+__all__ = ["TASK_TOKENS", "Reader", "encode_view", "visible"]
 
 TASK_TOKENS, BUDGET_TOKENS, NEWEST_TOKENS, OLDER_TOKENS = 36, 16, 24, 10
 """At most so many tokens of the task, the budget, the newest and each older history line ..."""
 NEWEST_SHARE, OLDER_SHARE = 4, 10
 """... or, where that is more, one in so many of the context's tokens for the newest and each older line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How a router reads its view."""
+
+    context: int
+    """Length of what it reads, in tokens."""
+    backbone: str = ""
+    """The Hugging Face model that it is; empty for the small encoder."""
+
+    @classmethod
+    def of(cls, shape: Mapping[str, Any]) -> Reader:
+        """Of a router of this shape, see `ROUTER_DEFAULTS`."""
+        return cls(int(shape["context"]), shape.get("backbone", ""))
+
+    def __call__(self, view: str) -> NDArray[np.int32]:
+        """Token ids [context], int32. Raises ConfigError when a backbone can't read it."""
+        if not self.backbone:
+            return encode_view(view, self.context)
+        from bopo_ray.rllib.prompt import prompt_of  # brings transformers and torch, which reports do without
+
+        return prompt_of(self.backbone, self.context).ids(view)
 
 
 def encode_view(view: str, context: int) -> NDArray[np.int32]:

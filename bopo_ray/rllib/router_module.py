@@ -1,8 +1,9 @@
-"""The router as an RLModule: a small transformer encoder over the text view, one logit per model."""
+"""The router as an RLModule: a small encoder over the text view, or a Hugging Face model; one logit per model."""
 
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,17 +14,22 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from bopo_ray.models.tokens import PAD, tokenizer
+from bopo_ray.rllib.backbone import Backbone
 
 __all__ = ["ROUTER_DEFAULTS", "RouterModule"]
 
-ROUTER_DEFAULTS: dict[str, Any] = {"width": 64, "layers": 2, "heads": 4, "context": 96}
-"""Hidden size, transformer layers, attention heads, and length of the encoded view in tokens."""
+ROUTER_DEFAULTS: dict[str, Any] = {
+    "width": 64, "layers": 2, "heads": 4, "context": 96,
+    "backbone": "", "lora_rank": 0, "lora_targets": "all-linear", "gradient_checkpointing": False,
+}  # fmt: skip
+"""Hidden size, transformer layers, attention heads, and length of the encoded view in tokens; where `backbone` names a
+Hugging Face model, that is the router, of the same length (see `Backbone`)."""
 
 
 class RouterModule(TorchRLModule, InferenceOnlyAPI):
     """pi(model | view).
 
-    Batch: `Columns.OBS` int [B, context] as made by `encode_view`. Output: `Columns.ACTION_DIST_INPUTS`, float32
+    Batch: `Columns.OBS` int [B, context] as made by a `Reader`. Output: `Columns.ACTION_DIST_INPUTS`, float32
     logits [B, n_models]. `reference` is the frozen policy of the KL term (BoSFT), `average` the mean of the policy over
     its updates, which is what training hands on; both are part of the learner's state and of checkpoints, and are left
     out of the copies that act.
@@ -31,11 +37,29 @@ class RouterModule(TorchRLModule, InferenceOnlyAPI):
 
     def setup(self) -> None:
         cfg = ROUTER_DEFAULTS | dict(self.model_config)
+        self.policy: Any
+        if cfg["backbone"]:
+            self.policy = Backbone(cfg, int(self.action_space.n))
+            self.reference, self.average = (None if self.inference_only else self.policy.copy() for _ in range(2))
+            return
         tok = tokenizer()
         self.pad = tok.token_to_id(PAD)
         self.policy = _Router(cfg, tok.get_vocab_size(), int(self.action_space.n), self.pad)
         self.reference = None if self.inference_only else copy.deepcopy(self.policy).requires_grad_(False)
         self.average = copy.deepcopy(self.reference)
+
+    def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
+        """As RLlib's; where the router is a Hugging Face model, the folder also holds the average as one."""
+        folder: str = super().save_to_path(path, **kwargs)
+        if isinstance(self.policy, Backbone):
+            present = {k: v.clone() for k, v in self.policy.state_dict().items()}
+            if self.average is not None:
+                self.policy.load_state_dict(self.average.state_dict())
+            try:
+                self.policy.save_pretrained(Path(folder))
+            finally:
+                self.policy.load_state_dict(present)
+        return folder
 
     def set_reference(self) -> None:
         """Freezes the present policy as the reference, and begins the average with it."""

@@ -33,7 +33,7 @@ from bopo_ray.models import build_pool
 from bopo_ray.models.pool import PoolSpec
 from bopo_ray.models.protocol import ModelPool
 from bopo_ray.records import Episode, EpisodeSpec, Step, StopReason, spawn_seed
-from bopo_ray.rllib.encode import encode_view
+from bopo_ray.rllib.encode import Reader
 from bopo_ray.rllib.open_desk import DeskConfig, open_desk
 from bopo_ray.rllib.router_module import ROUTER_DEFAULTS
 from bopo_ray.routers import LEARNED, Moment, Router, fixed_router
@@ -105,7 +105,7 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
         self._routers: dict[str, Router] = {}
         self._version = -1
         self._n_models = len(_pool(self.config.env_config))
-        self._context = (ROUTER_DEFAULTS | self.config.router_shape)["context"]
+        self._read = Reader.of(ROUTER_DEFAULTS | self.config.router_shape)
         self.module: Any = None
 
     # -- RLlib's contract -------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
 
     def get_spaces(self) -> dict[str, tuple[gym.Space, gym.Space]]:
         action = gym.spaces.Discrete(self._n_models)
-        ids = gym.spaces.Box(0, np.iinfo(np.int32).max, (self._context,), np.int32)
+        ids = gym.spaces.Box(-1 if self._read.backbone else 0, np.iinfo(np.int32).max, (self._read.context,), np.int32)
         return {INPUT_ENV_SPACES: (text_space(), action), DEFAULT_MODULE_ID: (ids, action)}
 
     def get_metrics(self) -> Any:
@@ -338,7 +338,7 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
             return []
         if self.module is None:
             raise ValueError("a learned router was asked for and no weights have been given: pass weights to stream()")
-        ids = torch.from_numpy(np.stack([encode_view(v, self._context) for v in views]))
+        ids = torch.from_numpy(np.stack([self._read(v) for v in views]))
         with torch.inference_mode():
             logits = self.module.forward_inference({Columns.OBS: ids})[Columns.ACTION_DIST_INPUTS]
         return [tuple(row) for row in torch.softmax(logits, -1).double().tolist()]

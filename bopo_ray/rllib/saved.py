@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bopo_ray.errors import StoreError
+from bopo_ray.errors import ConfigError, StoreError
 from bopo_ray.rllib.router_module import RouterModule
 
 __all__ = ["acting_module"]
@@ -49,8 +49,13 @@ def acting_module(folder: Path) -> RouterModule:
         if saved["class"] is not RouterModule:
             raise TypeError(f"{saved['class']!r} is not RouterModule")
         args, kwargs = saved["ctor_args_and_kwargs"]
+        shape = dict(kwargs["model_config"])
+        if shape.get("backbone") and not shape["lora_rank"]:
+            shape["backbone"] = str(folder.resolve())  # it holds the whole model; where that came from may be gone
         with _quiet():
-            module = RouterModule(*args, **{**kwargs, "inference_only": True})
+            module = RouterModule(*args, **{**kwargs, "model_config": shape, "inference_only": True})
+    except ConfigError as error:
+        raise StoreError(f"{folder} can't be loaded: {error}") from error
     except Exception as error:  # whatever a constructor does with damaged arguments
         raise StoreError(f"{path} is damaged: no router can be made of it ({type(error).__name__}); {MEND}") from error
     module.set_state(_average(folder / WEIGHTS, {k: tuple(v.shape) for k, v in module.state_dict().items()}))

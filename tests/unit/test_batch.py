@@ -16,10 +16,11 @@ from bopo_ray.method.synthesis import Expert
 from bopo_ray.models.tokens import PAD, tokenizer
 from bopo_ray.records import Budget, CostMode, Difficulty, Episode
 from bopo_ray.rllib.batch import ADVANTAGE, ANCHOR, LABEL, MASK, WEIGHT, Group, bopo_batch, episode_ids, sft_batch
-from bopo_ray.rllib.encode import encode_view
+from bopo_ray.rllib.encode import Reader, encode_view
 from tests.toy import play, toy_spec
 
 CONTEXT, T_MAX = 96, 20
+READ = Reader(CONTEXT)
 LONG = play(toy_spec("long/0"))[0]
 assert len(LONG.steps) == T_MAX
 
@@ -34,7 +35,7 @@ def group(lengths: list[int], advantages: list[float], anchors: tuple[tuple[Epis
 
 
 def batch(groups: list[Group], minibatch: int = 4, learners: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
-    made = bopo_batch(groups, T_MAX, CONTEXT, minibatch, learners, np.random.default_rng(seed))
+    made = bopo_batch(groups, T_MAX, READ, minibatch, learners, np.random.default_rng(seed))
     assert made is not None
     return dict(made.policy_batches[DEFAULT_MODULE_ID])
 
@@ -80,11 +81,11 @@ def test_the_order_is_a_permutation_that_the_generator_decides() -> None:
 
 def test_nothing_to_teach_is_no_batch() -> None:
     rng = np.random.default_rng(0)
-    assert bopo_batch([], T_MAX, CONTEXT, 4, 1, rng) is None
+    assert bopo_batch([], T_MAX, READ, 4, 1, rng) is None
     # Episodes that no call could be paid for have no step, hence no row.
     broke, _ = play(toy_spec(budget=Budget(CostMode.USD, 0)))
-    assert not broke.steps and episode_ids(broke, CONTEXT).shape == (0, CONTEXT)
-    assert bopo_batch([Group((broke, broke), np.zeros(2), ())], T_MAX, CONTEXT, 4, 1, rng) is None
+    assert not broke.steps and episode_ids(broke, READ).shape == (0, CONTEXT)
+    assert bopo_batch([Group((broke, broke), np.zeros(2), ())], T_MAX, READ, 4, 1, rng) is None
     assert len(batch([Group((broke, episode(2)), np.array([0.0, 1.0]), ())], minibatch=1)[WEIGHT]) == 2
 
 
@@ -113,7 +114,7 @@ def test_weights_add_up_whatever_the_sizes(
 def test_the_sft_batch_keeps_labels_with_their_views_and_weights() -> None:
     experts = [Expert(episode(3), (0, 1, 0), Difficulty.HARD), Expert(episode(2, 1), (1, 1), Difficulty.HARD)]
     weights = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
-    made = sft_batch(experts, weights, CONTEXT, 4, 1, np.random.default_rng(3))
+    made = sft_batch(experts, weights, READ, 4, 1, np.random.default_rng(3))
     rows = dict(made.policy_batches[DEFAULT_MODULE_ID])
     assert len(rows[WEIGHT]) == 8 and (rows[WEIGHT][5:] == 0).all() and made.env_steps() == 5
     found = sorted(zip(rows[WEIGHT].tolist(), rows[LABEL].tolist(), rows[Columns.OBS].tolist(), strict=True))[3:]
@@ -123,5 +124,5 @@ def test_the_sft_batch_keeps_labels_with_their_views_and_weights() -> None:
 
 
 def test_padding_ids_are_padding() -> None:
-    ids = episode_ids(episode(1), CONTEXT)
+    ids = episode_ids(episode(1), READ)
     assert ids.shape == (1, CONTEXT) and ids[0, -1] == tokenizer().token_to_id(PAD)

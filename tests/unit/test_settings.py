@@ -69,6 +69,7 @@ def test_values_of_the_command_line_become_the_fields_types() -> None:
 
 
 BAD: list[tuple[str, Any, str]] = [
+    ("lora_rank", -1, "need 0"), ("backbone_context", 127, "need at least 128"),
     *[(name, 0, "need at least 1") for name in (
         "train_tasks", "test_tasks", "max_steps", "k", "strata", "tasks_per_update", "updates",
         "eval_samples", "width", "layers", "lanes",
@@ -118,7 +119,7 @@ def test_a_value_out_of_range_is_one_line_with_field_value_rule_and_flag(name: s
 
 def test_every_number_has_a_lower_bound() -> None:
     numbers = {f.name for f in dataclasses.fields(Settings) if isinstance(f.default, int | float | tuple)}
-    assert numbers - {name for name, _, _ in BAD} == {"ignore_gate", "router"}
+    assert numbers - {name for name, _, _ in BAD} == {"gradient_checkpointing", "ignore_gate", "router"}
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_a_scale_that_does_not_exist(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("trian_tasks: 5\n", "unknown 'trian_tasks'; allowed: advantage, beta, "),
+        ("trian_tasks: 5\n", "unknown 'trian_tasks'; allowed: advantage, backbone, "),
         ("- a\n- b\n", "unknown 'list'"),
         ("just words\n", "unknown 'str'"),
         ("lambdas: [0.1\n", "can't be read: while parsing"),

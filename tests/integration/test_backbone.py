@@ -1,0 +1,50 @@
+"""The main job with a Hugging Face model as its router."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bopo_ray import load_router
+from bopo_ray.models import load_pool
+from bopo_ray.records import Phase
+from bopo_ray.routers import LEARNED
+from bopo_ray.store import EpisodeStore
+from tests.integration.conftest import Frontier
+from tests.replay import agree
+from tests.tiny_router import make_qwen
+from tests.toy import ID
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+TINY = ("--env", ID, "--scale", "tiny", "--train-tasks", "4", "--test-tasks", "3", "--k", "2", "--strata", "1",
+        "--updates", "1", "--tasks-per-update", "2", "--group-size", "2", "--lambdas", "0.3", "--advantage", "hybrid",
+        "--cpus", "1", "--sft-epochs", "2", "--max-steps", "8", "--schedules", "0", "--ignore-gate")  # fmt: skip
+
+
+def test_it_is_trained_evaluated_and_loaded(tmp_path: Path) -> None:
+    backbone = make_qwen(tmp_path / "backbone")
+    run = Frontier(tmp_path, (*TINY, "--backbone", str(backbone), "--lora-rank", "4", "--gradient-checkpointing"))
+    assert run.run() == 0, run.said()
+    assert (run.out / "report.html").exists() and json.loads((run.out / "summary.json").read_text())
+    policies = [p for p in (run.out / "policies").iterdir() if p.is_dir()]
+    assert len(policies) == 2 and all((p / "adapter_model.safetensors").exists() for p in policies)
+    card = next(p for p in policies if "bopo" in p.name) / "README.md"
+    assert f"`{card.parent.name}`: 1 updates on 4 tasks of {ID}" in card.read_text()
+    assert "1. `simulated:large`" in card.read_text()
+    routers = {p.name: load_router(p) for p in policies}
+    pool = load_pool("simulated")
+    store = EpisodeStore(run.out / "episodes" / "evaluation", pool.price_hash)
+    episodes = [e for e in store.read(Phase.EVALUATION) if e.spec.router == LEARNED]
+    assert {e.spec.policy for e in episodes} == set(routers)
+    assert sum(agree(routers[e.spec.policy], e) for e in episodes) > 6
+
+
+def test_what_cannot_be_read_stops_before_anything_is_played(tmp_path: Path) -> None:
+    backbone = make_qwen(tmp_path / "backbone", drop="B")
+    run = Frontier(tmp_path, (*TINY, "--backbone", str(backbone)))
+    assert run.run() == 2
+    assert "has no token for 'B' alone" in " ".join(run.said().split())
+    assert not list(run.out.rglob("*.parquet"))
