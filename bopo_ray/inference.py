@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from bopo_ray.agent import Turn, budget_text, router_view
-from bopo_ray.errors import ConfigError
+from bopo_ray.errors import ConfigError, StoreError
 from bopo_ray.method.budget import affordable_mask
+from bopo_ray.models.protocol import ModelPool
 from bopo_ray.records import Budget, CostMode, spawn_seed
 from bopo_ray.routers.decision import Decision, decide
 
@@ -132,17 +133,31 @@ class SavedRouter:
         return tuple(torch.softmax(logits, -1)[0].double().tolist())
 
 
-def load_router(path: str | os.PathLike[str]) -> SavedRouter:
+def load_router(path: str | os.PathLike[str], pool: ModelPool | None = None) -> SavedRouter:
     """The router that a run saved in `path`, its `policies/NAME` folder, with the weights that the run evaluated.
 
     Starts no Ray. A folder from elsewhere is read as data; no code in it runs.
 
-    Raises:
-        StoreError: a folder that is no router's, or a damaged one.
-    """
-    from bopo_ray.rllib.saved import acting_module
+    Args:
+        path: the folder; `router.json` in it says what the router chooses between.
+        pool: the models that it is to choose between, as `bopo_ray.models.load_pool` gives them; None: not checked.
 
-    return SavedRouter(acting_module(Path(path).expanduser()))
+    Raises:
+        StoreError: a folder that is no router's, or a damaged one, or one of other models or prices than `pool`.
+    """
+    from bopo_ray.rllib.saved import acting_module, check_pair
+
+    folder = Path(path).expanduser()
+    if pool is not None:
+        names = [m.name for m in pool.models]
+        check_pair(folder, names, pool.price_hash, "load a router of this pool, or leave out pool=")
+    router = SavedRouter(acting_module(folder))
+    if pool is not None and len(pool) != router.n_models:
+        raise StoreError(
+            f"{folder} decides between {router.n_models} models, the pool has {len(pool)}: load a router of this pool, "
+            "or leave out pool="
+        )
+    return router
 
 
 def _is_budget(value: object) -> bool:

@@ -49,10 +49,10 @@ class LossConfig:
 
 
 def bosft_loss(logits_BN: Tensor, labels_B: Tensor, weights_B: Tensor) -> Tensor:
-    """Weighted cross-entropy on the N action logits: (1/B) sum_b w_b * -log pi(label_b). [paper; weights ours]
+    """Weighted cross-entropy on the N action logits: sum_b w_b * -log pi(label_b). [paper; weights ours]
 
-    It divides by B, not by the sum of the weights: with weights of mean 1 over the data set (`step_weights`) a
-    minibatch is then an unbiased estimate.
+    With weights of sum 1 over the data set (`step_weights` over their number) it is the mean loss, in parts that add
+    up.
 
     Args:
         logits_BN: action logits [B, N].
@@ -63,7 +63,7 @@ def bosft_loss(logits_BN: Tensor, labels_B: Tensor, weights_B: Tensor) -> Tensor
         A scalar, in nats.
     """
     losses_B = F.cross_entropy(logits_BN.float(), labels_B, reduction="none")
-    return (weights_B.float() * losses_B).mean()
+    return (weights_B.float() * losses_B).sum()
 
 
 def _log_policy(logits_BN: Tensor, mask_BN: Tensor | None) -> tuple[Tensor, Tensor]:

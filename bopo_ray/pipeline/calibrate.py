@@ -18,10 +18,12 @@ import numpy as np
 from ray.rllib.core.rl_module import RLModule
 
 from bopo_ray.pipeline.baselines import Policy, best_policy, play_dev, specs
+from bopo_ray.pipeline.card import describe
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.pipeline.stages import load_policy
 from bopo_ray.records import Phase
 from bopo_ray.rllib.router_module import RouterModule
+from bopo_ray.rllib.saved import about
 
 __all__ = ["calibrated"]
 
@@ -94,5 +96,7 @@ def _with_offset(run: Run, policy: Policy, offset: float) -> Policy:
         temporary = folder.with_suffix(".tmp").resolve()
         shutil.rmtree(temporary, ignore_errors=True)
         module.save_to_path(str(temporary))
+        how = about(policy.folder).get("trained", {}).get("how", {"method": policy.method})
+        describe(run, temporary, name, **{**how, "lam": policy.lam, "offset": offset})
         temporary.rename(folder)
     return dataclasses.replace(policy, name=name, folder=folder)

@@ -26,6 +26,7 @@ from bopo_ray.pipeline.baselines import (
     trained_routers,
 )
 from bopo_ray.pipeline.calibrate import calibrated
+from bopo_ray.pipeline.card import refresh_cards
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.pipeline.stages import load_policy
 from bopo_ray.pipeline.sweep import Sweep, training_curves
@@ -163,6 +164,7 @@ def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, 
         episodes=_examples(run, frontier),
     )
     report.write_report(out / "report.html", context)
+    refresh_cards(run, summary, command)
     _print(run, frontier, summary)
     return summary
 

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bopo_ray.benchmarks import check_ready, env_class, fair_tasks, select_tasks
-from bopo_ray.errors import EngineError, StoreError
+from bopo_ray.errors import ConfigError, EngineError, StoreError
 from bopo_ray.models import build_pool, host_pool
 from bopo_ray.models.calls import CallStore
 from bopo_ray.models.pool import PoolSpec, read_pool, resolve_pool, save_pool
@@ -185,6 +186,7 @@ class Run:
             address=address, logging_level=logging.ERROR, log_to_driver=False,
             runtime_env={"env_vars": QUIET}, **local,
         )  # fmt: skip
+        check_learners(self.settings, ray.cluster_resources())
         if len(ray.nodes()) > 1 or address != "local":
             self.desk = dataclasses.replace(self.desk, node=node_id(), actor=f"desk-{uuid.uuid4().hex[:8]}")
             self._desk_actor = serve_desk(self.desk)
@@ -217,7 +219,8 @@ class Run:
             },
         )
         cfg.env_runners(num_envs_per_env_runner=s.lanes)
-        cfg.router(**s.router_shape)
+        cfg.router(**s.router_shape).learning(**s.learning)
+        cfg.total_updates = s.updates
         cfg.lr, cfg.beta, cfg.cost_mode = s.lr, s.beta, s.cost
         cfg.group_size, cfg.tasks_per_update, cfg.t_max = s.group_size, s.tasks_per_update, s.max_steps
         cfg.boundary_dir, cfg.price_hash = str(self.episodes / "boundary"), self.pool.price_hash
@@ -338,6 +341,24 @@ class Run:
         say()
         yield advance
         say()
+
+
+def check_learners(s: Settings, there: Mapping[str, float]) -> None:
+    """Raises ConfigError when a trial's learners ask for more than there is, by Ray's names of resources."""
+    gpus = s.num_gpus_per_learner * max(1, s.num_learners)
+    cpus = 1 + (0 if gpus else 0.5 * s.num_learners)
+    for what, needed, name in (("GPU", gpus, "num_gpus_per_learner"), ("CPU", cpus, "num_learners")):
+        if needed > (found := there.get(what, 0.0)):
+            raise ConfigError(
+                f"num_learners={s.num_learners}, num_gpus_per_learner={s.num_gpus_per_learner:g}: a trial takes "
+                f"{needed:g} {what}, here Ray has {found:g}; give less with --{name.replace('_', '-')}, or set "
+                "RAY_ADDRESS to a cluster that has them"
+            )
+    if gpus and not torch.cuda.is_available() and len(ray.nodes()) == 1:
+        raise ConfigError(
+            f"num_gpus_per_learner={s.num_gpus_per_learner:g}: this torch ({torch.__version__}) finds no GPU; install "
+            "one built for it, or give --num-gpus-per-learner 0"
+        )
 
 
 def check_same_models(old: PoolSpec, new: PoolSpec, out: Path) -> None:

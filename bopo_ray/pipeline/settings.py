@@ -113,6 +113,16 @@ class Settings:
     """layers that the adapter adapts: all-linear, or names such as q_proj,v_proj"""
     gradient_checkpointing: bool = False
     """compute a backbone's activations again in its backward pass: less memory, more time"""
+    pass_tokens: int = 16384
+    """most tokens of one forward and backward pass of the router's training; fewer take less memory"""
+    warmup: float = 0.0
+    """share of the router's training, BoSFT's and BoPO's, over which the learning rate rises"""
+    lr_end: float = 1.0
+    """share of the learning rate that is left at the end of the training; it falls evenly"""
+    num_learners: int = 0
+    """learner processes that share each update, as RLlib's; 0: the trial's own process learns"""
+    num_gpus_per_learner: float = 0.0
+    """GPUs of each learner, as RLlib's; the env runners stay on CPUs"""
     cpus: int = 0
     """CPUs to use, 0 for all of this machine or cluster"""
     lanes: int = 8
@@ -146,6 +156,11 @@ class Settings:
             ("lora_rank", self.lora_rank >= 0, "need 0 (all weights) or more"),
             ("lora_targets", bool(self.lora_targets.strip(" ,")), "need all-linear, or names of layers"),
             ("cpus", self.cpus >= 0, "need 0 (all) or more"),
+            ("pass_tokens", self.pass_tokens >= 1, "need at least 1; a longer reading has a pass of its own"),
+            ("warmup", 0 <= self.warmup < 1, "need a share in [0, 1)"),
+            ("lr_end", 0 <= self.lr_end <= 1, "need a share in [0, 1]"),
+            ("num_learners", self.num_learners >= 0, "need 0 (none beside the trial's own process) or more"),
+            ("num_gpus_per_learner", 0 <= self.num_gpus_per_learner < math.inf, "need a number >= 0"),
             ("lr", 0 < self.lr < math.inf, "need a number > 0"),
             ("sft_lr", 0 < self.sft_lr < math.inf, "need a number > 0"),
             ("max_spend", self.max_spend >= 0, "need dollars >= 0"),
@@ -186,6 +201,14 @@ class Settings:
             }  # fmt: skip
         return {"width": self.width, "layers": self.layers, "context": self.context}
 
+    @property
+    def learning(self) -> dict[str, Any]:
+        """Who learns, and how, as `RouterAlgorithmConfig.learning` takes it."""
+        return {
+            "num_learners": self.num_learners, "num_gpus_per_learner": self.num_gpus_per_learner,
+            "tokens_per_pass": self.pass_tokens, "warmup": self.warmup, "lr_end": self.lr_end,
+        }  # fmt: skip
+
 
 SCALES: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -222,7 +245,10 @@ def _distinct(values: tuple[float, ...]) -> bool:
 
 _OPTIONAL = {"budget_calls": int, "budget_usd": float}
 """Fields that may be None."""
-_NOT_RESULTS = {"cpus", "lanes", "ignore_gate", "max_spend", "calls", "router"}
+_NOT_RESULTS = {
+    "cpus", "lanes", "ignore_gate", "max_spend", "calls", "router", "num_learners", "num_gpus_per_learner",
+    "pass_tokens",
+}  # fmt: skip
 """Fields that may differ between a run and its continuation."""
 _MAY_GROW = ("lambdas", "seeds", "advantage")
 """Fields to which a continuation may add: more points of the same sweep."""

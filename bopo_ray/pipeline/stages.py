@@ -12,10 +12,12 @@ import pyarrow as pa
 
 from bopo_ray.method.synthesis import Expert, choose_expert, gate, reliable_policies, stratified_shares
 from bopo_ray.method.taxonomy import counts
+from bopo_ray.pipeline.card import describe
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.records import CostMode, Difficulty, Episode, EpisodeSpec, Phase
 from bopo_ray.rllib.bopo import Boundary, read_boundaries
 from bopo_ray.rllib.bosft import BoSFT, BoSFTConfig
+from bopo_ray.rllib.saved import acting_module, check_pair
 from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL
 from bopo_ray.store import write_table
 
@@ -76,8 +78,9 @@ def bosft_stage(run: Run, boundaries: dict[str, Boundary]) -> Path:
         run.play("stratified rollouts", store, specs)
     run.stop_runners()
     report = run.out / "bosft.json"
-    if not report.exists():
+    if not (report.exists() and folder.exists()):
         write_json(report, _train(run, _experts(run, boundaries), folder))
+    _check_pair(run, folder)
     figures = json.loads(report.read_text())
     p = gate(np.full(figures["hard_steps"], figures["p_large_hard"]), override=s.ignore_gate)
     run.console.print(
@@ -110,7 +113,8 @@ def _train(run: Run, experts: list[Expert], folder: Path) -> dict[str, Any]:
     """Trains and saves the router; where there are enough tasks, every eighth is held out to choose the epoch by."""
     s = run.settings
     cfg = BoSFTConfig().environment(s.env, env_config=run.config().env_config).router(**s.router_shape)
-    cfg.lr = s.sft_lr
+    cfg.learning(**s.learning)
+    cfg.lr, cfg.total_epochs = s.sft_lr, s.sft_epochs
     cfg.debugging(seed=0)
     algorithm = cfg.build_algo()
     assert isinstance(algorithm, BoSFT)
@@ -122,6 +126,7 @@ def _train(run: Run, experts: list[Expert], folder: Path) -> dict[str, Any]:
     algorithm.load_router(temporary)
     p_hard = algorithm.p_large(experts, Difficulty.HARD)
     algorithm.stop()
+    describe(run, temporary, folder.name, method="bosft", epochs=kept["epoch"], experts=len(experts))
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     return kept | {
@@ -131,7 +136,14 @@ def _train(run: Run, experts: list[Expert], folder: Path) -> dict[str, Any]:
 
 
 def load_policy(run: Run, folder: Path) -> Any:
-    """The weights to act with of a saved router, as numpy arrays: its average over the updates."""
-    from bopo_ray.rllib.saved import acting_module
+    """The weights to act with of a saved router, as numpy arrays: its average over the updates.
 
+    Raises StoreError for a router of other models or prices, or a damaged one.
+    """
+    _check_pair(run, folder)
     return dict(acting_module(folder).get_state())
+
+
+def _check_pair(run: Run, folder: Path) -> None:
+    mend = "put this run's own router back, or remove that folder, for --resume to train it again"
+    check_pair(folder, [m.name for m in run.pool.models], run.pool.price_hash, mend)

@@ -20,6 +20,7 @@ from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig
 
 from bopo_ray.errors import ConfigError, EngineError, SpendLimitError, StoreError
 from bopo_ray.pipeline.board import Board, board_folder
+from bopo_ray.pipeline.card import describe
 from bopo_ray.pipeline.curves import Point, training_curves
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.rllib.bopo import BoPO
@@ -30,8 +31,6 @@ __all__ = ["Point", "Sweep", "training_curves"]
 log = logging.getLogger(__name__)
 MODULE = Path("learner_group/learner/rl_module/default_policy")
 """Where RLlib keeps the router in an algorithm's checkpoint."""
-CARD = "README.md"
-"""In a router's folder, where it is a Hugging Face model."""
 CONTENTS = "contents.json"
 """In a checkpoint: its files and their sizes in bytes, written when all of them are there."""
 
@@ -75,14 +74,14 @@ class Sweep:
         cfg = run.config().start_from(str(start.resolve()))
         cfg.episode_dir = str((run.episodes / "policy").resolve())
         cfg.boundary_dir = str(Path(str(cfg.boundary_dir)).resolve())
-        runners = max(1, run.cpus // len(todo) - 1)
+        learners = -(-int(2 * cfg.num_learners * cfg.num_cpus_per_learner) // 2)
+        runners = max(1, run.cpus // len(todo) - 1 - learners)
         cfg.env_runners(num_env_runners=runners, num_cpus_per_env_runner=0.5 if runners == 1 else 1)
         cfg.resources(num_cpus_for_main_process=0.5)
         need = cfg.memory_for_main_process + (runners if not cfg.home else 1) * cfg.memory_per_env_runner
         if (have := most_memory(ray.nodes())) < need:  # one trial must fit, else none ever starts
             cfg.memory_for_main_process = cfg.memory_for_main_process * have // need
             cfg.memory_per_env_runner = cfg.memory_per_env_runner * have // need
-        cfg.learners(num_learners=0, num_cpus_per_learner=0)  # learns in the main process, while its runner waits
         space = cfg.to_dict() | {
             "point": tune.grid_search(
                 [{"advantage": p.advantage, "lam": p.lam, "seed": p.seed, "resume_from": self._checkpoint(p)}
@@ -134,22 +133,13 @@ class Sweep:
         temporary = target.with_suffix(".tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(checkpoint / MODULE, temporary)
-        if (temporary / CARD).exists():
-            with (temporary / CARD).open("a") as card:
-                card.write(self._about(name, _updates(checkpoint)))
+        point = next(p for p in self.points if p.name == name)
+        how = {"method": point.method, "lam": point.lam, "seed": point.seed, "updates": _updates(checkpoint)}
+        describe(self.run, temporary, name, **how)
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         entry = {"updates": _updates(checkpoint), "checkpoint": str(checkpoint)}
         write_json(self.ledger, self.finished() | {name: entry})
-
-    def _about(self, name: str, updates: int) -> str:
-        """For the model card: what this router chooses between, and how it was trained."""
-        s, pool = self.run.settings, self.run.pool
-        models = "\n".join(f"{i}. `{m.name}`" for i, m in enumerate(pool.models))
-        return (
-            f"\n## This router\n\n`{name}`: {updates} updates on {len(self.run.train)} tasks of {s.env}, cost in "
-            f"{s.cost}, beta {s.beta:g}; price table {pool.price_hash}; {pool.label}. It chooses between\n\n{models}\n"
-        )
 
     def _checkpoint(self, point: Point) -> str | None:
         """The newest usable checkpoint of an interrupted point."""

@@ -8,13 +8,16 @@ model is run; dropout is off, so that the old policy's probabilities can be comp
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -22,28 +25,28 @@ from bopo_ray.errors import ConfigError
 from bopo_ray.models.hf_files import loading, model_path, one_line
 from bopo_ray.rllib.prompt import NOTHING, Prompt, described, is_causal, prompt_of, spec_of
 
-__all__ = ["ROUTER_FILE", "Backbone", "BackboneCopy", "check_backbone"]
+__all__ = ["ROUTER_FILE", "Backbone", "BackboneCopy", "Trunk", "check_backbone"]
 
 ROUTER_FILE = "router.json"
-"""Beside an exported model: what of the router is no part of it."""
-CHUNK_TOKENS = 1 << 14
-"""Tokens per forward pass where no gradient is needed."""
+"""Beside a router's weights: what of it is no part of an exported model, and what is known of it."""
 ALL_LINEAR = "all-linear"
 UNUSED = "pooler"
 """A layer that some encoders have for [CLS] alone: not used, not trained, and missing in many checkpoints."""
 
 
 class Backbone(nn.Module):
-    """pi(model | prompt): logits float32 [B, n_models] of token ids [B, context] as `Prompt.ids` makes them.
+    """pi(model | prompt): float32 logits [decisions, n_models] of readings, as `Prompt` makes them.
 
-    The pretrained model is no submodule; its trained parameters are, under their names with "/" for ".".
+    Input: token ids [B, T] with `NOTHING` behind each reading, and, where a reading has several decisions, its `asks`
+    [B, T] (see `Reading`). The pretrained model is no submodule; its trained parameters are, under their names with "/"
+    for ".".
     """
 
     def __init__(self, cfg: dict[str, Any], n_models: int) -> None:
         """
         Args:
             cfg: `backbone`, `context` (tokens), `lora_rank` (0 = all weights), `lora_targets` (names of layers,
-                comma separated, or all-linear), `gradient_checkpointing`.
+                comma separated, or all-linear), `gradient_checkpointing`, `bf16` (compute in bfloat16; None: on a GPU).
             n_models: size of the pool.
 
         Raises:
@@ -54,6 +57,7 @@ class Backbone(nn.Module):
         prompt = prompt_of(cfg["backbone"], cfg["context"])
         trunk = _trunk(cfg, prompt, n_models)
         self._trunk = [trunk]
+        self.train()
         self.weights = _Weights({k: p for k, p in trunk.named_parameters() if p.requires_grad})
         self.head: nn.Module = _Bias(n_models) if prompt.causal else nn.Linear(2 * trunk.width, n_models)
         if not prompt.causal:
@@ -61,28 +65,33 @@ class Backbone(nn.Module):
             nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     @property
-    def trunk(self) -> _Trunk:
+    def trunk(self) -> Trunk:
         """The pretrained model, with its adapter."""
         return self._trunk[0]
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        return self.logits(ids_BT, None, self.head)
+    @property
+    def remembers(self) -> bool:
+        """Whether what was read can be kept, as keys and values of each token."""
+        return bool(self.trunk.letters)
 
-    def logits(self, ids_BT: Tensor, weights: dict[str, Tensor] | None, head: nn.Module) -> Tensor:
+    def forward(self, ids_BT: Tensor, asks_BT: Tensor | None = None) -> Tensor:
+        return self.logits(ids_BT, asks_BT, None, self.head)
+
+    def logits(
+        self, ids_BT: Tensor, asks_BT: Tensor | None, weights: dict[str, Tensor] | None, head: nn.Module
+    ) -> Tensor:
         """The logits with other `weights`, by name, in place of the present ones."""
-        ids_BT = ids_BT.long()
         length = max(1, int((ids_BT != NOTHING).sum(-1).max()))
-        ids_BT = ids_BT[:, :length]
-        rows = len(ids_BT) if torch.is_grad_enabled() else max(1, CHUNK_TOKENS // length)
-        features = [self._features(chunk, weights) for chunk in ids_BT.split(rows)]
-        logits: Tensor = head(torch.cat(features))
+        seen = (ids_BT[:, :length].long(), None if asks_BT is None else asks_BT[:, :length])
+        features = self.trunk(*seen) if weights is None else torch.func.functional_call(self.trunk, weights, seen)
+        logits: Tensor = head(features)
         return logits.float()
 
-    def _features(self, ids_BT: Tensor, weights: dict[str, Tensor] | None) -> Tensor:
-        self.trunk.settle(ids_BT.device, frozen_only=bool(self.cfg["lora_rank"]))
-        if weights is None:
-            return self.trunk(ids_BT)  # type: ignore[no-any-return]
-        return torch.func.functional_call(self.trunk, weights, (ids_BT,))  # type: ignore[no-any-return]
+    def train(self, mode: bool = True) -> Backbone:
+        """As torch's; the pretrained model is in training only where that makes it checkpoint activations."""
+        super().train(mode)
+        self.trunk.train(mode and bool(self.cfg["gradient_checkpointing"]))
+        return self
 
     def copy(self) -> BackboneCopy:
         """What is trained, as it is now, frozen."""
@@ -90,7 +99,10 @@ class Backbone(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self.trunk._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        if self.cfg["lora_rank"] and next(self.parameters()).is_cuda:
+            self.trunk.halve_frozen()
+        return self
 
     def save_pretrained(self, folder: Path) -> None:
         """The model or the adapter as transformers and peft load it, its tokenizer, and `ROUTER_FILE`."""
@@ -98,12 +110,13 @@ class Backbone(nn.Module):
         with loading(spec_of(self.cfg["backbone"])):
             self.trunk.model.save_pretrained(str(folder))
             prompt.tokenizer.save_pretrained(str(folder))
-        about = {"n_models": self.n_models, "context": self.cfg["context"], "causal": prompt.causal}
-        if prompt.causal:
-            about["tokens"] = list(prompt.letters(self.n_models))
-        about["head"] = {k: v.tolist() for k, v in self.head.state_dict().items()}
+        about: dict[str, Any] = {
+            "backbone": self.cfg["backbone"], "n_models": self.n_models, "causal": prompt.causal,
+            **{k: self.cfg[k] for k in ("context", "lora_rank", "lora_targets")},
+            "tokens": list(prompt.letters(self.n_models)) if prompt.causal else [],
+            "head": {k: v.tolist() for k, v in self.head.state_dict().items()},
+        }  # fmt: skip
         (folder / ROUTER_FILE).write_text(json.dumps(about))
-        (folder / "README.md").write_text(_card(self.cfg, self.n_models, prompt))
 
 
 class BackboneCopy(nn.Module):
@@ -117,8 +130,8 @@ class BackboneCopy(nn.Module):
         self.head.load_state_dict(policy.head.state_dict())
         self.requires_grad_(False)
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        return self._policy[0].logits(ids_BT, dict(self.weights.by_name()), self.head)
+    def forward(self, ids_BT: Tensor, asks_BT: Tensor | None = None) -> Tensor:
+        return self._policy[0].logits(ids_BT, asks_BT, dict(self.weights.by_name()), self.head)
 
 
 class _Weights(nn.Module):
@@ -145,44 +158,78 @@ class _Bias(nn.Module):
         return logits_BN + self.bias
 
 
-class _Trunk(nn.Module):
-    """The pretrained model up to what the head takes, float32: [B, n_models] of letters, or [B, 2 * width]."""
+class Trunk(nn.Module):
+    """The pretrained model up to what the head takes, float32: [decisions, n_models] of letters, or [B, 2 * width]."""
 
-    def __init__(self, model: Any, letters: tuple[int, ...]) -> None:
+    def __init__(self, model: Any, letters: tuple[int, ...], bf16: bool | None) -> None:
         super().__init__()
         self.model = model
         self.letters = letters
+        self.bf16 = bf16
         self.width = int(model.config.get_text_config().hidden_size)
-        self._settled = False
 
-    def settle(self, device: torch.device, frozen_only: bool) -> None:
-        """On a GPU, what is not trained becomes bfloat16; what is trained stays float32 and is cast as it is used."""
-        if not self._settled and device.type == "cuda" and frozen_only:
-            for p in self.model.parameters():
-                if not p.requires_grad:
-                    p.data = p.data.to(torch.bfloat16)
-        self._settled = True
+    @property
+    def language_model(self) -> Any:
+        """The pretrained model, its adapter in it."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        mask_BT = ids_BT != NOTHING
-        lm = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        reader = lm.base_model if self.letters else lm
-        half = torch.autocast("cuda", torch.bfloat16) if ids_BT.is_cuda else contextlib.nullcontext()
-        with half:
-            cached = {"use_cache": False} if self.letters else {}
-            out = reader(input_ids=ids_BT.clamp_min(0), attention_mask=mask_BT.long(), **cached)
-        hidden_BTD = out.last_hidden_state.float()
-        length_B = mask_BT.sum(-1)
+    def forward(self, ids_BT: Tensor, asks_BT: Tensor | None = None) -> Tensor:
+        there_BT = ids_BT != NOTHING
+        ids_BT = ids_BT.clamp_min(0)
+        if asks_BT is not None:
+            mask_B1TT, places_BT = _seen(there_BT, asks_BT)
+            last_BT = (asks_BT > 0) & (asks_BT != F.pad(asks_BT[:, 1:], (0, 1)))
+            return self.choose(self.read(ids_BT, mask_B1TT, position_ids=places_BT)[0][last_BT])
+        hidden_BTD = self.read(ids_BT, there_BT.long())[0]
         if self.letters:
-            last_BD = hidden_BTD[torch.arange(len(ids_BT), device=ids_BT.device), length_B - 1]
-            last = lm.get_output_embeddings()
-            letters = torch.tensor(self.letters, device=ids_BT.device)
-            logits_BN = last_BD @ last.weight[letters].float().T
-            bias = getattr(last, "bias", None)
-            return logits_BN if bias is None else logits_BN + bias[letters].float()
-        keep_BT1 = mask_BT.unsqueeze(-1).float()
+            last_B = there_BT.sum(-1) - 1
+            return self.choose(hidden_BTD[torch.arange(len(ids_BT), device=ids_BT.device), last_B])
+        keep_BT1 = there_BT.unsqueeze(-1).float()
         mean_BD = (hidden_BTD * keep_BT1).sum(1) / keep_BT1.sum(1).clamp(min=1)
         return torch.cat([hidden_BTD[:, 0], mean_BD], -1)
+
+    def read(self, ids_BT: Tensor, mask: Tensor, cache: Any = None, **more: Any) -> tuple[Tensor, Any]:
+        """Hidden states [B, T, width], float32, and the cache with the keys and values of what was read."""
+        device = ids_BT.device.type
+        half = device == "cuda" if self.bf16 is None else self.bf16
+        if self.letters:
+            more |= {"use_cache": cache is not None, "past_key_values": cache}
+        with torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext():
+            reader = self.language_model.base_model if self.letters else self.language_model
+            out = reader(input_ids=ids_BT, attention_mask=mask, **more)
+        return out.last_hidden_state.float(), cache
+
+    def choose(self, hidden_ND: Tensor) -> Tensor:
+        """Logits [N, n_models] of the letters."""
+        last = self.language_model.get_output_embeddings()
+        letters = torch.tensor(self.letters, device=hidden_ND.device)
+        logits_NM = hidden_ND @ last.weight[letters].float().T
+        bias = getattr(last, "bias", None)
+        return logits_NM if bias is None else logits_NM + bias[letters].float()
+
+    def halve_frozen(self) -> None:
+        """What is not trained becomes bfloat16; what is trained stays float32 and is cast as it is used."""
+        for p in self.model.parameters():
+            if not p.requires_grad:
+                p.data = p.data.to(torch.bfloat16)
+
+
+def _seen(there_BT: Tensor, asks_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Who sees whom, as numbers to add to attention scores [B, 1, T, T], and each token's place in its prompt [B, T].
+
+    A token sees those before it that belong to no question, or to its own.
+    """
+    T = asks_BT.shape[1]
+    index_T = torch.arange(T, device=asks_BT.device)
+    shared_BT = there_BT & (asks_BT == 0)
+    seen_BTT = shared_BT.unsqueeze(1) | (asks_BT.unsqueeze(1) == asks_BT.unsqueeze(2)) & there_BT.unsqueeze(1)
+    seen_BTT &= index_T <= index_T.unsqueeze(-1)
+    mask_BTT = torch.zeros(seen_BTT.shape, device=asks_BT.device).masked_fill_(~seen_BTT, torch.finfo(torch.half).min)
+    begins_BT = asks_BT != F.pad(asks_BT[:, :-1], (1, 0))
+    begin_BT = torch.where(begins_BT, index_T, 0).cummax(1).values
+    before_BT = shared_BT.cumsum(1)
+    places_BT = torch.where(asks_BT > 0, before_BT + index_T - begin_BT, (before_BT - 1).clamp_min(0))
+    return mask_BTT.unsqueeze(1), places_BT
 
 
 def check_backbone(cfg: dict[str, Any], n_models: int) -> None:
@@ -190,14 +237,15 @@ def check_backbone(cfg: dict[str, Any], n_models: int) -> None:
     prompt = prompt_of(cfg["backbone"], cfg["context"])
     if prompt.causal:
         prompt.letters(n_models)
+    kind = AutoModelForCausalLM if prompt.causal else AutoModel
+    with loading(spec_of(cfg["backbone"])), torch.device("meta"):
+        model = kind.from_config(described(cfg["backbone"])[0])
+    _attends(model, cfg)
     if cfg["lora_rank"]:
-        kind = AutoModelForCausalLM if prompt.causal else AutoModel
-        with loading(spec_of(cfg["backbone"])), torch.device("meta"):
-            model = kind.from_config(described(cfg["backbone"])[0])
         _with_adapter(model, cfg, prompt.causal)
 
 
-def _trunk(cfg: dict[str, Any], prompt: Prompt, n_models: int) -> _Trunk:
+def _trunk(cfg: dict[str, Any], prompt: Prompt, n_models: int) -> Trunk:
     config, revision = described(cfg["backbone"])
     for name, value in config.to_dict().items():
         if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
@@ -210,6 +258,7 @@ def _trunk(cfg: dict[str, Any], prompt: Prompt, n_models: int) -> _Trunk:
             model_path(spec), config=config, revision=revision or "main", trust_remote_code=False,
             dtype=torch.float32, output_loading_info=True,
         )  # fmt: skip
+    _attends(model, cfg)
     for name, weight in model.named_parameters():
         weight.requires_grad_(UNUSED not in name)
     if lacking := sorted(name for name in found["missing_keys"] if UNUSED not in name):
@@ -217,12 +266,22 @@ def _trunk(cfg: dict[str, Any], prompt: Prompt, n_models: int) -> _Trunk:
             f"backbone={cfg['backbone']!r}: its files lack {len(lacking)} of the model's weights, {lacking[0]} ...; "
             "need what save_pretrained of the whole model wrote; set it with --backbone"
         )
-    if cfg["gradient_checkpointing"]:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if cfg["lora_rank"]:
         model = _with_adapter(model, cfg, prompt.causal)
-    model.train(bool(cfg["gradient_checkpointing"]))
-    return _Trunk(model, letters)
+    if cfg["gradient_checkpointing"]:
+        lm = model.get_base_model() if cfg["lora_rank"] else model
+        lm.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    return Trunk(model, letters, cfg["bf16"])
+
+
+def _attends(model: Any, cfg: dict[str, Any]) -> None:
+    """Raises ConfigError for a causal model in which who sees whom can't be said."""
+    takes_places = "position_ids" in inspect.signature(model.base_model.forward).parameters
+    if is_causal(model.config) and (getattr(model, "_is_stateful", False) or not takes_places):
+        raise ConfigError(
+            f"backbone={cfg['backbone']!r} ({model.config.model_type}): need a causal model that attends to tokens by "
+            "their positions, as Qwen and Llama do; choose another --backbone"
+        )
 
 
 @contextlib.contextmanager
@@ -249,7 +308,8 @@ def _with_adapter(model: Any, cfg: dict[str, Any], causal: bool) -> Any:
         task_type="CAUSAL_LM" if causal else "FEATURE_EXTRACTION",
     )  # fmt: skip
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks by the old name
             torch.manual_seed(0)
             adapted = get_peft_model(model, lora)
     except ValueError as error:
@@ -267,22 +327,3 @@ def _with_adapter(model: Any, cfg: dict[str, Any], causal: bool) -> Any:
 
 def _like(head: Any) -> nn.Module:
     return nn.Linear(head.in_features, head.out_features)
-
-
-def _card(cfg: dict[str, Any], n_models: int, prompt: Prompt) -> str:
-    rank = cfg["lora_rank"]
-    how = f"LoRA of rank {rank} on {cfg['lora_targets']}" if rank else "full fine-tuning"
-    decides = "the logits of one letter per model" if prompt.causal else "a linear head"
-    library = "peft" if rank else "transformers"
-    return (
-        f"---\nlibrary_name: {library}\ntags: [bopo_ray, routing]\n---\n\n"
-        f"# A router between {n_models} language models\n\n"
-        f"It reads a task, the remaining budget and an agent's history, up to {cfg['context']} tokens, and says by "
-        f"{decides} which model writes the next action; 0 is the cheapest. Trained by `bopo_ray` ({how}) from "
-        f"`{Path(cfg['backbone']).name}`; these are the weights averaged over its updates.\n\n"
-        "```python\nfrom bopo_ray import History, load_router\n\n"
-        'router = load_router("THIS FOLDER")\n'
-        'print(router.decide(History("the task", "the first observation", steps_left=30)))\n```\n\n'
-        f"`{library}` loads the weights by themselves; `{ROUTER_FILE}` holds the rest. The run's own `settings.yaml` "
-        "and `pool.yaml` name its models, prices and options.\n"
-    )

@@ -1,10 +1,14 @@
-"""Episodes as train batches: one row per step, everything else about the group already worked into its weights."""
+"""Episodes as train batches: a row per reading, all else about the group already worked into the weights of its steps.
+
+Always true here: a row's weight is its share of the whole batch's loss, times the number of minibatches; so losses and
+gradients add up over rows, forward passes and learners, and each minibatch estimates the loss of the batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,24 +19,21 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from bopo_ray.agent import episode_views
 from bopo_ray.method.synthesis import Expert
 from bopo_ray.records import Episode
-from bopo_ray.rllib.encode import Reader
+from bopo_ray.rllib.encode import Reader, Reading
+from bopo_ray.rllib.router_module import ASKS
 
 __all__ = [
-    "ADVANTAGE",
-    "ANCHOR",
-    "LABEL",
-    "MASK",
-    "OLD_LOGP",
-    "REFERENCE",
-    "WEIGHT",
-    "Group",
-    "bopo_batch",
-    "sft_batch",
-]
+    "ADVANTAGE", "ANCHOR", "LABEL", "LENGTH", "MASK", "OLD_LOGP", "REFERENCE", "WEIGHT", "Group", "TrainBatch",
+    "bopo_batch", "passes", "readings_table", "sft_batch",
+]  # fmt: skip
 
-ADVANTAGE, ANCHOR, WEIGHT, MASK = "advantages", "anchor_advantages", "row_weights", "action_mask"
+ADVANTAGE, ANCHOR, WEIGHT, MASK = "advantages", "anchor_advantages", "weights", "action_mask"
 OLD_LOGP, REFERENCE, LABEL = "old_logp", "reference_logits", "labels"
-"""Columns beside RLlib's own."""
+"""Columns beside RLlib's own: per row and decision, [rows, K, ...]. A row with fewer decisions has weight 0 behind."""
+LENGTH = "length"
+"""Column: tokens of a row [rows]; 0 for one that only fills up."""
+Row = tuple[Reading, dict[str, NDArray[Any]]]
+"""A reading, and the columns of its decisions, [k, ...]."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,68 +48,138 @@ class Group:
     """Boundary trajectories to imitate, each with its A_b."""
 
 
-def episode_ids(episode: Episode, read: Reader) -> NDArray[np.int32]:
-    """What the router saw at each step, encoded: [steps, context]."""
-    rows = [read(v) for v in episode_views(episode)]
-    return np.stack(rows) if rows else np.empty((0, read.context), np.int32)
+class TrainBatch(NamedTuple):
+    """For `LearnerGroup.update(batch=data, minibatch_size=rows)`, which then cuts it where it is meant to be cut."""
+
+    data: MultiAgentBatch
+    rows: int
+    """Of each learner's part of a minibatch."""
 
 
 def bopo_batch(
     groups: Sequence[Group], t_max: int, read: Reader, minibatch: int, learners: int, rng: np.random.Generator
-) -> MultiAgentBatch | None:
-    """The train batch of an update, shuffled and padded to whole minibatches; None when no group teaches anything.
+) -> TrainBatch | None:
+    """The train batch of an update; None when no group teaches anything.
 
-    Weights are 1/(G * T_max * n_groups) on policy rows and 1/(T_max * n_groups) on anchor rows, times the number of
-    minibatches per learner and of learners (whose gradients are averaged): each minibatch then estimates the whole
-    loss.
+    Weights are 1/(G * T_max * n_groups) on policy steps and 1/(T_max * n_groups) on those of anchors.
+
+    Args:
+        groups: what to learn from.
+        t_max: T_max.
+        read: how the router reads.
+        minibatch: about the steps per optimizer step and learner: all have as many, but for readings being whole.
+        learners: how many share a minibatch.
+        rng: of the order.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for group in groups:
         policy_weight = 1 / (len(group.episodes) * t_max * len(groups))
         for episode, advantage in zip(group.episodes, group.advantages, strict=True):
             rows += _rows(episode, read, policy_weight, advantage=float(advantage))
         for episode, anchor in group.anchors:
             rows += _rows(episode, read, 1 / (t_max * len(groups)), anchor=anchor)
-    if not rows:
-        return None
-    table = {k: np.stack([r[k] for r in rows]) for k in rows[0]}
-    table[WEIGHT] *= -(-len(rows) // (minibatch * learners)) * learners
-    return _finish(table, minibatch, learners, rng)
+    return _arranged(rows, read.padding, minibatch, learners, rng) if rows else None
 
 
 def sft_batch(
     experts: Sequence[Expert], weights: NDArray[np.float64], read: Reader, minibatch: int, learners: int,
     rng: np.random.Generator,
-) -> MultiAgentBatch:  # fmt: skip
-    """All expert steps with their class weights (mean 1), shuffled and padded to whole minibatches."""
-    ids = np.concatenate([episode_ids(e.episode, read) for e in experts])
-    labels = np.concatenate([np.asarray(e.labels, np.int64) for e in experts])
-    table = {Columns.OBS: ids, LABEL: labels, WEIGHT: weights.astype(np.float32)}
-    return _finish(table, minibatch, learners, rng)
+) -> TrainBatch:  # fmt: skip
+    """All expert steps with their class weights (mean 1), over their number; see `bopo_batch`."""
+    rows: list[Row] = []
+    for expert, weight in zip(experts, _split(weights / len(weights), [len(e.labels) for e in experts]), strict=True):
+        columns = {LABEL: np.asarray(expert.labels, np.int64), WEIGHT: weight.astype(np.float32)}
+        rows += _with_columns(read.episode(episode_views(expert.episode)), columns)
+    return _arranged(rows, read.padding, minibatch, learners, rng)
 
 
-def _rows(
-    episode: Episode, read: Reader, weight: float, advantage: float = 0.0, anchor: float = 0.0
-) -> list[dict[str, Any]]:
-    return [
-        {
-            Columns.OBS: ids,
-            Columns.ACTIONS: np.int64(step.model),
-            ADVANTAGE: np.float32(advantage),
-            ANCHOR: np.float32(anchor),
-            WEIGHT: np.float32(weight),
-            MASK: np.asarray(step.mask, bool),
-        }
-        for step, ids in zip(episode.steps, episode_ids(episode, read), strict=True)
-    ]
+def readings_table(readings: Sequence[Reading], padding: int) -> dict[str, NDArray[Any]]:
+    """Readings as the columns of a batch, to look at and not to learn from."""
+    rows = [(r, {WEIGHT: np.ones(r.decisions, np.float32)}) for r in readings]
+    return _table(rows, np.arange(len(rows)), padding)
 
 
-def _finish(table: dict[str, NDArray[Any]], minibatch: int, learners: int, rng: np.random.Generator) -> MultiAgentBatch:
-    n = len(table[WEIGHT])
-    order = rng.permutation(n)
-    unit = minibatch * learners
-    padded = -(-n // unit) * unit
-    order = np.concatenate([order, np.zeros(padded - n, order.dtype)])
-    table = {k: v[order] for k, v in table.items()}
-    table[WEIGHT][n:] = 0.0
-    return MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(table)}, env_steps=n)
+def passes(length_B: NDArray[Any], tokens: int) -> Iterator[NDArray[np.int64]]:
+    """Rows of one forward pass after the other: of similar lengths, at most so many tokens with their padding.
+
+    At least one row at a time. Rows of length 0 are left out.
+    """
+    order = np.argsort(-length_B, kind="stable")
+    order = order[: int((length_B > 0).sum())]
+    while order.size:
+        count = max(1, tokens // int(length_B[order[0]]))
+        yield order[:count]
+        order = order[count:]
+
+
+def _rows(episode: Episode, read: Reader, weight: float, advantage: float = 0.0, anchor: float = 0.0) -> list[Row]:
+    n = len(episode.steps)
+    columns = {
+        Columns.ACTIONS: np.array([s.model for s in episode.steps], np.int64),
+        ADVANTAGE: np.full(n, advantage, np.float32),
+        ANCHOR: np.full(n, anchor, np.float32),
+        WEIGHT: np.full(n, weight, np.float32),
+        MASK: np.array([s.mask for s in episode.steps], bool),
+    }
+    return _with_columns(read.episode(episode_views(episode)), columns)
+
+
+def _with_columns(readings: Sequence[Reading], columns: dict[str, NDArray[Any]]) -> list[Row]:
+    sizes = [r.decisions for r in readings]
+    parts = {k: _split(v, sizes) for k, v in columns.items()}
+    return [(r, {k: v[i] for k, v in parts.items()}) for i, r in enumerate(readings)]
+
+
+def _split(values: NDArray[Any], sizes: Sequence[int]) -> list[NDArray[Any]]:
+    return np.split(values, np.cumsum(sizes)[:-1]) if sizes else []
+
+
+def _arranged(rows: Sequence[Row], padding: int, minibatch: int, learners: int, rng: np.random.Generator) -> TrainBatch:
+    """Rows in a drawn order, by learner, by minibatch; each learner's part of each filled up to the same size."""
+    order = rng.permutation(len(rows))
+    steps = np.array([rows[i][0].decisions for i in order])
+    wanted = -(-int(steps.sum()) // (minibatch * learners))
+    _, batch_of = np.unique((np.cumsum(steps) - steps) * wanted // steps.sum(), return_inverse=True)
+    minibatches = int(batch_of[-1]) + 1
+    parts = [_shared(order[batch_of == m], rows, learners) for m in range(minibatches)]
+    size = max(len(part) for shares in parts for part in shares)
+    places = np.full((learners, minibatches, size), -1)
+    for m, shares in enumerate(parts):
+        for learner, part in enumerate(shares):
+            places[learner, m, : len(part)] = part
+    table = _table(rows, places.reshape(-1), padding)
+    table[WEIGHT] *= minibatches
+    return TrainBatch(MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(table)}, env_steps=int(steps.sum())), size)
+
+
+def _shared(members: NDArray[np.int64], rows: Sequence[Row], learners: int) -> list[list[int]]:
+    """A minibatch in shares of nearly as many tokens."""
+    shares: list[list[int]] = [[] for _ in range(learners)]
+    tokens = [0] * learners
+    for i in sorted(members.tolist(), key=lambda i: -len(rows[i][0].ids)) if learners > 1 else members.tolist():
+        least = tokens.index(min(tokens))
+        shares[least].append(i)
+        tokens[least] += len(rows[i][0].ids)
+    return shares
+
+
+def _table(rows: Sequence[Row], places: NDArray[np.int64], padding: int) -> dict[str, NDArray[Any]]:
+    """Columns of the rows at `places`; -1 is a row of nothing."""
+    T, K = (max(sizes) for sizes in zip(*((len(r.ids), r.decisions) for r, _ in rows), strict=True))
+    n = len(places)
+    table: dict[str, NDArray[Any]] = {Columns.OBS: np.full((n, T), padding, np.int32), LENGTH: np.zeros(n, np.int32)}
+    if rows[0][0].asks is not None:
+        table[ASKS] = np.zeros((n, T), np.int32)
+    for name, like in rows[0][1].items():
+        table[name] = np.zeros((n, K, *like.shape[1:]), like.dtype)
+    for at, i in enumerate(places):
+        if i < 0:
+            continue
+        reading, columns = rows[i]
+        table[Columns.OBS][at, : len(reading.ids)] = reading.ids
+        table[LENGTH][at] = len(reading.ids)
+        if reading.asks is not None:
+            table[ASKS][at, : len(reading.ids)] = reading.asks
+        for name, values in columns.items():
+            table[name][at, : len(values)] = values
+    return table

@@ -72,6 +72,8 @@ class BoPOConfig(RouterAlgorithmConfig):
         """Folder for the policy episodes, one store per trial; None keeps none."""
         self.t_max = 40
         """Step limit of the benchmark."""
+        self.total_updates = 0
+        """Updates of the whole training, by which the learning rate rises and falls; 0: it stays as it is."""
         self.resume_from: str | None = None
         """Checkpoint folder of an interrupted run to continue."""
         self.lr = 3e-4
@@ -184,8 +186,9 @@ class BoPO(Algorithm):
         batch = bopo_batch(taught, cfg.t_max, cfg.reader, cfg.minibatch_size, learners, rng) if taught else None
         if batch is not None:
             results = self.learner_group.update(
-                batch=batch, num_epochs=cfg.num_epochs, minibatch_size=cfg.minibatch_size, shuffle_batch_per_epoch=False
-            )
+                batch=batch.data, num_epochs=cfg.num_epochs, minibatch_size=batch.rows, shuffle_batch_per_epoch=False,
+                progress=(self.updates / cfg.total_updates, 1 / cfg.total_updates) if cfg.total_updates else None,
+            )  # fmt: skip
             self.metrics.aggregate(results, key=LEARNER_RESULTS)
         self.updates += 1
         weight = averaging_weight(self.updates)

@@ -14,11 +14,12 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import LEARNER_RESULTS
 
+from bopo_ray.agent import episode_views
 from bopo_ray.errors import ConfigError
 from bopo_ray.method.loss import bosft_loss
 from bopo_ray.method.synthesis import Expert, step_weights
 from bopo_ray.records import Difficulty, spawn_seed
-from bopo_ray.rllib.batch import episode_ids, sft_batch
+from bopo_ray.rllib.batch import WEIGHT, readings_table, sft_batch
 from bopo_ray.rllib.config import RouterAlgorithmConfig
 from bopo_ray.rllib.learner import BoSFTTorchLearner
 
@@ -32,6 +33,8 @@ class BoSFTConfig(RouterAlgorithmConfig):
         super().__init__(algo_class or BoSFT)
         self.hard_share = 1 / 3
         """Least share of the loss on Hard steps."""
+        self.total_epochs = 0
+        """Passes of the whole training, by which the learning rate rises and falls; 0: it stays as it is."""
         self.lr = 1e-3
         self.num_epochs, self.minibatch_size = 1, 64
         self.env_runners(num_env_runners=0)
@@ -99,7 +102,10 @@ class BoSFT(Algorithm):
             self.experts, step_weights(steps, cfg.hard_share), cfg.reader, cfg.minibatch_size,
             max(1, cfg.num_learners), rng,
         )  # fmt: skip
-        results = self.learner_group.update(batch=batch, num_epochs=1, minibatch_size=cfg.minibatch_size)
+        results = self.learner_group.update(
+            batch=batch.data, num_epochs=1, minibatch_size=batch.rows, shuffle_batch_per_epoch=False,
+            progress=(self.epochs / cfg.total_epochs, 1 / cfg.total_epochs) if cfg.total_epochs else None,
+        )  # fmt: skip
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         self.epochs += 1
 
@@ -123,7 +129,7 @@ class BoSFT(Algorithm):
         cfg = self.config
         labels = torch.from_numpy(np.concatenate([np.asarray(e.labels, np.int64) for e in experts]))
         weights = step_weights([e.difficulty for e in experts for _ in e.labels], cfg.hard_share)
-        return float(bosft_loss(self._logits(experts), labels, torch.from_numpy(weights)))
+        return float(bosft_loss(self._logits(experts), labels, torch.from_numpy(weights / len(weights))))
 
     def p_large(self, experts: Sequence[Expert], difficulty: Difficulty | None = None) -> np.ndarray:
         """pi(any model but the smallest) at each step of the experts' trajectories, [steps]."""
@@ -134,11 +140,7 @@ class BoSFT(Algorithm):
 
     def _logits(self, experts: Sequence[Expert]) -> torch.Tensor:
         """The learner's logits at each step of the experts' trajectories, [steps, n_models]."""
-        ids = torch.from_numpy(np.concatenate([episode_ids(e.episode, self.config.reader) for e in experts]))
-
-        def logits(learner: Any) -> torch.Tensor:
-            module = learner.module[DEFAULT_MODULE_ID].unwrapped()
-            with torch.no_grad():
-                return torch.cat([module.policy(c.to(learner.device)).cpu() for c in ids.split(256)])
-
-        return self.learner_group.foreach_learner(logits).result_or_errors[0].get()
+        read = self.config.reader
+        rows = readings_table([r for e in experts for r in read.episode(episode_views(e.episode))], read.padding)
+        found = self.learner_group.foreach_learner(lambda learner: learner.logits(rows)).result_or_errors[0].get()
+        return found[torch.from_numpy(rows[WEIGHT] != 0)]

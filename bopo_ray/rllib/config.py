@@ -27,6 +27,10 @@ class RouterAlgorithmConfig(AlgorithmConfig):
         """Bytes that Ray sets aside, see `placement`; 0 asks for none."""
         self.home = ""
         """Ray's id of the node that holds the run's files, where trials learn; empty for a run on one machine."""
+        self.tokens_per_pass = 1 << 14
+        """Most tokens of a forward and backward pass, padding included; a minibatch takes as many as it needs."""
+        self.warmup, self.lr_end = 0.0, 1.0
+        """The learning rate rises over this share of the training, and falls to this share of itself at its end."""
         self.api_stack(enable_rl_module_and_learner=True, enable_env_runner_and_connector_v2=True)
         self.env_runners(
             env_runner_cls=GroupEnvRunner, num_env_runners=1, num_envs_per_env_runner=8, create_local_env_runner=False,
@@ -43,6 +47,15 @@ class RouterAlgorithmConfig(AlgorithmConfig):
         """Sets the router's shape."""
         self.router_shape = ROUTER_DEFAULTS | shape
         self.rl_module(rl_module_spec=RLModuleSpec(module_class=RouterModule, model_config=self.router_shape))
+        return self
+
+    def learning(
+        self, num_learners: int, num_gpus_per_learner: float, tokens_per_pass: int, warmup: float, lr_end: float
+    ) -> RouterAlgorithmConfig:
+        """Sets who learns, by RLlib's names, and how; learners on CPUs share cores with the runner they wait for."""
+        cpus = 0.5 if num_learners and not num_gpus_per_learner else 0
+        self.learners(num_learners=num_learners, num_gpus_per_learner=num_gpus_per_learner, num_cpus_per_learner=cpus)
+        self.tokens_per_pass, self.warmup, self.lr_end = tokens_per_pass, warmup, lr_end
         return self
 
     def start_from(self, folder: str) -> RouterAlgorithmConfig:

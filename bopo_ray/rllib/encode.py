@@ -7,21 +7,40 @@ history lines get longer with the context.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bopo_ray.models.tokens import CLS, PAD, SEP, encode, tokenizer
 
-__all__ = ["TASK_TOKENS", "Reader", "encode_view", "visible"]
+__all__ = ["NOTHING", "TASK_TOKENS", "Reader", "Reading", "encode_view", "visible"]
 
 TASK_TOKENS, BUDGET_TOKENS, NEWEST_TOKENS, OLDER_TOKENS = 36, 16, 24, 10
 """At most so many tokens of the task, the budget, the newest and each older history line ..."""
 NEWEST_SHARE, OLDER_SHARE = 4, 10
 """... or, where that is more, one in so many of the context's tokens for the newest and each older line."""
+
+
+NOTHING = -1
+"""Stands behind what a backbone reads, up to a fixed length: no token has this id."""
+
+
+class Reading(NamedTuple):
+    """Token ids [T], and where in them is decided."""
+
+    ids: NDArray[np.int32]
+    """Without padding."""
+    asks: NDArray[np.int32] | None = None
+    """[T]: k > 0 at the tokens of the k-th question, behind whose last one is decided; they are seen by each other
+    alone. None: one decision, by all of it."""
+
+    @property
+    def decisions(self) -> int:
+        """How many there are, one for each step."""
+        return 1 if self.asks is None else int(self.asks.max())
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +59,27 @@ class Reader:
 
     def __call__(self, view: str) -> NDArray[np.int32]:
         """Token ids [context], int32. Raises ConfigError when a backbone can't read it."""
-        if not self.backbone:
-            return encode_view(view, self.context)
+        return self._prompt.ids(view) if self.backbone else encode_view(view, self.context)
+
+    def episode(self, views: Sequence[str]) -> list[Reading]:
+        """What is read to decide at each step of an episode, of which these are the views: one reading for each step,
+        or fewer that have several. Raises ConfigError when a backbone can't read it.
+        """
+        if self.backbone:
+            return self._prompt.episode(views)  # type: ignore[no-any-return]
+        rows = [encode_view(view, self.context) for view in views]
+        return [Reading(ids[: int((ids != self.padding).sum())]) for ids in rows]
+
+    @property
+    def padding(self) -> int:
+        """The id that stands behind what is read."""
+        return NOTHING if self.backbone else tokenizer().token_to_id(PAD)
+
+    @property
+    def _prompt(self) -> Any:
         from bopo_ray.rllib.prompt import prompt_of  # brings transformers and torch, which reports do without
 
-        return prompt_of(self.backbone, self.context).ids(view)
+        return prompt_of(self.backbone, self.context)
 
 
 def encode_view(view: str, context: int) -> NDArray[np.int32]:

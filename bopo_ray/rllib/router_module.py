@@ -15,12 +15,17 @@ from transformers import BertConfig, BertModel
 
 from bopo_ray.models.tokens import PAD, tokenizer
 from bopo_ray.rllib.backbone import Backbone
+from bopo_ray.rllib.memory import Memory
 
-__all__ = ["ROUTER_DEFAULTS", "RouterModule"]
+__all__ = ["ASKS", "ROUTER_DEFAULTS", "RouterModule"]
+
+ASKS = "asks"
+"""Column beside RLlib's own, see `Reading`."""
 
 ROUTER_DEFAULTS: dict[str, Any] = {
     "width": 64, "layers": 2, "heads": 4, "context": 96,
     "backbone": "", "lora_rank": 0, "lora_targets": "all-linear", "gradient_checkpointing": False,
+    "bf16": None,
 }  # fmt: skip
 """Hidden size, transformer layers, attention heads, and length of the encoded view in tokens; where `backbone` names a
 Hugging Face model, that is the router, of the same length (see `Backbone`)."""
@@ -29,10 +34,10 @@ Hugging Face model, that is the router, of the same length (see `Backbone`)."""
 class RouterModule(TorchRLModule, InferenceOnlyAPI):
     """pi(model | view).
 
-    Batch: `Columns.OBS` int [B, context] as made by a `Reader`. Output: `Columns.ACTION_DIST_INPUTS`, float32
-    logits [B, n_models]. `reference` is the frozen policy of the KL term (BoSFT), `average` the mean of the policy over
-    its updates, which is what training hands on; both are part of the learner's state and of checkpoints, and are left
-    out of the copies that act.
+    Batch: `Columns.OBS` int [B, context] as made by a `Reader`, or shorter, and `ASKS` where its readings have several
+    decisions. Output: `Columns.ACTION_DIST_INPUTS`, float32 logits [decisions, n_models]. `reference` is the frozen
+    policy of the KL term (BoSFT), `average` the mean of the policy over its updates, which is what training hands on;
+    both are part of the learner's state and of checkpoints, and are left out of the copies that act.
     """
 
     def setup(self) -> None:
@@ -61,6 +66,10 @@ class RouterModule(TorchRLModule, InferenceOnlyAPI):
                 self.policy.load_state_dict(present)
         return folder
 
+    def memory(self) -> Memory | None:
+        """To decide at an episode's steps with, as long as the weights stay; None where nothing can be kept."""
+        return Memory(self.policy) if isinstance(self.policy, Backbone) and self.policy.remembers else None
+
     def set_reference(self) -> None:
         """Freezes the present policy as the reference, and begins the average with it."""
         if self.reference is not None:
@@ -85,13 +94,7 @@ class RouterModule(TorchRLModule, InferenceOnlyAPI):
         return ["reference", "average"]
 
     def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
-        return {Columns.ACTION_DIST_INPUTS: self.policy(batch[Columns.OBS])}
-
-    def reference_logits(self, obs: Tensor) -> Tensor:
-        """Logits [B, n_models] of the frozen policy."""
-        assert self.reference is not None
-        with torch.no_grad():
-            return self.reference(obs)
+        return {Columns.ACTION_DIST_INPUTS: self.policy(batch[Columns.OBS], batch.get(ASKS))}
 
 
 class _Router(nn.Module):
@@ -117,7 +120,8 @@ class _Router(nn.Module):
         self.head = nn.Linear(2 * cfg["width"], n_models)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
+    def forward(self, ids_BT: Tensor, asks_BT: Tensor | None = None) -> Tensor:
+        assert asks_BT is None, "one decision for each reading"
         ids_BT = ids_BT.long()
         mask_BT = ids_BT != self.pad
         length = max(1, int(mask_BT.sum(-1).max()))

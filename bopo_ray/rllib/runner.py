@@ -34,6 +34,7 @@ from bopo_ray.models.pool import PoolSpec
 from bopo_ray.models.protocol import ModelPool
 from bopo_ray.records import Episode, EpisodeSpec, Step, StopReason, spawn_seed
 from bopo_ray.rllib.encode import Reader
+from bopo_ray.rllib.memory import Memory
 from bopo_ray.rllib.open_desk import DeskConfig, open_desk
 from bopo_ray.rllib.router_module import ROUTER_DEFAULTS
 from bopo_ray.routers import LEARNED, Moment, Router, fixed_router
@@ -107,6 +108,7 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
         self._n_models = len(_pool(self.config.env_config))
         self._read = Reader.of(ROUTER_DEFAULTS | self.config.router_shape)
         self.module: Any = None
+        self._memory: Memory | None = None
 
     # -- RLlib's contract -------------------------------------------------------------------------------------------
 
@@ -316,7 +318,7 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
     def _decide(self, lanes: list[_Lane]) -> None:
         learned = [lane for lane in lanes if lane.spec is not None and lane.spec.router == LEARNED]
         started = time.perf_counter()
-        by_lane = dict(zip(map(id, learned), self._probabilities([lane.view for lane in learned]), strict=True))
+        by_lane = dict(zip(map(id, learned), self._probabilities(learned), strict=True))
         share_s = (time.perf_counter() - started) / max(1, len(learned))
         for lane in lanes:
             assert lane.spec is not None
@@ -333,17 +335,22 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
             self._routers[name] = fixed_router(name)
         return self._routers[name]
 
-    def _probabilities(self, views: list[str]) -> list[tuple[float, ...]]:
-        if not views:
+    def _probabilities(self, lanes: list[_Lane]) -> list[tuple[float, ...]]:
+        if not lanes:
             return []
         if self.module is None:
             raise ValueError("a learned router was asked for and no weights have been given: pass weights to stream()")
-        ids = torch.from_numpy(np.stack([self._read(v) for v in views]))
-        with torch.inference_mode():
-            logits = self.module.forward_inference({Columns.OBS: ids})[Columns.ACTION_DIST_INPUTS]
+        read = [self._read(lane.view) for lane in lanes]
+        if self._memory is not None:
+            logits = self._memory.logits(read, list(map(id, lanes)))
+        else:
+            with torch.inference_mode():
+                ids = torch.from_numpy(np.stack(read))
+                logits = self.module.forward_inference({Columns.OBS: ids})[Columns.ACTION_DIST_INPUTS]
         return [tuple(row) for row in torch.softmax(logits, -1).double().tolist()]
 
     def _load(self, weights: Any) -> None:
         if self.module is None:
             self.make_module()
         self.module.set_state(weights)
+        self._memory = self.module.memory()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from bopo_ray.errors import ConfigError, StoreError
+from bopo_ray.rllib.backbone import ROUTER_FILE
 from bopo_ray.rllib.router_module import RouterModule
 
-__all__ = ["acting_module"]
+__all__ = ["about", "acting_module", "check_pair"]
 
 METADATA, ARGUMENTS, WEIGHTS = "metadata.json", "class_and_ctor_args.pkl", "module_state.pkl"
 """Of RLlib: its version, the module's class and constructor arguments, the state."""
@@ -61,6 +62,33 @@ def acting_module(folder: Path) -> RouterModule:
     module.set_state(_average(folder / WEIGHTS, {k: tuple(v.shape) for k, v in module.state_dict().items()}))
     module.eval()
     return module
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """What `router.json` says of a router; nothing where there is none. Raises StoreError for a damaged one."""
+    path = folder / ROUTER_FILE
+    if not path.exists():
+        return {}
+    try:
+        known: dict[str, Any] = json.loads(path.read_text())
+        assert isinstance(known, dict) and isinstance(known.get("trained", {}), dict)
+    except (OSError, ValueError, AssertionError) as error:
+        raise StoreError(f"{path} is damaged ({type(error).__name__}); {MEND}") from error
+    return known
+
+
+def check_pair(folder: Path, models: Sequence[str], price_hash: str, mend: str) -> None:
+    """Raises StoreError for a router that was trained to choose between other models than these, or at other prices."""
+    trained = about(folder).get("trained")
+    if trained is None:  # of a version that did not say
+        return
+    names = [str(m["name"]) for m in trained["models"]]
+    for what, old, new in (
+        (f"{len(names)} models", ", ".join(names), ", ".join(models)),
+        ("price table", trained["price_hash"], price_hash),
+    ):
+        if old != new:
+            raise StoreError(f"{folder} was trained for the {what} {old}; here it is to be used for {new}; {mend}")
 
 
 def _check(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,29 @@ def test_it_decides_as_the_runs_own_runners_did(toy_run: Frontier) -> None:
         assert sum(agree(routers[name], e) for e in episodes) > 10
     one, *others = by_policy["bosft"][0].steps, *(e[0].steps for name, e in by_policy.items() if name != "bosft")
     assert any(o[0].probabilities != pytest.approx(one[0].probabilities, abs=1e-3) for o in others)
+
+
+def test_each_router_has_a_card_with_what_it_chooses_between_and_how_it_did(toy_run: Frontier) -> None:
+    settings = load_settings(toy_run.out / "settings.yaml")
+    pool = load_pool(settings.models)
+    points = {p["policy"]: p for p in json.loads((toy_run.out / "summary.json").read_text())["points"]}
+    folders = [path for path in (toy_run.out / "policies").iterdir() if path.is_dir()]
+    for folder in folders:
+        card, known = (folder / "README.md").read_text(), json.loads((folder / "router.json").read_text())
+        for i, m in enumerate(pool.models):
+            assert f"| {i} | `{m.name}` | {m.price.input / 1e6:g} |" in card
+        assert known["trained"]["price_hash"] == pool.price_hash and pool.price_hash in card
+        assert f"{settings.train_tasks} tasks of {settings.env}" in card
+        assert sum(known["trained"]["taxonomy"].values()) == settings.train_tasks
+        assert all(f"{n} {c}" in card for c, n in known["trained"]["taxonomy"].items())
+        assert "python -m experiments.frontier" in card.partition("## Command")[2]
+        point = points[folder.name]
+        assert (
+            f"| success | {point['success']:.4g} | {point['success_low']:.4g} to {point['success_high']:.4g} |" in card
+        )
+        assert ("lam" in known["trained"]["how"]) == folder.name.startswith(("bopo", "grpo"))
+        load_router(folder, pool)
+    assert {f.name.partition("_")[0] for f in folders} >= {"bosft", "bopo-hybrid"}
 
 
 def test_the_readmes_example(toy_run: Frontier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

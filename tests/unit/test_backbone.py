@@ -21,7 +21,7 @@ from bopo_ray.method.loss import bosft_loss
 from bopo_ray.pipeline.settings import resolve
 from bopo_ray.rllib.backbone import ROUTER_FILE, check_backbone
 from bopo_ray.rllib.encode import Reader
-from bopo_ray.rllib.prompt import INSTRUCTION, NOTHING, QUESTION, Prompt
+from bopo_ray.rllib.prompt import INSTRUCTION, NOTHING, Prompt
 from bopo_ray.rllib.router_module import ROUTER_DEFAULTS, RouterModule
 from bopo_ray.rllib.saved import acting_module
 from tests.tiny_router import make_encoder, make_qwen
@@ -86,14 +86,18 @@ def test_the_chat_prompt_by_hand(backbones: Folders) -> None:
     assert ids.shape == (CONTEXT,) and ids.dtype == np.int32
     length = int((ids != NOTHING).sum())
     assert (ids[length:] == NOTHING).all()
-    user = f"<|im_start|>user\n{INSTRUCTION}{view(2)}{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    task, budget, *history = view(2).split("\n")
+    text = "\n".join([task, *history, budget])
+    user = f"<|im_start|>user\n{INSTRUCTION}{text}<|im_end|>\n<|im_start|>assistant\n"
     assert prompt.tokenizer.decode(ids[:length].tolist()) == user
 
 
 def test_without_a_template_it_is_a_text_to_go_on_with(backbones: Folders) -> None:
     prompt = Prompt(str(backbones["plain"]), CONTEXT)
     ids = prompt.ids(view(1))
-    assert prompt.tokenizer.decode(ids[ids != NOTHING].tolist()) == f"{INSTRUCTION}{view(1)}{QUESTION}\nAnswer:"
+    task, budget, *history = view(1).split("\n")
+    text = "\n".join([task, *history, budget])
+    assert prompt.tokenizer.decode(ids[ids != NOTHING].tolist()) == f"{INSTRUCTION}{text}\nAnswer:"
 
 
 def test_an_encoder_reads_the_view_between_its_marks(backbones: Folders) -> None:
@@ -106,16 +110,16 @@ def test_an_encoder_reads_the_view_between_its_marks(backbones: Folders) -> None
 def test_the_oldest_goes_first_and_task_and_budget_stay(backbones: Folders, kind: str) -> None:
     prompt, whole = Prompt(str(backbones[kind]), 360), view(40)
     text = prompt.tokenizer.decode([t for t in prompt.ids(whole).tolist() if t != NOTHING])
-    kept = [line for line in whole.split("\n") if f"{line}\n" in text or text.partition("[SEP]")[0].endswith(line)]
-    assert kept[:2] == whole.split("\n")[:2]
-    assert kept[2:] == whole.split("\n")[-len(kept[2:]) :] and 1 < len(kept[2:]) < 40
+    lines = text.replace("[SEP]", "\n").replace("<|im_end|>", "\n").replace("[CLS]", "").split("\n")
+    task, budget, *history = whole.split("\n")
+    kept = [line for line in lines if line.startswith((">", "|"))]
+    assert task in lines and budget in lines and kept == history[-len(kept) :] and 1 < len(kept) < 40
 
 
 def test_an_endless_newest_observation_is_cut_at_its_end(backbones: Folders) -> None:
     prompt = Prompt(str(backbones["chat"]), CONTEXT)
     long = router_view("boil", "", [Turn("", "read", "first " + "word " * 900 + "last")], 3, "unlimited")
-    ids = prompt.ids(long)
-    text = prompt.tokenizer.decode(ids.tolist() if (ids >= 0).all() else [])
+    text = prompt.tokenizer.decode([t for t in prompt.ids(long).tolist() if t != NOTHING])
     assert "> read | first word" in text and "last" not in text and text.endswith("assistant\n")
 
 
@@ -158,14 +162,14 @@ def test_reference_and_average_are_what_second_models_would_be(backbones: Folder
     states = [trained(cfg, n).policy.state_dict() for n in (0, 1, 2)]
     with torch.no_grad():
         policy = end.policy(ids)
-        assert torch.allclose(end.reference_logits(ids), start.policy(ids), atol=1e-6)
+        assert torch.allclose(end.reference(ids), start.policy(ids), atol=1e-6)
         assert torch.equal(end.policy(ids), policy)  # looking at the others left it alone
         # The average of the states after 0, 1 and 2 updates with weights 1/4, 1/4 and 1/2.
         start.policy.load_state_dict({k: (v + states[1][k] + 2 * states[2][k]) / 4 for k, v in states[0].items()})
         assert torch.allclose(end.average(ids), start.policy(ids), atol=1e-5)
         assert not torch.allclose(end.average(ids), policy, atol=1e-4)
         end.set_reference()
-        assert torch.equal(end.reference_logits(ids), policy) and torch.equal(end.average(ids), policy)
+        assert torch.equal(end.reference(ids), policy) and torch.equal(end.average(ids), policy)
 
 
 def test_with_lora_nothing_but_adapter_and_head_is_copied_or_saved(backbones: Folders) -> None:
@@ -241,7 +245,6 @@ def test_what_is_saved_is_loaded_by_transformers_and_peft_and_us(
     assert AutoTokenizer.from_pretrained(out).encode("boil") == AutoTokenizer.from_pretrained(backbones[kind]).encode(
         "boil"
     )
-    assert f"library_name: {'peft' if rank else 'transformers'}" in (out / "README.md").read_text()
     again = made(cfg)
     again.restore_from_path(str(out))
     assert torch.equal(again.policy(ids), policy) and torch.equal(again.average(ids), average)
@@ -315,7 +318,9 @@ def test_a_context_shorter_than_task_and_budget_is_refused(backbones: Folders) -
     ) as e:
         Reader(128, str(backbones["chat"]))(view(3))
     needed = int(str(e.value).partition("prompt of ")[2].split()[0])
-    assert (Reader(needed, str(backbones["chat"]))(view(3)) >= 0).all()
+    ids = Reader(needed, str(backbones["chat"]))(view(3))
+    text = Prompt(str(backbones["chat"]), needed).tokenizer.decode(ids[ids != NOTHING].tolist())
+    assert "task: boil water\nbudget: unlimited; steps left 17<|im_end|>" in text
     with pytest.raises(ConfigError, match=f"make a prompt of {needed} tokens"):
         Reader(needed - 1, str(backbones["chat"]))(view(3))
 

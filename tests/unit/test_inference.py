@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import pickle
 import shutil
@@ -10,6 +12,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -23,9 +26,13 @@ import bopo_ray
 from bopo_ray import Budget, ConfigError, CostMode, History, SavedRouter, StoreError, load_router
 from bopo_ray.agent import episode_views
 from bopo_ray.errors import ConfigError as SameConfigError
+from bopo_ray.models import load_pool
 from bopo_ray.models.pool import resolve_pool
 from bopo_ray.models.pricing import price_table
+from bopo_ray.models.protocol import ModelPool
+from bopo_ray.pipeline.stages import load_policy
 from bopo_ray.records import Episode
+from bopo_ray.rllib.backbone import ROUTER_FILE
 from bopo_ray.rllib.bopo import BoPOConfig
 from bopo_ray.rllib.encode import encode_view
 from bopo_ray.rllib.router_module import RouterModule
@@ -197,6 +204,48 @@ def test_a_history_refuses(fields: dict[str, Any], rule: str) -> None:
         History(**({"task": "boil", "first_observation": "", "steps_left": 3} | fields))
     with pytest.raises(ConfigError, match="steps_left=-1"):
         History("boil", "", 0).after("look", "A cup.")
+
+
+# -- another pair -----------------------------------------------------------------------------------------------------
+
+
+def said_to_be_for(folder: Path, pool: ModelPool, target: Path) -> Path:
+    """A copy of the folder that says that it was trained for these models."""
+    shutil.copytree(folder, target)
+    trained = {"models": [{"name": m.name} for m in pool.models], "price_hash": pool.price_hash}
+    (target / ROUTER_FILE).write_text(json.dumps({"trained": trained}))
+    return target
+
+
+def test_a_router_of_another_pair_number_or_price_table_is_refused(tmp_path: Path) -> None:
+    simulated, llama = load_pool("simulated"), load_pool("simulated-llama")
+    make_router(2).save_to_path(str(tmp_path / "two"))
+    own = said_to_be_for(tmp_path / "two", simulated, tmp_path / "own")
+    assert load_router(own, simulated).n_models == 2
+    names = ", ".join(m.name for m in simulated.models)
+    cases = (
+        (llama, f"own was trained for the 2 models {names}; here it is to be used for {llama.models[0].name}, "),
+        (dataclasses.replace(simulated, models=simulated.models[:1]), "for the 2 models .*; here .*; load a router of"),
+        (dataclasses.replace(simulated, price_hash="0123"),
+         f"own was trained for the price table {simulated.price_hash}; here it is to be used for 0123; load a router"),
+    )  # fmt: skip
+    for pool, rule in cases:
+        with pytest.raises(StoreError, match=rule) as caught:
+            load_router(own, pool)
+        assert "\n" not in str(caught.value)
+    # As a run that is continued does.
+    run = SimpleNamespace(pool=llama)
+    with pytest.raises(
+        StoreError, match=r"own was trained for .*; put this run's own router back, or remove that fold"
+    ):
+        load_policy(run, own)  # type: ignore[arg-type]
+    assert load_policy(SimpleNamespace(pool=simulated), own).keys()  # type: ignore[arg-type]
+    # A folder of an earlier version says nothing; its weights still do.
+    with pytest.raises(StoreError, match="two decides between 2 models, the pool has 1: load a router of this pool"):
+        load_router(tmp_path / "two", cases[1][0])
+    (own / ROUTER_FILE).write_text("[")
+    with pytest.raises(StoreError, match=rf"{ROUTER_FILE} is damaged \(JSONDecodeError\); copy"):
+        load_router(own, simulated)
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------

@@ -190,11 +190,11 @@ def test_the_reference_gets_no_gradient_and_half_precision_is_lifted() -> None:
 
 def test_bosft_by_hand() -> None:
     logits = torch.tensor([[0.0, LOG3]] * 2, requires_grad=True)
-    loss = bosft_loss(logits, torch.tensor([1, 0]), torch.tensor([0.5, 1.5]))
+    loss = bosft_loss(logits, torch.tensor([1, 0]), torch.tensor([0.25, 0.75]))
     # (0.5 * -ln 3/4 + 1.5 * -ln 1/4) / 2
     assert loss.item() == pytest.approx((0.5 * math.log(4 / 3) + 1.5 * math.log(4)) / 2, abs=1e-6)
     (gradient,) = torch.autograd.grad(loss, logits)
-    # w / B * (pi - onehot): 0.25 * (1/4, -1/4) and 0.75 * (-3/4, 3/4)
+    # w * (pi - onehot): 0.25 * (1/4, -1/4) and 0.75 * (-3/4, 3/4)
     torch.testing.assert_close(gradient, torch.tensor([[0.0625, -0.0625], [-0.5625, 0.5625]]))
 
 

@@ -1,0 +1,114 @@
+"""What stands beside each saved router: `router.json` for programs, and a model card, README.md, for people.
+
+Both are there as soon as the router is, and get their figures when the run has evaluated it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bopo_ray.benchmarks import env_label
+from bopo_ray.pipeline.run import Run, write_json
+from bopo_ray.rllib.backbone import ROUTER_FILE
+from bopo_ray.rllib.saved import about
+
+__all__ = ["CARD", "describe", "refresh_cards"]
+
+CARD = "README.md"
+FIGURES = {"success": "success", "score": "mean score", "cost_usd": "dollars per task", "large_calls": "large calls"}
+"""Of the results' points, each with its interval."""
+
+
+def describe(run: Run, folder: Path, name: str, **how: Any) -> None:
+    """Says in a router's folder what it chooses between and how it was trained: `how`, e.g. lam=0.1, updates=8."""
+    s, pool = run.settings, run.pool
+    classes = pq.read_table(run.out / "boundaries.parquet", columns=["difficulty"])["difficulty"]
+    trained = {
+        "name": name, "env": s.env, "label": pool.label, "price_hash": pool.price_hash, "cost": s.cost, "beta": s.beta,
+        "models": [
+            {"name": m.name, "input_usd": m.price.input / 1e6, "cached_input_usd": m.price.cached_input / 1e6,
+             "output_usd": m.price.output / 1e6} for m in pool.models
+        ],
+        "tasks": len(run.train), "max_steps": s.max_steps,
+        "taxonomy": {str(c["values"]): c["counts"].as_py() for c in pc.value_counts(classes)}, "how": how,
+    }  # fmt: skip
+    _write(folder, {**about(folder), "trained": trained})
+
+
+def refresh_cards(run: Run, summary: dict[str, Any], command: str) -> None:
+    """Adds the command and the figures of the evaluation to all of a run's routers."""
+    points = {p["policy"]: p for p in summary["points"]}
+    for folder in (p for p in (run.out / "policies").iterdir() if (p / ROUTER_FILE).exists()):
+        known, point = about(folder), points.get(folder.name)
+        known["command"] = command
+        if point:
+            known["evaluation"] = {"tasks": point["n_tasks"], "decide": run.settings.decide} | {
+                name: [point[name], point[f"{name}_low"], point[f"{name}_high"]] for name in FIGURES
+            }
+        _write(folder, known)
+
+
+def _write(folder: Path, known: dict[str, Any]) -> None:
+    write_json(folder / ROUTER_FILE, known)
+    (folder / CARD).write_text(card(known))
+
+
+def card(known: dict[str, Any]) -> str:
+    """The model card of what `router.json` holds."""
+    t, backbone = known["trained"], known.get("backbone")
+    library = "bopo_ray" if not backbone else "peft" if known["lora_rank"] else "transformers"
+    head = ["---", f"library_name: {library}"]
+    if backbone:
+        head += [f"base_model: {backbone}", "base_model_relation: " + ("adapter" if known["lora_rank"] else "finetune")]
+    parts = [
+        "\n".join([*head, "tags: [bopo_ray, routing]", "---"]),
+        f"# {t['name']}: a router between {len(t['models'])} language models",
+        "It reads a task, the remaining budget and an agent's history, and says which model writes the next action.",
+        "```python\nfrom bopo_ray import History, load_router\n\n"
+        'router = load_router("THIS FOLDER")\n'
+        'print(router.decide(History("the task", "the first observation", steps_left=30)))\n```',
+        _kind(known, library),
+        "## Models\n\n| | model | dollars per million tokens: input | cached input | output |\n|---|---|---|---|---|\n"
+        + "\n".join(
+            f"| {i} | `{m['name']}` | {m['input_usd']:g} | {m['cached_input_usd']:g} | {m['output_usd']:g} |"
+            for i, m in enumerate(t["models"])
+        )
+        + f"\n\nPrice table {t['price_hash']}; the pair is {t['label']}.",
+        "## Training\n\n"
+        f"{t['tasks']} tasks of {env_label(t['env'])}, {t['max_steps']} steps each: "
+        + ", ".join(f"{n} {c}" for c, n in sorted(t["taxonomy"].items()))
+        + f". Cost in {t['cost']}, beta {t['beta']:g}; "
+        + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in t["how"].items() if v is not None)
+        + ".",
+        _results(known),
+    ]
+    if known.get("command"):
+        parts.append(f"## Command\n\n```bash\n{known['command']}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _kind(known: dict[str, Any], library: str) -> str:
+    if library == "bopo_ray":
+        return "A small transformer encoder with a tokenizer of its own."
+    how = f"LoRA of rank {known['lora_rank']} on {known['lora_targets']}" if library == "peft" else "full fine-tuning"
+    decides = "the logits of one letter per model" if known["causal"] else "a linear head"
+    return (
+        f"`{known['backbone']}` with {how}; it reads up to {known['context']} tokens and decides by {decides}. "
+        f"The weights are the average over the updates; `{library}` loads them, `{ROUTER_FILE}` has the rest."
+    )
+
+
+def _results(known: dict[str, Any]) -> str:
+    e = known.get("evaluation")
+    if not e:
+        return "## Results\n\nNot evaluated by itself."
+    rows = "\n".join(f"| {words} | {e[k][0]:.4g} | {e[k][1]:.4g} to {e[k][2]:.4g} |" for k, words in FIGURES.items())
+    return (
+        f"## Results\n\nOn {e['tasks']} held-out tasks, decided by {e['decide']}; 95% bootstrap intervals over tasks.\n"
+        "\n"
+        f"| | mean | interval |\n|---|---|---|\n{rows}"
+    )
