@@ -18,20 +18,24 @@ from bopo_ray.records import CostMode, Difficulty
 from bopo_ray.rllib.bopo import BoPO, BoPOConfig, read_boundaries
 from bopo_ray.rllib.bosft import BoSFT, BoSFTConfig
 from tests.integration.conftest import Frontier
+from tests.tiny_router import make_qwen
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
-def algorithm(run: Frontier, learners: int = 0, minibatch: int = 64) -> BoPO:
-    """BoPO on the boundary episodes of a finished run, from its BoSFT router."""
+def algorithm(run: Frontier, learners: int = 0, minibatch: int = 64, backbone: Path | None = None) -> BoPO:
+    """BoPO on the boundary episodes of a finished run, from its BoSFT router, or from a backbone."""
     s = load_settings(run.out / "settings.yaml")
     cfg = BoPOConfig()
     cfg.environment(
         s.env, env_config={"pool": resolve_pool(s.models, "", "", price_table()), "env": {"max_steps": s.max_steps}}
     )
     cfg.env_runners(num_env_runners=0, create_local_env_runner=True, num_envs_per_env_runner=4)
-    cfg.router(**s.router_shape)
-    cfg.start_from(str(run.out / "policies" / "bosft"))
+    if backbone is None:
+        cfg.router(**s.router_shape)
+        cfg.start_from(str(run.out / "policies" / "bosft"))
+    else:
+        cfg.router(backbone=str(backbone), context=1024, lora_rank=4)
     cfg.boundary_dir, cfg.price_hash = str(run.out / "episodes" / "boundary"), load_pool(s.models).price_hash
     cfg.group_size, cfg.tasks_per_update, cfg.t_max, cfg.minibatch_size = 4, 4, s.max_steps, minibatch
     cfg.learners(num_learners=learners)
@@ -105,10 +109,10 @@ def test_the_ratio_is_one_before_the_first_step(toy_run: Frontier, ray_session: 
     assert first["gradients_default_optimizer_global_norm"] > 0
 
 
-def test_two_learners_learn_what_one_does(toy_run: Frontier, ray_session: Any) -> None:
-    states = []
-    for learners, minibatch in ((0, 1024), (2, 512)):
-        built = algorithm(toy_run, learners, minibatch)
+def test_two_learners_learn_what_one_does(toy_run: Frontier, ray_session: Any, tmp_path: Path) -> None:
+    backbone, states = make_qwen(tmp_path / "backbone"), []
+    for learners, minibatch in ((0, 80), (2, 40)):
+        built = algorithm(toy_run, learners, minibatch, backbone)
         before = learned(built)
         built.train()
         after = learned(built)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
 import pytest
+import torch
+from ray.rllib.core.rl_module import RLModuleSpec
 
 from bopo_ray.errors import ConfigError
 from bopo_ray.pipeline.run import check_learners
 from bopo_ray.pipeline.settings import Settings
+from bopo_ray.rllib.backbone import Backbone, Trunk
+from bopo_ray.rllib.batch import Group, bopo_batch
 from bopo_ray.rllib.bopo import BoPOConfig
-from bopo_ray.rllib.learner import rate_factor
+from bopo_ray.rllib.encode import Reader
+from bopo_ray.rllib.learner import BoPOTorchLearner, rate_factor
+from bopo_ray.rllib.router_module import ROUTER_DEFAULTS, RouterModule
+from tests.tiny_router import make_qwen
+from tests.toy import play, toy_spec
 
 
 def test_the_rate_rises_and_falls() -> None:
@@ -40,3 +53,63 @@ def test_rllibs_names_reach_its_config() -> None:
     cfg = BoPOConfig().learning(**Settings(num_learners=2, num_gpus_per_learner=0.5).learning)
     assert (cfg.num_learners, cfg.num_gpus_per_learner, cfg.num_cpus_per_learner) == (2, 0.5, 0)
     assert BoPOConfig().learning(**Settings(num_learners=2).learning).num_cpus_per_learner == 0.5
+
+
+# -- an update --------------------------------------------------------------------------------------------------------
+
+
+def updated(backbone: Path, tokens_per_pass: int, **how: Any) -> tuple[dict[str, torch.Tensor], BoPOTorchLearner]:
+    """The weights of a tiny backbone after an update of two optimizer steps."""
+    shape = ROUTER_DEFAULTS | {"backbone": str(backbone), "context": 1024, "lora_rank": 4}
+    cfg = BoPOConfig().router(**shape).learning(0, 0, tokens_per_pass, 0.5, 0.0)
+    played = [play(toy_spec(f"{kind}/1", member=i))[0] for i, kind in enumerate(("fetch", "mix", "long", "measure"))]
+    groups = [Group(tuple(played), np.array([1.0, -1.0, 0.5, -0.5]), ((played[1], 0.5),))]
+    ids = gym.spaces.Box(-1, 2**31 - 1, (1024,), np.int32)
+    learner = BoPOTorchLearner(config=cfg, module_spec=RLModuleSpec(
+        module_class=RouterModule, model_config=shape, observation_space=ids, action_space=gym.spaces.Discrete(2)
+    ))  # fmt: skip
+    learner.build()
+    learner.set_reference()
+    steps = sum(len(e.steps) for e in (*played, played[1]))
+    made = bopo_batch(groups, 20, Reader.of(shape), -(-steps // 2), 1, np.random.default_rng(0))
+    assert made is not None
+    learner.update(batch=made.data, minibatch_size=made.rows, num_epochs=1, **how)
+    return {k: v.clone() for k, v in learner.router.policy.state_dict().items()}, learner
+
+
+def test_more_passes_change_nothing_but_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = make_qwen(tmp_path / "backbone")
+    seen: list[int] = []
+    read = Trunk.read
+    monkeypatch.setattr(
+        Trunk, "read", lambda self, ids, *a, **k: (seen.append(ids.numel()), read(self, ids, *a, **k))[1]
+    )
+    start, many = made_before(backbone), updated(backbone, 700)[0]
+    passes_of_many, largest = len(seen), max(seen)
+    seen.clear()
+    one, learner = updated(backbone, 1 << 20)
+    # Old policy, reference and two optimizer steps: 4 passes, and more of fewer tokens.
+    assert len(seen) == 4 < passes_of_many and largest <= 1024 < max(seen)
+    for name, value in one.items():
+        assert torch.allclose(value, many[name], atol=1e-5), name
+    assert any(not torch.allclose(value, start[name], atol=1e-5) for name, value in one.items())
+    assert learner.router.reference.state_dict().keys() == start.keys()
+
+
+def made_before(backbone: Path) -> dict[str, torch.Tensor]:
+    """The weights that an update starts from."""
+    shape = ROUTER_DEFAULTS | {"backbone": str(backbone), "context": 1024, "lora_rank": 4}
+    return Backbone(shape, 2).state_dict()
+
+
+def test_the_rate_of_each_optimizer_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, rates = make_qwen(tmp_path / "backbone"), list[float]()
+    monkeypatch.setattr(BoPOTorchLearner, "_set_optimizer_lr", staticmethod(lambda optimizer, lr: rates.append(lr)))
+    lr = BoPOConfig().lr
+    # Warm-up over half of the training, then down to nothing; this update is its second quarter, of two steps.
+    updated(backbone, 1 << 20, progress=(0.25, 0.25))
+    assert rates[-3:-1] == pytest.approx([lr * 0.75, lr])  # RLlib sets its own again, behind
+    updated(backbone, 1 << 20, progress=(0.75, 0.25))
+    assert rates[-3:-1] == pytest.approx([lr * 0.25, 0.0])
+    updated(backbone, 1 << 20)
+    assert rates[-3:-1] == pytest.approx([lr, lr])
