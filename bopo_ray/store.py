@@ -21,7 +21,7 @@ from bopo_ray.errors import StoreError
 from bopo_ray.records import Budget, CostMode, Episode, EpisodeSpec, Phase, Question, Step, StopReason
 from envs.base import Split, Task
 
-__all__ = ["SCHEMA", "SCHEMA_VERSION", "EpisodeStore", "write_table"]
+__all__ = ["SCHEMA", "SCHEMA_VERSION", "EpisodeStore", "episode_row", "row_episode", "write_table"]
 
 SCHEMA_VERSION, READABLE = "3", ("2", "3")
 """Version 2 knew no routers that ask questions."""
@@ -125,7 +125,7 @@ class EpisodeStore:
             for row in pq.read_table(shard, filters=filters or None).to_pylist():
                 rows.setdefault(row["id"], row)
         for key in sorted(rows):
-            yield _episode(rows[key])
+            yield row_episode(rows[key])
 
     def compact(self) -> None:
         """Merges all shards into one."""
@@ -139,7 +139,7 @@ class EpisodeStore:
     def _write(self, episodes: Sequence[Episode]) -> None:
         for left_over in self.folder.glob("*.tmp"):  # of a writer that died: there is no other one now
             left_over.unlink(missing_ok=True)
-        table = pa.Table.from_pylist([_row(e) for e in episodes], SCHEMA).replace_schema_metadata(self._metadata)
+        table = pa.Table.from_pylist([episode_row(e) for e in episodes], SCHEMA).replace_schema_metadata(self._metadata)
         write_table(table, self.folder / f"part-{uuid.uuid4().hex[:12]}.parquet")
 
     def _shards(self) -> list[Path]:
@@ -183,7 +183,8 @@ def write_table(table: pa.Table, path: Path) -> None:
         ) from error
 
 
-def _row(episode: Episode) -> dict[str, object]:
+def episode_row(episode: Episode) -> dict[str, object]:
+    """An episode as a row of `SCHEMA`."""
     spec = episode.spec
     return {
         "id": spec.id,
@@ -217,7 +218,8 @@ def _row(episode: Episode) -> dict[str, object]:
     }
 
 
-def _episode(row: dict) -> Episode:  # type: ignore[type-arg]
+def row_episode(row: dict) -> Episode:  # type: ignore[type-arg]
+    """What `episode_row` made."""
     budget = Budget(CostMode(row["budget_mode"]), row["budget_cap"]) if row["budget_mode"] else None
     spec = EpisodeSpec(
         Task(row["env_id"], row["task"], Split(row["split"])), Phase(row["phase"]), row["policy"], row["group"],

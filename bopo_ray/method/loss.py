@@ -51,8 +51,8 @@ class LossConfig:
 def bosft_loss(logits_BN: Tensor, labels_B: Tensor, weights_B: Tensor) -> Tensor:
     """Weighted cross-entropy on the N action logits: sum_b w_b * -log pi(label_b). [paper; weights ours]
 
-    With weights of sum 1 over the data set (`step_weights` over their number) it is the mean loss, in parts that add
-    up.
+    With weights of sum 1 over the data set (`class_weights` over the number of steps) it is the mean loss, in parts
+    that add up.
 
     Args:
         logits_BN: action logits [B, N].

@@ -8,17 +8,17 @@ the order of the episodes.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from bopo_ray.errors import GateError
 from bopo_ray.records import CostMode, Difficulty, Episode
 
 __all__ = [
-    "FIRST_LARGE", "Expert", "choose_expert", "gate", "reliable_policies", "step_weights", "stratified_shares",
+    "FIRST_LARGE", "Expert", "choose_expert", "class_weights", "gate", "reliable_policies", "stratified_shares",
 ]  # fmt: skip
 
 FIRST_LARGE = (1, 2, 3, 5, 8, 13)
@@ -141,29 +141,28 @@ def choose_expert(
     return Expert(chosen, (0,) * len(chosen.steps), difficulty)
 
 
-def step_weights(difficulties_N: Sequence[Difficulty], hard_share: float = 1 / 3) -> NDArray[np.float64]:
-    """Weight of each step in the supervised loss, so that Hard steps carry at least `hard_share` of it. [ours]
+def class_weights(steps: Mapping[Difficulty, int], hard_share: float = 1 / 3) -> dict[Difficulty, float]:
+    """Weights of the classes' steps in the supervised loss, so that Hard ones carry at least `hard_share` of it. [ours]
 
     Without it the many easy SMALL labels make BoSFT itself collapse to SMALL. The share is that of the total
     weight. It only ever raises Hard: steps keep weight 1 where Hard already has its share, is absent or is all.
 
     Args:
-        difficulties_N: the difficulty of the task of each of N steps.
+        steps: how many steps there are of tasks of each difficulty.
         hard_share: in [0, 1).
 
     Returns:
-        weights [N], mean 1.
+        A weight for each difficulty; over all steps their mean is 1.
 
     Raises:
         ValueError: `hard_share` is outside [0, 1).
     """
     if not 0 <= hard_share < 1:
         raise ValueError(f"hard_share={hard_share}: need 0 <= hard_share < 1")
-    hard_N = np.array([d is Difficulty.HARD for d in difficulties_N], dtype=bool)
-    share = float(hard_N.mean()) if hard_N.size else 0.0
+    share = steps.get(Difficulty.HARD, 0) / max(1, sum(steps.values()))
     if share == 0.0 or share >= hard_share:
-        return np.ones(hard_N.size)
-    return np.where(hard_N, hard_share / share, (1 - hard_share) / (1 - share))
+        return dict.fromkeys(Difficulty, 1.0)
+    return dict.fromkeys(Difficulty, (1 - hard_share) / (1 - share)) | {Difficulty.HARD: hard_share / share}
 
 
 def gate(p_large_hard: ArrayLike, threshold: float = 0.1, override: bool = False) -> float:

@@ -71,6 +71,8 @@ class Settings:
     """BoSFT imitates routings that win this often, beside the best, and no cheaper one beats; 0 for all (the paper)"""
     sft_epochs: int = 8
     """passes of BoSFT over the expert steps, 0 for none; the one that does best on held-out training tasks is kept"""
+    sft_patience: int = 3
+    """passes of BoSFT in turn that may do no better on held-out tasks before it stops; 0 for any number"""
     sft_lr: float = 5e-4
     """learning rate of BoSFT"""
     ignore_gate: bool = False
@@ -136,6 +138,7 @@ class Settings:
         ]  # fmt: skip
         rules += [
             ("sft_epochs", self.sft_epochs >= 0, "need 0 (no BoSFT) or more"),
+            ("sft_patience", self.sft_patience >= 0, "need 0 (no early stop) or more"),
             ("schedules", _distinct(self.schedules), "need one or more different numbers of steps >= 0"),
             ("offsets", all(map(math.isfinite, self.offsets)) and len(set(self.offsets)) == len(self.offsets) > 0,
              "need one or more different numbers"),

@@ -17,6 +17,7 @@ from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.records import CostMode, Difficulty, Episode, EpisodeSpec, Phase
 from bopo_ray.rllib.bopo import Boundary, read_boundaries
 from bopo_ray.rllib.bosft import BoSFT, BoSFTConfig
+from bopo_ray.rllib.experts import ExpertFile
 from bopo_ray.rllib.saved import acting_module, check_pair
 from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL
 from bopo_ray.store import write_table
@@ -85,9 +86,13 @@ def bosft_stage(run: Run, boundaries: dict[str, Boundary]) -> Path:
     p = gate(np.full(figures["hard_steps"], figures["p_large_hard"]), override=s.ignore_gate)
     run.console.print(
         f"BoSFT: {figures['experts']} expert trajectories, {figures['steps']} steps; kept epoch {figures['epoch']} of "
-        f"{s.sft_epochs}: loss {figures['loss']:.3f}, on {figures['held_out'] or 'no'} held-out tasks "
-        f"{figures['validation_loss']:.3f}; "
+        f"{figures.get('epochs', s.sft_epochs)}: loss {figures['loss']:.3f}, on {figures['held_out'] or 'no'} held-out "
+        f"tasks {figures['validation_loss']:.3f}; "
         f"mean pi(LARGE) on Hard training states {p:.2f} (gate: 0.10)"
+        + "".join(
+            f"; {d} {c['p_large']:.2f} for {c['large']:.2f} of the expert's, off by {c['error']:.2f}"
+            for d, c in figures.get("calibration", {}).items()
+        )
     )
     return folder
 
@@ -110,7 +115,10 @@ def _experts(run: Run, boundaries: dict[str, Boundary]) -> list[Expert]:
 
 
 def _train(run: Run, experts: list[Expert], folder: Path) -> dict[str, Any]:
-    """Trains and saves the router; where there are enough tasks, every eighth is held out to choose the epoch by."""
+    """Trains and saves the router; where there are enough tasks, every eighth is held out to choose the epoch by.
+
+    The calibration is that on held-out tasks, where there are any.
+    """
     s = run.settings
     cfg = BoSFTConfig().environment(s.env, env_config=run.config().env_config).router(**s.router_shape)
     cfg.learning(**s.learning)
@@ -118,20 +126,29 @@ def _train(run: Run, experts: list[Expert], folder: Path) -> dict[str, Any]:
     cfg.debugging(seed=0)
     algorithm = cfg.build_algo()
     assert isinstance(algorithm, BoSFT)
-    held_out = experts[::8] if len(experts) >= 16 else []
-    algorithm.set_experts([e for e in experts if e not in held_out] if held_out else experts)
+    split = [i % 8 == 0 for i in range(len(experts))] if len(experts) >= 16 else [False] * len(experts)
+    files = run.out / "experts"
+    files.mkdir(exist_ok=True)
+    own, held_out = (
+        ExpertFile.write(files / f"{name}.parquet", [e for e, out in zip(experts, split, strict=True) if out is held])
+        for name, held in (("train", False), ("held_out", True))
+    )
+    algorithm.set_experts(own)
     temporary = folder.with_suffix(".tmp").resolve()
+    judges = held_out if held_out.trajectories else None
     with run.progress("BoSFT", s.sft_epochs) as advance:
-        kept = algorithm.fit(s.sft_epochs, held_out, temporary, advance)
+        kept = algorithm.fit(s.sft_epochs, judges, temporary, s.sft_patience, advance)
     algorithm.load_router(temporary)
-    p_hard = algorithm.p_large(experts, Difficulty.HARD)
+    seen = [algorithm.judge(file) for file in (own, held_out) if file.trajectories]
+    p_hard = np.concatenate([j.of(Difficulty.HARD) for j in seen])
     algorithm.stop()
     describe(run, temporary, folder.name, method="bosft", epochs=kept["epoch"], experts=len(experts))
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     return kept | {
-        "experts": len(experts), "held_out": len(held_out), "steps": sum(len(e.labels) for e in experts),
+        "experts": len(experts), "held_out": held_out.trajectories, "steps": sum(len(e.labels) for e in experts),
         "hard_steps": int(p_hard.size), "p_large_hard": float(p_hard.mean()) if p_hard.size else 0.0,
+        "calibration": {d: c._asdict() for d, c in seen[-1].calibration().items()},
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ gradients add up over rows, forward passes and learners, and each minibatch esti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 
 from bopo_ray.agent import episode_views
 from bopo_ray.method.synthesis import Expert
-from bopo_ray.records import Episode
+from bopo_ray.records import Difficulty, Episode
 from bopo_ray.rllib.encode import Reader, Reading
 from bopo_ray.rllib.router_module import ASKS
 
@@ -82,13 +82,17 @@ def bopo_batch(
 
 
 def sft_batch(
-    experts: Sequence[Expert], weights: NDArray[np.float64], read: Reader, minibatch: int, learners: int,
+    experts: Sequence[Expert], weights: Mapping[Difficulty, float], read: Reader, minibatch: int, learners: int,
     rng: np.random.Generator,
 ) -> TrainBatch:  # fmt: skip
-    """All expert steps with their class weights (mean 1), over their number; see `bopo_batch`."""
+    """All expert steps with their classes' weights, over their number; see `bopo_batch`."""
     rows: list[Row] = []
-    for expert, weight in zip(experts, _split(weights / len(weights), [len(e.labels) for e in experts]), strict=True):
-        columns = {LABEL: np.asarray(expert.labels, np.int64), WEIGHT: weight.astype(np.float32)}
+    total = sum(len(e.labels) for e in experts)
+    for expert in experts:
+        columns = {
+            LABEL: np.asarray(expert.labels, np.int64),
+            WEIGHT: np.full(len(expert.labels), weights[expert.difficulty] / total, np.float32),
+        }
         rows += _with_columns(read.episode(episode_views(expert.episode)), columns)
     return _arranged(rows, read.padding, minibatch, learners, rng)
 

@@ -1,14 +1,18 @@
-"""BoSFT as an RLlib Algorithm: supervised learning of the cheapest successful routing, section 3 of the method."""
+"""BoSFT as an RLlib Algorithm: supervised learning of the cheapest successful routing, section 3 of the method.
+
+Always true here: experts are read from their file part by part, and of all of them only numbers are kept.
+"""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.utils.annotations import override
@@ -16,14 +20,38 @@ from ray.rllib.utils.metrics import LEARNER_RESULTS
 
 from bopo_ray.agent import episode_views
 from bopo_ray.errors import ConfigError
+from bopo_ray.method.calibration import Calibration, calibration
 from bopo_ray.method.loss import bosft_loss
-from bopo_ray.method.synthesis import Expert, step_weights
+from bopo_ray.method.synthesis import Expert, class_weights
 from bopo_ray.records import Difficulty, spawn_seed
 from bopo_ray.rllib.batch import WEIGHT, readings_table, sft_batch
 from bopo_ray.rllib.config import RouterAlgorithmConfig
+from bopo_ray.rllib.experts import ExpertFile
 from bopo_ray.rllib.learner import BoSFTTorchLearner
 
-__all__ = ["BoSFT", "BoSFTConfig"]
+__all__ = ["BoSFT", "BoSFTConfig", "Judgement"]
+
+
+class Judgement(NamedTuple):
+    """What a router makes of N expert steps."""
+
+    loss: float
+    """As in training, in nats."""
+    p_large_N: NDArray[np.float64]
+    """pi(any model but the smallest)."""
+    large_N: NDArray[np.bool_]
+    """Whether the expert chose such a model."""
+    difficulty_N: NDArray[np.str_]
+
+    def of(self, difficulty: Difficulty) -> NDArray[np.float64]:
+        """p_large of one class."""
+        return self.p_large_N[self.difficulty_N == difficulty]
+
+    def calibration(self) -> dict[str, Calibration]:
+        """Of each class that there is."""
+        rows = {d: self.difficulty_N == d for d in Difficulty}
+        found = {str(d): calibration(self.p_large_N[n], self.large_N[n]) for d, n in rows.items()}
+        return {d: c for d, c in found.items() if c is not None}
 
 
 class BoSFTConfig(RouterAlgorithmConfig):
@@ -35,6 +63,8 @@ class BoSFTConfig(RouterAlgorithmConfig):
         """Least share of the loss on Hard steps."""
         self.total_epochs = 0
         """Passes of the whole training, by which the learning rate rises and falls; 0: it stays as it is."""
+        self.part_steps = 1 << 14
+        """Steps that are in memory at a time."""
         self.lr = 1e-3
         self.num_epochs, self.minibatch_size = 1, 64
         self.env_runners(num_env_runners=0)
@@ -56,57 +86,71 @@ class BoSFT(Algorithm):
 
     @override(Algorithm)
     def setup(self, config: Any) -> None:
-        self.experts: tuple[Expert, ...] = ()
+        self.experts: ExpertFile | None = None
         self.epochs = 0
         super().setup(config)
 
-    def set_experts(self, experts: Sequence[Expert]) -> None:
+    def set_experts(self, experts: ExpertFile) -> None:
         """What to imitate; raises ConfigError when empty."""
-        if not experts:
+        if not experts.trajectories:
             raise ConfigError("0 expert trajectories: need at least one task with boundary rollouts")
-        self.experts = tuple(experts)
+        self.experts = experts
 
     def fit(
-        self, epochs: int, held_out: Sequence[Expert], folder: Path, advance: Callable[[], None] = lambda: None
-    ) -> dict[str, float]:
+        self, epochs: int, held_out: ExpertFile | None, folder: Path, patience: int = 0,
+        advance: Callable[[], None] = lambda: None,
+    ) -> dict[str, float]:  # fmt: skip
         """Trains, and saves the router of the epoch with the least loss on `held_out`; of the last one without any.
 
         A small router knows its tasks by heart after a few epochs, and is then just as certain, and wrong, on others.
         [ours]
 
+        Args:
+            epochs: at most so many.
+            held_out: of tasks that are not trained on.
+            folder: where to save.
+            patience: stop after so many epochs in turn that were no better on `held_out`; 0: never.
+            advance: called after each epoch.
+
         Returns:
-            `epoch` (the one kept, from 1), `loss` and `accuracy` (on its own tasks), `validation_loss`; in nats. After
-            0 epochs the router is untrained, and there is no accuracy.
+            `epoch` (the one kept, from 1), `epochs` (all that were made), `loss` and `accuracy` (on its own tasks),
+            `validation_loss`; in nats. After 0 epochs the router is untrained, and there is no accuracy.
         """
-        best: dict[str, float] = {}
+        assert self.experts is not None
+        judges, best, epoch = held_out or self.experts, dict[str, float](), 0
         if not epochs:
             self.save_router(folder)
-            return {"epoch": 0, "loss": self.loss(self.experts), "validation_loss": self.loss(held_out or self.experts)}
+            return {"epoch": 0, "epochs": 0, "loss": self.judge(self.experts).loss,
+                    "validation_loss": self.judge(judges).loss}  # fmt: skip
         for epoch in range(1, epochs + 1):
             learned = self.train()["learners"][DEFAULT_MODULE_ID]
-            validation = self.loss(held_out or self.experts)
-            if not best or not held_out or validation < best["validation_loss"]:
+            validation = self.judge(judges).loss
+            if not best or held_out is None or validation < best["validation_loss"]:
                 best = {"epoch": epoch, "loss": float(learned["sft_loss"]), "accuracy": float(learned["accuracy"]),
                         "validation_loss": validation}  # fmt: skip
                 shutil.rmtree(folder, ignore_errors=True)
                 self.save_router(folder)
             advance()
-        return best
+            if patience and epoch - best["epoch"] >= patience:
+                break
+        return best | {"epochs": epoch}
 
     @override(Algorithm)
     def training_step(self) -> None:
-        cfg = self.config
-        steps = [e.difficulty for e in self.experts for _ in e.labels]
+        cfg, experts = self.config, self.experts
+        assert experts is not None
+        weights, total, done = class_weights(experts.steps, cfg.hard_share), sum(experts.steps.values()), 0
         rng = np.random.default_rng(spawn_seed("sft", cfg.seed, self.epochs))
-        batch = sft_batch(
-            self.experts, step_weights(steps, cfg.hard_share), cfg.reader, cfg.minibatch_size,
-            max(1, cfg.num_learners), rng,
-        )  # fmt: skip
-        results = self.learner_group.update(
-            batch=batch.data, num_epochs=1, minibatch_size=batch.rows, shuffle_batch_per_epoch=False,
-            progress=(self.epochs / cfg.total_epochs, 1 / cfg.total_epochs) if cfg.total_epochs else None,
-        )  # fmt: skip
-        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        for part in experts.parts(cfg.part_steps, rng):
+            steps = sum(len(e.labels) for e in part)
+            batch = sft_batch(part, weights, cfg.reader, cfg.minibatch_size, max(1, cfg.num_learners), rng)
+            at = (self.epochs + done / total) / cfg.total_epochs if cfg.total_epochs else 0.0
+            results = self.learner_group.update(
+                batch=batch.data, num_epochs=1, minibatch_size=batch.rows, shuffle_batch_per_epoch=False,
+                progress=(at, steps / total / cfg.total_epochs) if cfg.total_epochs else None,
+            )  # fmt: skip
+            self.metrics.aggregate(results, key=LEARNER_RESULTS)
+            done += steps
         self.epochs += 1
 
     def save_router(self, folder: Path) -> None:
@@ -124,19 +168,18 @@ class BoSFT(Algorithm):
             lambda learner: learner.module[DEFAULT_MODULE_ID].unwrapped().restore_from_path(str(folder))
         )
 
-    def loss(self, experts: Sequence[Expert]) -> float:
-        """The training loss on these experts, in nats."""
-        cfg = self.config
-        labels = torch.from_numpy(np.concatenate([np.asarray(e.labels, np.int64) for e in experts]))
-        weights = step_weights([e.difficulty for e in experts for _ in e.labels], cfg.hard_share)
-        return float(bosft_loss(self._logits(experts), labels, torch.from_numpy(weights / len(weights))))
-
-    def p_large(self, experts: Sequence[Expert], difficulty: Difficulty | None = None) -> np.ndarray:
-        """pi(any model but the smallest) at each step of the experts' trajectories, [steps]."""
-        chosen = [e for e in experts if difficulty is None or e.difficulty is difficulty]
-        if not chosen:
-            return np.zeros(0)
-        return torch.softmax(self._logits(chosen), -1)[:, 1:].sum(-1).numpy()
+    def judge(self, experts: ExpertFile) -> Judgement:
+        """The learner's view of all expert steps."""
+        cfg, loss, found = self.config, 0.0, list[tuple[Any, ...]]()
+        weights, total = class_weights(experts.steps, cfg.hard_share), sum(experts.steps.values())
+        for part in experts.parts(cfg.part_steps):
+            logits = self._logits(part)
+            labels = torch.tensor([x for e in part for x in e.labels])
+            classes = [str(e.difficulty) for e in part for _ in e.labels]
+            weights_N = torch.tensor([weights[e.difficulty] for e in part for _ in e.labels])
+            loss += float(bosft_loss(logits, labels, weights_N / total))
+            found.append((torch.softmax(logits.double(), -1)[:, 1:].sum(-1).numpy(), (labels > 0).numpy(), classes))
+        return Judgement(loss, *(np.concatenate(column) for column in zip(*found, strict=True)))
 
     def _logits(self, experts: Sequence[Expert]) -> torch.Tensor:
         """The learner's logits at each step of the experts' trajectories, [steps, n_models]."""

@@ -17,6 +17,7 @@ from bopo_ray.pipeline.settings import load_settings
 from bopo_ray.records import CostMode, Difficulty
 from bopo_ray.rllib.bopo import BoPO, BoPOConfig, read_boundaries
 from bopo_ray.rllib.bosft import BoSFT, BoSFTConfig
+from bopo_ray.rllib.experts import ExpertFile
 from tests.integration.conftest import Frontier
 from tests.tiny_router import make_qwen
 
@@ -135,19 +136,34 @@ def test_bosft_keeps_the_epoch_that_does_best_on_held_out_tasks(
     rollouts = [b.large[0] for b in boundaries.values()]
     easy = [Expert(e, (0,) * len(e.steps), Difficulty.EASY) for e in rollouts]
     contrary = [Expert(e, (1,) * len(e.steps), Difficulty.EASY) for e in rollouts]
+    own, other = (ExpertFile.write(tmp_path / f"{n}.parquet", e) for n, e in (("own", easy), ("other", contrary)))
     cfg = BoSFTConfig().environment(s.env, env_config={"pool": resolve_pool(s.models, "", "", price_table())})
     cfg.router(**s.router_shape).debugging(seed=0)
     built = cfg.build_algo()
     assert isinstance(built, BoSFT)
-    built.set_experts(easy)
-    kept = built.fit(3, contrary, tmp_path / "router")
-    assert kept["epoch"] == 1 and built.loss(contrary) > kept["validation_loss"]  # the more it learns, the worse there
+    built.set_experts(own)
+    kept = built.fit(9, other, tmp_path / "router", patience=2)
+    # The more it learns, the worse it does there, and so it stops.
+    assert (kept["epoch"], kept["epochs"]) == (1, 3) and built.judge(other).loss > kept["validation_loss"]
     built.load_router(tmp_path / "router")
-    assert built.loss(contrary) == pytest.approx(kept["validation_loss"])
-    assert built.fit(3, (), tmp_path / "router")["epoch"] == 3
-    before = built.loss(easy)
-    none = built.fit(0, contrary, tmp_path / "untrained")
-    assert none == {"epoch": 0, "loss": before, "validation_loss": built.loss(contrary)}
+    assert built.judge(other).loss == pytest.approx(kept["validation_loss"])
+    assert built.fit(3, None, tmp_path / "router", patience=2)["epoch"] == 3
+    before = built.judge(own)
+    calibrated = before.calibration()["easy"]
+    assert calibrated.steps == sum(own.steps.values()) == sum(len(e.labels) for e in easy) and calibrated.large == 0
+    assert calibrated.p_large == pytest.approx(before.of(Difficulty.EASY).mean()) == calibrated.error
+    none = built.fit(0, other, tmp_path / "untrained")
+    assert none == {"epoch": 0, "epochs": 0, "loss": before.loss, "validation_loss": built.judge(other).loss}
     built.load_router(tmp_path / "untrained")
-    assert built.loss(easy) == before, "no epoch, no change"
+    assert built.judge(own).loss == before.loss, "no epoch, no change"
+    # In parts no longer than an episode: the same figures, and another epoch of many updates.
+    cfg.part_steps = 1
+    small = cfg.build_algo()
+    assert isinstance(small, BoSFT)
+    small.load_router(tmp_path / "untrained")
+    assert small.judge(own).loss == pytest.approx(before.loss)
+    small.set_experts(own)
+    small.fit(1, None, tmp_path / "parts")
+    assert small.judge(own).loss < before.loss
     built.stop()
+    small.stop()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bopo_ray.errors import GateError
-from bopo_ray.method.synthesis import Expert, choose_expert, gate, reliable_policies, step_weights, stratified_shares
+from bopo_ray.method.synthesis import Expert, choose_expert, class_weights, gate, reliable_policies, stratified_shares
 from bopo_ray.method.taxonomy import BoundaryStats, boundary_stats, classify, counts
 from bopo_ray.records import CostMode, Difficulty, Episode, EpisodeSpec, Phase, Step, StopReason
 from envs.base import Split, Task
@@ -245,27 +245,23 @@ def test_expert_needs_a_label_for_each_step() -> None:
         Expert(episode([0, 0], True), (0,), EASY)
 
 
-def test_step_weights_by_hand() -> None:
+def test_class_weights_by_hand() -> None:
     # 2 Hard of 10: share 0.2 < 1/3 -> Hard (1/3)/0.2 = 5/3, others (2/3)/0.8 = 5/6; Hard carries 2 * 5/3 of 10 = 1/3
-    weights = step_weights([HARD] * 2 + [EASY] * 5 + [INTRACTABLE] * 3)
-    np.testing.assert_allclose(weights, [5 / 3] * 2 + [5 / 6] * 8)
-    np.testing.assert_array_equal(step_weights([HARD, HARD, EASY]), [1, 1, 1])  # 2/3 already
-    np.testing.assert_array_equal(step_weights([HARD, EASY, EASY]), [1, 1, 1])  # exactly a third
-    np.testing.assert_array_equal(step_weights([EASY, EASY]), [1, 1])
-    np.testing.assert_array_equal(step_weights([HARD]), [1])
-    assert step_weights([]).shape == (0,)
+    weights = class_weights({HARD: 2, EASY: 5, INTRACTABLE: 3})
+    assert weights == pytest.approx({HARD: 5 / 3, EASY: 5 / 6, INTRACTABLE: 5 / 6})
+    for steps in ({HARD: 2, EASY: 1}, {HARD: 1, EASY: 2}, {EASY: 2}, {HARD: 1}, {}):  # has a third already, or is all
+        assert set(class_weights(steps).values()) == {1.0}, steps
     with pytest.raises(ValueError, match=r"hard_share=1\.0"):
-        step_weights([HARD], hard_share=1.0)
+        class_weights({HARD: 1}, hard_share=1.0)
 
 
-@given(st.lists(st.sampled_from(list(Difficulty)), min_size=1, max_size=200), st.floats(0, 0.95))
-def test_step_weights_have_mean_one_and_hard_gets_its_share(steps: list[Difficulty], share: float) -> None:
-    weights = step_weights(steps, share)
-    hard = np.array([d is HARD for d in steps])
-    assert weights.mean() == pytest.approx(1) and (weights > 0).all()
-    assert (weights[hard] >= 1 - 1e-12).all() and (weights[~hard] <= 1 + 1e-12).all()
-    if hard.any():
-        assert weights[hard].sum() >= share * len(steps) - 1e-9
+@given(st.dictionaries(st.sampled_from(list(Difficulty)), st.integers(1, 200), min_size=1), st.floats(0, 0.95))
+def test_class_weights_have_mean_one_and_hard_gets_its_share(steps: dict[Difficulty, int], share: float) -> None:
+    weights, total = class_weights(steps, share), sum(steps.values())
+    assert sum(n * weights[d] for d, n in steps.items()) == pytest.approx(total) and min(weights.values()) > 0
+    assert weights[HARD] >= 1 - 1e-12 and weights[EASY] == weights[INTRACTABLE] <= 1 + 1e-12
+    if HARD in steps:
+        assert steps[HARD] * weights[HARD] >= share * total - 1e-9
 
 
 def test_gate_lets_through_refuses_and_is_overridden() -> None:
