@@ -41,11 +41,3 @@ def test_it_is_trained_evaluated_and_loaded(tmp_path: Path) -> None:
     episodes = [e for e in store.read(Phase.EVALUATION) if e.spec.router == LEARNED]
     assert {e.spec.policy for e in episodes} == set(routers)
     assert sum(agree(routers[e.spec.policy], e) for e in episodes) > 6
-
-
-def test_what_cannot_be_read_stops_before_anything_is_played(tmp_path: Path) -> None:
-    backbone = make_qwen(tmp_path / "backbone", drop="B")
-    run = Frontier(tmp_path, (*TINY, "--backbone", str(backbone)))
-    assert run.run() == 2
-    assert "has no token for 'B' alone" in " ".join(run.said().split())
-    assert not list(run.out.rglob("*.parquet"))

@@ -17,6 +17,7 @@ from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.settings import Settings, resolve
 from experiments.frontier import main
 from tests.endpoint import Endpoint
+from tests.tiny_router import make_qwen
 from tests.toy import ID, Scripted, scripted_pool
 
 TOY = ["--env", ID, "--scale", "tiny"]
@@ -148,3 +149,12 @@ def test_looking_at_an_endpoint_costs_nothing(tmp_path: Path, monkeypatch: pytes
             assert run.ledger().totals().models == ()
         assert (tmp_path / "out" / "pool.yaml").exists()
         assert not endpoint.bill
+
+
+def test_a_backbone_without_a_needed_token_stops_before_anything_is_played(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone = make_qwen(tmp_path / "backbone", drop="B")
+    assert main([*TOY, "--out", "out", "--backbone", str(backbone)]) == 2
+    assert "has no token for 'B' alone; need one for each of A, B" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
