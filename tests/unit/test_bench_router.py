@@ -13,6 +13,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "STEPS", 3)
     monkeypatch.setattr(bench_learner, "GROUP", 2)
     monkeypatch.setattr(bench_router, "BATCHES", (1, 2))
+    monkeypatch.setattr(bench_router, "CAUSAL_BATCHES", (1, 2))
 
 
 def test_the_learners() -> None:
