@@ -7,10 +7,9 @@
     python -m experiments.bench learner router    # the router's updates, and its decisions
 
 `envs` takes about a minute. Expect ours within a few per cent of ScienceWorld's raw step, and several times the
-simulator's own Python environment, which computes all valid actions at each step. The others are described in
-`bench_executors`, `bench_learner` and `bench_router`. The ways take turns in one run, so
-that a machine that slows down slows all of them. A bench is a function `seconds -> rows` in the module that `BENCHES`
-names; it is imported when it is asked for.
+simulator's own Python environment, which computes all valid actions at each step. The others are described in their
+modules. The ways take turns in one run, so that a machine that slows down slows all of them. A bench is a
+function `seconds -> rows` in the module that `BENCHES` names; it is imported when it is asked for.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import os
 import shutil
 from pathlib import Path
@@ -74,7 +75,7 @@ class Sweep:
         cfg = run.config().start_from(str(start.resolve()))
         cfg.episode_dir = str((run.episodes / "policy").resolve())
         cfg.boundary_dir = str(Path(str(cfg.boundary_dir)).resolve())
-        learners = -(-int(2 * cfg.num_learners * cfg.num_cpus_per_learner) // 2)
+        learners = math.ceil(cfg.num_learners * cfg.num_cpus_per_learner)
         runners = max(1, run.cpus // len(todo) - 1 - learners)
         cfg.env_runners(num_env_runners=runners, num_cpus_per_env_runner=0.5 if runners == 1 else 1)
         cfg.resources(num_cpus_for_main_process=0.5)
