@@ -26,11 +26,12 @@ import socket
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from bopo_ray.errors import StoreError
 
@@ -40,6 +41,8 @@ LEASE_S = 900.0
 """After so many seconds a claim or a reservation no longer counts, although its owner may live."""
 TIMEOUT_S = 60.0
 """So long a transaction waits for those of others."""
+MOST_TOGETHER = 256
+"""Changes in one transaction, so that other processes get their turn."""
 
 _TABLES = "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
 
@@ -92,6 +95,30 @@ def _start(pid: int) -> str:
     return "?"
 
 
+class _Change:
+    """What a thread wants to be written, and what came of it."""
+
+    def __init__(self, work: Callable[[sqlite3.Connection], object]) -> None:
+        self._work = work
+        self.done = False
+        self.result: object = None
+        self.error: Exception | None = None
+
+    def make(self, c: sqlite3.Connection) -> None:
+        """As a part of the transaction that is open: its own error undoes it alone, the file's all of them."""
+        self.result = self.error = None
+        c.execute("SAVEPOINT change")
+        try:
+            self.result = self._work(c)
+        except Exception as error:
+            mine = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError, sqlite3.InterfaceError)
+            if isinstance(error, sqlite3.Error) and not isinstance(error, mine):
+                raise
+            self.error = error
+            c.execute("ROLLBACK TO change")
+        c.execute("RELEASE change")
+
+
 class DamageError(sqlite3.DatabaseError):
     """What was read can't be what was written."""
 
@@ -131,6 +158,7 @@ class Database:
         """
         self.path, self._form, self._replace, self._timeout_s = path, form, replace, timeout_s
         self._mutex = threading.RLock()
+        self._waiting: deque[_Change] = deque()
         try:
             with self._explained():
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,11 +185,33 @@ class Database:
 
     def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """What `work` returns; it only reads, and is repeated when the file had to be replaced."""
-        return self._run(work, self._read)
+        with self._mutex, self._explained():
+            try:
+                return work(self._connection)
+            except sqlite3.DatabaseError as error:
+                self._start_anew(error)
+                return work(self._connection)
 
     def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """What `work` returns, all of its changes made or none; it is repeated when the file had to be replaced."""
-        return self._run(work, self._write)
+        """What `work` returns, all of its changes made or none; it is repeated when the file had to be replaced.
+
+        Whoever gets its turn makes the changes of all threads that wait, in one transaction: with hundreds of threads,
+        waiting for other processes and committing once for each would bound how many calls a second can be made.
+        """
+        change = _Change(work)
+        self._waiting.append(change)
+        try:
+            with self._mutex:
+                while not change.done:
+                    self._write_waiting()
+        except BaseException:  # Ctrl-C, of this thread alone
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(change)
+            raise
+        if change.error is not None:
+            with self._explained():
+                raise change.error
+        return cast(T, change.result)
 
     def compact(self) -> None:
         """Gives the space of deleted rows back to the disk."""
@@ -171,31 +221,44 @@ class Database:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _run(self, work: Callable[[sqlite3.Connection], T], how: Callable[[Callable[[sqlite3.Connection], T]], T]) -> T:
-        with self._mutex, self._explained():
-            try:
-                return how(work)
-            except sqlite3.DatabaseError as error:
-                self._start_anew(error)
-                return how(work)
+    def _write_waiting(self) -> None:
+        """Makes the changes that wait; what fails for all of them is the error of each."""
+        changes: list[_Change] = []
+        try:
+            with self._explained():
+                try:
+                    self._write_together(changes)
+                except sqlite3.DatabaseError as error:
+                    self._start_anew(error)
+                    self._write_together(changes)
+        except Exception as error:
+            if not changes:  # it did not even begin
+                changes = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            for change in changes:
+                change.error = error
+        except BaseException:
+            self._waiting.extendleft(reversed(changes))
+            raise
+        for change in changes:
+            change.done = True
 
-    def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        return work(self._connection)
-
-    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _write_together(self, changes: list[_Change]) -> None:
+        """One transaction, of `changes` and those that wait by the time it begins, which it adds to them."""
         with self._exclusive():
             if self._inode != _inode(self.path):
                 raise DamageError("it was moved or deleted while it was in use")
             c = self._connection
             c.execute("BEGIN IMMEDIATE")
             try:
-                result = work(c)
+                while self._waiting and len(changes) < MOST_TOGETHER:
+                    changes.append(self._waiting.popleft())
+                for change in changes:
+                    change.make(c)
                 c.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):  # on a full disk SQLite has rolled back by itself
                     c.execute("ROLLBACK")
                 raise
-            return result
 
     def _open(self) -> None:
         self.close()
