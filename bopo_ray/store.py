@@ -95,6 +95,7 @@ class EpisodeStore:
         self.folder = folder
         self._metadata = {_VERSION_KEY: SCHEMA_VERSION.encode(), _PRICE_KEY: price_hash.encode()}
         folder.mkdir(parents=True, exist_ok=True)
+        self._writes = False
         self._ids: set[str] = set()
         for shard in self._shards():
             self._ids.update(self._checked(shard).column("id").to_pylist())
@@ -137,8 +138,10 @@ class EpisodeStore:
             shard.unlink()
 
     def _write(self, episodes: Sequence[Episode]) -> None:
-        for left_over in self.folder.glob("*.tmp"):  # of a writer that died: there is no other one now
-            left_over.unlink(missing_ok=True)
+        if not self._writes:  # once, since listing a folder of many shards takes long
+            for left_over in self.folder.glob("*.tmp"):  # of a writer that died: there is no other one now
+                left_over.unlink(missing_ok=True)
+            self._writes = True
         table = pa.Table.from_pylist([episode_row(e) for e in episodes], SCHEMA).replace_schema_metadata(self._metadata)
         write_table(table, self.folder / f"part-{uuid.uuid4().hex[:12]}.parquet")
 

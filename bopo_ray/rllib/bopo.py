@@ -127,6 +127,7 @@ class BoPO(Algorithm):
         self.updates = 0
         self.refused = ""
         self.promotions: dict[str, int] = {}
+        self.store: EpisodeStore | None = None
         super().setup(config)
         cfg = self.config
         if cfg.boundary_dir is None:
@@ -168,8 +169,9 @@ class BoPO(Algorithm):
             failures = [str(e.reason) for g in by_task for e in g if not isinstance(e, Episode)]
             raise EngineError(f"no group of update {self.updates} could be played: {failures[0]}")
         if cfg.episode_dir is not None:
-            store = EpisodeStore(Path(cfg.episode_dir) / self._trial_folder(), cfg.price_hash)
-            store.append([e for g in whole for e in g])
+            if self.store is None:  # opened once: it reads the ids of all that is there
+                self.store = EpisodeStore(Path(cfg.episode_dir) / self._trial_folder(), cfg.price_hash)
+            self.store.append([e for g in whole for e in g])
         self._log_rollouts([e for g in groups for e in g.episodes])
         taught = [g for g in groups if np.any(g.advantages) or g.anchors]
         self.metrics.log_dict(

@@ -129,6 +129,7 @@ def test_a_run_killed_in_bosft_and_in_the_evaluation_ends_the_same(frontier: Fro
     process = frontier.start("--resume")
     while not (frontier.out / "policies" / "bosft").exists():  # the first of its epochs
         assert process.poll() is None, frontier.said()
+    process.send_signal(signal.SIGSTOP)  # at once: the other epochs take moments
     kill_run(process)
     assert not (frontier.out / "bosft.json").exists()
     assert frontier.run("--resume") == 0, frontier.said()
