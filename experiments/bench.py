@@ -4,12 +4,14 @@
     python -m experiments.bench envs --json       # the same rows as a list of objects
     python -m experiments.bench envs --seconds 60 # longer, steadier
     python -m experiments.bench executors         # the language models that come with the project
+    python -m experiments.bench rollouts          # env runners under models that take their time
+    python -m experiments.bench growth            # an update's cost to its driver, of 100 to 10,000 episodes
     python -m experiments.bench learner router    # the router's updates, and its decisions
 
 `envs` takes about a minute. Expect ours within a few per cent of ScienceWorld's raw step, and several times the
 simulator's own Python environment, which computes all valid actions at each step. The others are described in their
-modules. The ways take turns in one run, so that a machine that slows down slows all of them. A bench is a
-function `seconds -> rows` in the module that `BENCHES` names; it is imported when it is asked for.
+modules. The ways take turns in one run, so that a machine that slows down slows all of them. A bench is a function
+`seconds -> rows` in the module that `BENCHES` names; it is imported when it is asked for.
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ def interleave(ways: dict[str, Callable[[], None]], seconds: float) -> dict[str,
 BENCHES = {
     "envs": "experiments.bench_envs",
     "executors": "experiments.bench_executors",
+    "growth": "experiments.bench_growth",
     "learner": "experiments.bench_learner",
     "rollouts": "experiments.bench_rollouts",
     "router": "experiments.bench_router",
