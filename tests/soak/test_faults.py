@@ -48,9 +48,9 @@ def ledger(run: Frontier) -> dict[str, dict[str, object]]:
 def test_a_run_killed_at_every_stage_ends_as_one_that_was_not(
     frontier: Frontier, toy_run: Frontier, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # 1. Killed outright in the boundary rollouts: both runners wait after 9 episodes, the first 16 are on disk.
+    # 1. Killed outright in the boundary rollouts: who has played 9 episodes waits, the first 16 are on disk.
     process = frontier.start(hold=9)
-    wait_for(lambda: len(frontier.held()) == 2 and len(frontier.rows("boundary")) >= 16, process)
+    wait_for(lambda: frontier.held() and len(frontier.rows("boundary")) >= 16, process)
     assert main([*frontier.arguments, "--resume"]) == 2  # two runs on one folder
     assert "is in use by another run" in capsys.readouterr().err
     kill_run(process)
@@ -141,7 +141,7 @@ def test_a_run_killed_in_bosft_and_in_the_evaluation_ends_the_same(frontier: Fro
     for name in ends:
         (frontier.out / name).unlink()
     process = frontier.start("--resume", hold=20)
-    wait_for(lambda: len(frontier.held()) == 2 and len(frontier.rows("evaluation")) >= 16, process)
+    wait_for(lambda: frontier.held() and len(frontier.rows("evaluation")) >= 16, process)
     kill_run(process)
     kept = frontier.rows("evaluation")
     assert 16 <= len(kept) < len(toy_run.rows("evaluation"))
@@ -172,7 +172,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(small_disk: Path, frontier:
 
     # Full in the boundary rollouts: the first shard is there, the second finds no room.
     process = frontier.start(hold=9)
-    wait_for(lambda: len(frontier.held()) == 2 and len(frontier.rows("boundary")) >= 16, process)
+    wait_for(lambda: frontier.held() and len(frontier.rows("boundary")) >= 16, process)
     filler = small_disk / "filler"
     with pytest.raises(OSError, match="No space"):
         filler.write_bytes(bytes(16 << 20))

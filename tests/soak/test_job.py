@@ -80,7 +80,7 @@ def test_a_submitted_job_ends_as_the_command_does(
 ) -> None:
     run = Frontier(tmp_path, TOY)
     script = f"cd {ROOT} && {sys.executable} -m experiments.frontier {' '.join(run.arguments)}"
-    done = job(cluster, "bash", "-c", f"'{script}'")
+    done = job(cluster, "bash", "-c", script)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for store in ("boundary", "stratified", "policy", "evaluation"):
         assert run.rows(store) == toy_run.rows(store)
