@@ -47,6 +47,7 @@ def test_random_kills_lose_nothing_and_leak_nothing(frontier: Frontier) -> None:
     end = time.monotonic() + 60 * MINUTES
     process = frontier.start()
     while time.monotonic() < end:
+        wait_for(lambda p=process: frontier.actors("GroupEnvRunner") or p.poll() is not None)
         quiet = min(end, time.monotonic() + rng.uniform(*PAUSE_S))
         while time.monotonic() < quiet and process.poll() is None:
             time.sleep(0.5)
