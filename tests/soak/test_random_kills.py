@@ -72,6 +72,7 @@ def test_random_kills_lose_nothing_and_leak_nothing(frontier: Frontier) -> None:
             kept = rows
             process = frontier.start("--resume")
     assert kept and sum(kills.values()) >= MINUTES
+    wait_for(lambda: frontier.actors("GroupEnvRunner") or process.poll() is not None)  # not while it is being loaded
     last = family(frontier)
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
