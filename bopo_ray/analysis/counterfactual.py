@@ -14,6 +14,8 @@ __all__ = ["counterfactual", "counterfactual_figure"]
 
 WHERE = {"all": "all steps", "yes": "after a step that failed", "no": "after one that did not"}
 """Which rows a line of the table is of, and how the figure calls it."""
+FEWEST = 5
+"""Tasks that a step of the figure must have."""
 COLOURS = {"all": INK, "yes": "#D55E00", "no": "#0072B2"}
 
 
@@ -52,7 +54,8 @@ def counterfactual(rows: pd.DataFrame) -> pd.DataFrame:
 
 @styled
 def counterfactual_figure(table: pd.DataFrame, base: str, label: str) -> Figure:
-    """The gain by step, with its interval: of all episodes, and apart by whether the step before had failed.
+    """The gain by step, with its interval: of all episodes, and apart by whether the step before had failed; where
+    fewer than `FEWEST` tasks had such a step, the table alone has it.
 
     Args:
         table: of `counterfactual`.
@@ -61,7 +64,7 @@ def counterfactual_figure(table: pd.DataFrame, base: str, label: str) -> Figure:
     """
     figure, axes = canvas(9.0, 5.6)
     figure.subplots_adjust(left=0.1, right=0.97, top=0.82, bottom=0.12)
-    own = table[table["step"] != "all"]
+    own = table[(table["step"] != "all") & (table["tasks"] >= FEWEST)]
     for i, where in enumerate(WHERE):
         line = own[own["after_failure"] == where]
         x = line["step"].astype(float) + (i - 1) * 0.12

@@ -44,6 +44,16 @@ def test_the_figure_has_a_line_for_each_kind_of_step() -> None:
                                                           "after one that did not"]  # fmt: skip
 
 
+def test_a_step_of_few_tasks_is_in_the_table_alone() -> None:
+    many = pd.DataFrame(
+        [row(f"t{i}", 0, False, 0, 1) for i in range(5)] + [row(f"t{i}", 1, False, 0, 1) for i in range(4)]
+    )
+    table = counterfactual(many)
+    assert set(table["step"]) == {"all", "0", "1"}
+    (axes,) = counterfactual_figure(table, "first-large(5)", "simulated pair").axes
+    assert [list(line[0].get_xdata()) for line in axes.containers] == [[-0.12], [], [0.12]]
+
+
 @pytest.mark.parametrize(("step", "models"), [(0, [0, 1, 0, 0]), (1, [1, 0, 0, 0]), (3, [1, 1, 0, 1])])
 def test_one_step_has_the_other_model(step: int, models: list[int]) -> None:
     router = Swapped(parse_router("first-large:2").make(), step)
