@@ -143,7 +143,8 @@ def check_offsets(run: Frontier, chosen: dict[str, float], seeds: tuple[int, ...
         assert scores[int(offset)] == max(scores.values())
         own = [e for e in run.rows("evaluation").values() if e["policy"] == f"{name}_offset{offset:g}"]
         assert len(own) == 4 and {s["model"] for e in own for s in e["steps"]} == {int(offset > 0)}
-        assert (run.out / "policies" / f"{name}_offset{offset:g}").is_dir()
+        card = (run.out / "policies" / f"{name}_offset{offset:g}" / "README.md").read_text()
+        assert f"offset {offset:g}" in card and "95% bootstrap intervals" in card and "--offsets=-60,60" in card
     learned_on = {e["task"] for store in ("policy", "evaluation") for e in run.rows(store).values()}
     assert not {e["task"] for e in dev} & learned_on
 
