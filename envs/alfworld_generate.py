@@ -6,13 +6,13 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from concurrent.futures import as_completed
 
 from envs import alfworld_process
 from envs.alfworld_layouts import KINDS, ROOMS, SCENES, Layout, domain_and_grammar, expert, furnish, problem
 from envs.base import Split
 from envs.errors import ConfigError
+from envs.workers import process_pool
 
 __all__ = ["COUNTS", "PLAN_STEPS", "make_games", "solve"]
 
@@ -68,7 +68,7 @@ def make_games(
     """The games of all splits; the same for the same counts and seed, whatever the number of processes."""
     start, jobs = time.monotonic(), [(split, kind) for split in Split for kind in KINDS]
     shares = {split: [counts[split] * (i + 1) // 6 - counts[split] * i // 6 for i in range(6)] for split in Split}
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with process_pool(processes) as pool:
         waiting = {
             pool.submit(_make, split, kind, shares[split][KINDS.index(kind)], seed): (split, kind)
             for split, kind in jobs

@@ -10,9 +10,7 @@ some minutes, and `envs/data/scienceworld_plans.json`.
 from __future__ import annotations
 
 import json
-from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 
 from bopo_ray.benchmarks import select_tasks
@@ -20,6 +18,7 @@ from bopo_ray.pipeline.settings import Settings
 from envs import scienceworld_plans
 from envs.base import Split
 from envs.scienceworld import ScienceWorldEnv
+from envs.workers import process_pool
 
 _env: ScienceWorldEnv | None = None
 
@@ -42,7 +41,7 @@ def main() -> None:
     quick = Settings()
     counts = {Split.TRAIN: quick.train_tasks, Split.DEV: quick.test_tasks, Split.TEST: quick.test_tasks}
     tasks = [t.name for split, n in counts.items() for t in select_tasks(quick.env, split, n, 0)]
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with process_pool(2) as pool:
         plans = {task: plan for task, plan in pool.map(verified_plan, tasks, chunksize=8) if plan}
     record = {"scienceworld": version("scienceworld"), "version": scienceworld_plans.VERSION, "plans": plans}
     path = Path(scienceworld_plans.__file__).parent / "data" / scienceworld_plans.SHIPPED

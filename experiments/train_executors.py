@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--demos", type=int, default=0, help="tasks to show at most (default: all)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that play at once")
     parser.add_argument("--threads", type=int, default=1, help="of the training; results differ in the last bits")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="that trains")
     for field in dataclasses.fields(Recipe):
         flag, kind = f"--{field.name.replace('_', '-')}", {"int": int, "float": float, "bool": _flag}[str(field.type)]
         parser.add_argument(flag, type=kind, help=f"instead of the recipe's {field.name}")
@@ -81,7 +82,8 @@ def make(args: argparse.Namespace) -> None:
     out = args.out or (args.work / "models" / name if args.name else SHIPPED / name)
     out.mkdir(parents=True, exist_ok=True)
     train_tokenizer(demos, out / "tokenizer.json")
-    found = train(args.env, demos, recipe, args.work / family / name, out, report)
+    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    found = train(args.env, demos, recipe, args.work / family / name, out, report, device)
     about = {
         "format": 1, "env": args.env, "size": args.size, "recipe": dataclasses.asdict(recipe),
         "kinds": _kinds(demos), "demonstrations": len(demos), "found": found,

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from multiprocessing import get_context
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 from bopo_ray.agent import Turn, chat_messages
 from bopo_ray.models.protocol import Message
 from bopo_ray.store import write_table
+from envs.workers import process_pool
 
 __all__ = ["EXPERTS", "Demo", "collect", "demo_messages", "read_demos"]
 
@@ -75,7 +75,7 @@ def collect(env_id: str, folder: Path, processes: int, limit: int, report: Calla
     shards = {f"part-{at // SHARD:05d}-{len(jobs)}.parquet": jobs[at : at + SHARD] for at in range(0, len(jobs), SHARD)}
     missing = {name: part for name, part in shards.items() if not (folder / name).exists()}
     started, done = time.monotonic(), 0
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with process_pool(processes) as pool:
         waiting = {pool.submit(_play, env_id, list(part), folder / name): part for name, part in missing.items()}
         for future in as_completed(waiting):
             future.result()

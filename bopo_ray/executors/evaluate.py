@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, NamedTuple
+
+from envs.workers import process_pool
 
 __all__ = ["Played", "play_boundaries"]
 
@@ -53,7 +54,7 @@ def play_boundaries(
     parts = [jobs[i::processes] for i in range(processes)]
     parts = [part[at : at + 64] for part in parts for at in range(0, len(part), 64)]
     out: list[Played] = []
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_one_thread) as workers:
+    with process_pool(processes) as workers:
         waiting = [workers.submit(_play, env_id, pool, part, max_steps, temperature) for part in parts]
         for future in as_completed(waiting):
             out += future.result()
@@ -61,21 +62,17 @@ def play_boundaries(
     return sorted(out)
 
 
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-
-
 def _play(
     env_id: str, spec: Any, jobs: Sequence[tuple[str, int, int]], max_steps: int, temperature: float
 ) -> list[Played]:
     import gymnasium as gym
+    import torch
 
     import envs  # noqa: F401 (registers the benchmarks)
     from bopo_ray.models import build_pool
     from bopo_ray.routing_env import RoutingEnv
 
+    torch.set_num_threads(1)
     pool, local = build_pool(spec), threading.local()
 
     def one(job: tuple[str, int, int]) -> Played:

@@ -1,7 +1,7 @@
 """Behaviour cloning of a small Llama from scratch: tokenizer, updates, and a folder that `transformers` loads.
 
-Always true here: the same recipe, demonstrations and number of threads give the same weights; an interrupted training
-goes on from its last checkpoint.
+Always true here: the same recipe, demonstrations and number of threads give the same weights on a CPU, and weights that
+differ in the last bits on a GPU; an interrupted training goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from tensorboardX import SummaryWriter
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bopo_ray.errors import ConfigError
@@ -68,8 +69,9 @@ def train_tokenizer(demos: Sequence[Demo], path: Path) -> None:
 
 
 def train(
-    env_id: str, demos: Sequence[Demo], recipe: Recipe, work: Path, out: Path, report: Callable[[str], None]
-) -> dict[str, float]:
+    env_id: str, demos: Sequence[Demo], recipe: Recipe, work: Path, out: Path, report: Callable[[str], None],
+    device: str = "cpu",
+) -> dict[str, float]:  # fmt: skip
     """Trains one model.
 
     Args:
@@ -79,6 +81,7 @@ def train(
         work: folder of checkpoints and TensorBoard's files.
         out: where the finished folder is written; it holds tokenizer.json already.
         report: takes a line of progress.
+        device: "cpu" or "cuda".
 
     Raises ConfigError when `work` holds a checkpoint of another recipe.
 
@@ -92,9 +95,11 @@ def train(
     learn = [d for d in demos if d.task not in held and (recipe.noisy or not d.noisy)]
     check = [s for d in demos if d.task in held and not d.noisy for s in sequences(d, prompt)]
     # Attention by plain matrices: on a CPU, with long sequences and few wide heads, half the time of the fused kernel.
-    model = LlamaForCausalLM._from_config(_config(prompt, recipe), attn_implementation="eager")
+    attention = "eager" if device == "cpu" else "sdpa"
+    model = LlamaForCausalLM._from_config(_config(prompt, recipe), attn_implementation=attention)
     if recipe.copying:
         write_previous_token_head(model, recipe.seed)
+    model.to(device)
     optimizer = torch.optim.AdamW(_groups(model), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.1)
     work.mkdir(parents=True, exist_ok=True)
     seen, step = _resume(work, model, optimizer, recipe)
@@ -102,8 +107,8 @@ def train(
         report(f"goes on after {seen / 1e6:.1f} million tokens")
     board = SummaryWriter(str(work))
     goal, started, saved = recipe.tokens * MILLION, time.monotonic(), time.monotonic()
-    began, sums, said = seen, [0.0, 0.0], 0
-    for batch in _stream(env_id, learn, prompt, recipe, skip=step):
+    began, said, mean = seen, 0, torch.zeros(2, device=device)
+    for batch in _ahead(_Stream(env_id, learn, prompt, recipe, skip=step), device):
         if seen >= goal:
             break
         for group in optimizer.param_groups:
@@ -111,10 +116,10 @@ def train(
         loss, action = _update(model, optimizer, batch, recipe, step)
         tokens = sum(len(s.ids) for s in batch)
         seen, step = seen + tokens, step + 1
-        sums = [0.98 * sums[0] + 0.02 * action, 0.98 * sums[1] + 0.02]
+        mean = 0.98 * mean + 0.02 * torch.stack([action, torch.ones_like(action)])
         if step % 20 == 0:
-            board.add_scalar("loss/all", loss, seen)
-            board.add_scalar("loss/action", action, seen)
+            board.add_scalar("loss/all", float(loss), seen)
+            board.add_scalar("loss/action", float(action), seen)
         if seen - said > goal / 40 or seen >= goal:
             said = seen
             held_loss, exact = _check(model, check, recipe)
@@ -123,7 +128,7 @@ def train(
             spent = time.monotonic() - started
             left = spent / (seen - began) * (goal - seen)
             report(
-                f"{seen / 1e6:.3f} of {goal / 1e6:g} M tokens, action loss {sums[0] / sums[1]:.3f}, held out "
+                f"{seen / 1e6:.3f} of {goal / 1e6:g} M tokens, action loss {float(mean[0] / mean[1]):.3f}, held out "
                 f"{held_loss:.3f}, exact {exact:.3f}; {(seen - began) / spent:.0f} tokens/s, {left:.0f} s left"
             )
         if time.monotonic() - saved > CHECKPOINT_S or seen >= goal:
@@ -162,10 +167,30 @@ def _schedule(progress: float, step: int) -> float:
     return min(1.0, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
+@dataclass(frozen=True)
+class _Stream(IterableDataset[list[Stretch]]):
+    """Batches without end; the first `skip` are left out."""
+
+    env_id: str
+    demos: Sequence[Demo]
+    prompt: EmbeddedPrompt
+    recipe: Recipe
+    skip: int
+
+    def __iter__(self) -> Iterator[list[Stretch]]:
+        return _stream(self.env_id, self.demos, self.prompt, self.recipe, self.skip)
+
+
+def _ahead(stream: _Stream, device: str) -> Iterator[list[Stretch]]:
+    """The same batches; for a GPU, which must not wait for them, made in a process of their own."""
+    if device == "cpu":
+        return iter(stream)
+    return iter(DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=64, multiprocessing_context="fork"))
+
+
 def _stream(
     env_id: str, demos: Sequence[Demo], prompt: EmbeddedPrompt, recipe: Recipe, skip: int
 ) -> Iterator[list[Stretch]]:
-    """Batches without end; the first `skip` are left out."""
     count, epoch, vocabulary, copied = 0, 0, prompt.tokenizer.get_vocab_size(), 0
     rng = random.Random(f"{recipe.seed} copying")
     while copied < recipe.copying * MILLION:
@@ -196,29 +221,33 @@ def _padded(batch: Sequence[Stretch]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _losses(model: Any, ids: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of each chosen token, and whether it was the likeliest. `rows` [N] indexes ids[:, 1:].flatten()."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(ids.device.type, torch.bfloat16):
         hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
         logits = model.lm_head(hidden.flatten(0, 1)[rows])
     targets = ids[:, 1:].flatten()[rows]
     return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none"), logits.argmax(-1) == targets
 
 
-def _update(model: Any, optimizer: Any, batch: Sequence[Stretch], recipe: Recipe, step: int) -> tuple[float, float]:
+def _update(
+    model: Any, optimizer: Any, batch: Sequence[Stretch], recipe: Recipe, step: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One update. Returns its loss, and that of the actions alone; nothing here waits for a GPU."""
     ids, kinds = _padded(batch)
     flat = kinds[:, 1:].flatten()
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     text = (flat == 1) & (torch.rand(len(flat), generator=generator) < TEXT_SHARE) & (recipe.text_weight > 0)
     rows = torch.nonzero((flat == 2) | text).flatten()
-    losses, _ = _losses(model, ids, rows)
     action = flat[rows] == 2
     weights = torch.where(action, 1.0, recipe.text_weight / TEXT_SHARE)
-    loss = (losses * weights).sum() / weights.sum().clamp_min(1.0)
+    weights, shares = weights / weights.sum().clamp_min(1.0), action / action.sum().clamp_min(1)
+    device = model.device
+    losses, _ = _losses(model, ids.to(device), rows.to(device))
+    loss = (losses * weights.to(device)).sum()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    mean = losses[action].mean() if action.any() else loss
-    return float(loss.detach()), float(mean.detach())
+    return loss.detach(), (losses.detach() * shares.to(device)).sum()
 
 
 @torch.no_grad()
@@ -231,7 +260,7 @@ def _check(model: Any, stretches: Sequence[Stretch], recipe: Recipe) -> tuple[fl
         rows = torch.nonzero(flat == 2).flatten()
         if not len(rows):
             continue
-        losses, right = _losses(model, ids, rows)
+        losses, right = (x.cpu() for x in _losses(model, ids.to(model.device), rows.to(model.device)))
         total, tokens = total + float(losses.sum()), tokens + len(rows)
         starts = torch.cat([torch.ones(1, dtype=torch.bool), rows[1:] != rows[:-1] + 1]).cumsum(0) - 1
         wrong = torch.zeros(int(starts[-1]) + 1).index_add_(0, starts, (~right).float())
@@ -243,7 +272,7 @@ def _resume(work: Path, model: torch.nn.Module, optimizer: Any, recipe: Recipe) 
     """Tokens and updates done so far. Raises ConfigError for a checkpoint of another recipe."""
     path = work / "checkpoint.pt"
     with contextlib.suppress(FileNotFoundError):
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location="cpu")
         if state.get("recipe") != asdict(recipe):
             raise ConfigError(
                 f"{path} was made with another recipe: give the options that it was begun with, remove it, or choose "
@@ -261,7 +290,7 @@ def _save(model: Any, out: Path, recipe: Recipe) -> None:
     model.generation_config = GenerationConfig(
         bos_token_id=ids.bos_token_id, eos_token_id=ids.eos_token_id, pad_token_id=ids.pad_token_id
     )
-    model.to(torch.float16).save_pretrained(out)
+    model.to("cpu", torch.float16).save_pretrained(out)
     fast = PreTrainedTokenizerFast(
         tokenizer_file=str(out / "tokenizer.json"), eos_token=END, pad_token=PAD, bos_token="<task>",
         chat_template=CHAT_TEMPLATE, model_max_length=recipe.context, clean_up_tokenization_spaces=False,

@@ -269,7 +269,7 @@ def test_a_collection_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pyte
                 done.set_exception(error)
             return done
 
-    monkeypatch.setattr(module, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(module, "process_pool", Pool)
     with pytest.raises(KeyboardInterrupt):
         collect("ScienceWorld-v0", tmp_path / "demos", 2, 100, lambda line: None)
     (tmp_path / "go").touch()
