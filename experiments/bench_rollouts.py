@@ -2,23 +2,28 @@
 
 * ours: `collect` over `GroupEnvRunner`s, with call store, ledger and a learned router, as in a run;
 * naive: the same runners in lock-step, as a vector environment steps: nobody goes on before the slowest has answered;
-* limit: episodes in flight / mean latency of a call, as if nothing else took any time.
+* limit: the lesser of two bounds, which stand below it. By latency: episodes in flight / mean latency of a call, as if
+  nothing else took any time. By CPU: what each runner's process does in one thread, all of them at once, when models
+  answer at once: router, desk and harness of as many episodes as it has lanes, nothing waits, and there is no Ray;
+  measured just before and after ours.
 
 A model answers after a fixed time, or after one drawn from a log-normal distribution of that mean (sigma 1: one call in
 twenty takes more than three times as long). The environment itself costs nothing; its texts are as long as a
-benchmark's. Below the rows of a setting stands how much of the machine's CPU it took, and where a step's CPU time went.
+benchmark's. Rates are of the steady state; "from the start" counts the first seconds too, in which lanes open their
+environments. Last stands how much of the machine's CPU ours took, and where a step's CPU time went.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,8 +40,9 @@ from bopo_ray.records import EpisodeSpec, Phase, spawn_seed
 from bopo_ray.rllib.bopo import BoPOConfig
 from bopo_ray.rllib.collect import collect
 from bopo_ray.rllib.open_desk import DeskConfig, open_desk
-from bopo_ray.rllib.runner import GroupEnvRunner
+from bopo_ray.rllib.runner import GroupEnvRunner, _Lane
 from bopo_ray.routers import LEARNED
+from bopo_ray.routers.decision import decide
 from bopo_ray.routing_env import RoutingEnv
 from envs.base import Split, Task, text_space
 from experiments.bench import Row
@@ -56,7 +62,8 @@ SETTINGS = (
 WARM_UP_S = 3.0
 LEAST_S = 4.0
 """A setting is measured for at least so long."""
-PARTS = ("router", "desk", "harness")
+NEVER = 1e15
+"""`Clockwork.until` of what has no end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +144,9 @@ class Slow:
         if work.drawn:
             rng = np.random.default_rng(spawn_seed(request.task, len(request.messages), request.sample))
             seconds *= float(np.exp(rng.normal(-(SIGMA**2) / 2, SIGMA)))
-        left = work.until - time.monotonic()
-        time.sleep(max(0.0, min(seconds, left)))
+        seconds = min(seconds, work.until - time.monotonic())
+        if seconds > 0:
+            time.sleep(seconds)
         text = f"Thought: The next one is number {len(request.messages)}.\nAction: open door {len(request.messages)}"
         return Reply(text, Usage(60 * len(request.messages), 24), seconds)
 
@@ -162,6 +170,30 @@ class TimedRunner(GroupEnvRunner):
     def seen(self) -> tuple[list[float], list[Counter[str]]]:
         """Moments of the steps, and CPU seconds by part at the moments of `watch`."""
         return list(Waits.stamps), self.marks
+
+    def alone(self, seconds: float) -> float:
+        """Steps per second of this thread, for so many episodes as there are lanes, when models answer at once."""
+        names = (f"0-0-{NEVER:.0f}/{os.getpid()}{n:06}" for n in itertools.count(int(1e3 * time.monotonic()) * 1000))
+        lanes = [_Lane(self._make_env(ID)) for _ in self._lanes]
+
+        def begin(lane: _Lane) -> None:
+            lane.view, info = lane.env.reset(options={"task": next(names)})
+            lane.mask = info["action_mask"]
+
+        for lane in lanes:
+            begin(lane)
+        steps, start = -len(lanes), time.monotonic()  # the first round warms up
+        while steps <= 0 or time.monotonic() < start + seconds:
+            for lane, p in zip(lanes, self._probabilities(lanes), strict=True):
+                choice = decide(p, lane.mask, spawn_seed("alone", steps) / 2**63).model
+                lane.view, _, terminated, truncated, info = lane.env.step(choice)
+                lane.mask = info["action_mask"]
+                if terminated or truncated:
+                    begin(lane)
+                steps += 1
+                if not steps:
+                    start = time.monotonic()
+        return steps / (time.monotonic() - start)
 
     def _now(self) -> Counter[str]:
         return Counter({**self.parts, "all": time.process_time()})
@@ -191,15 +223,15 @@ class TimedRunner(GroupEnvRunner):
 
         return Env(gym.make(env_id, disable_env_checker=True), ModelPool(models, "", "", ""), Desk())  # type: ignore[arg-type]
 
-    def _probabilities(self, views: list[str]) -> list[tuple[float, ...]]:
+    def _probabilities(self, lanes: list[_Lane]) -> list[tuple[float, ...]]:
         with self.timed("router"):
-            return super()._probabilities(views)
+            return super()._probabilities(lanes)
 
 
 class LockStep(TimedRunner):
     """Waits for all lanes before each decision."""
 
-    def _next(self) -> list[Any]:
+    def _next(self, until: float) -> list[_Lane]:
         return [self._ready.get() for _ in range(self._busy)]
 
 
@@ -217,18 +249,37 @@ def run(seconds: float = 20.0, settings: Sequence[tuple[int, bool, int, int]] = 
 
 
 def _setting(ms: int, drawn: bool, runners: int, flying: int, span: float) -> list[Row]:
-    ours, used = _measure(TimedRunner, ms, drawn, runners, flying, span)
-    naive, _ = _measure(LockStep, ms, drawn, runners, flying, span)
+    ours = _measure(TimedRunner, ms, drawn, runners, flying, span)
+    naive = _measure(LockStep, ms, drawn, runners, flying, span)
     name = f"{ms} ms{' log-normal' * drawn}, {runners} runner{'s' * (runners > 1)}, {flying} in flight"
-    rows = [Row(name, "steps/s", ours, naive, flying / ms * 1e3)]
-    rows.append(Row("  CPU in use", "cores", used.pop("cores"), None, float(os.cpu_count() or 1)))
-    return rows + [Row(f"  {part}", "CPU ms/step", value, None, None) for part, value in used.items()]
+    by_latency = flying / ms * 1e3
+    return [
+        Row(name, "steps/s", ours.rate, naive.rate, min(by_latency, ours.by_cpu)),
+        Row("  bound by latency", "steps/s", by_latency, None, None),
+        Row("  bound by CPU", "steps/s", ours.by_cpu, None, None),
+        Row("  from the start", "steps/s", ours.from_start, naive.from_start, None),
+        Row("  CPU in use", "cores", ours.cores, naive.cores, float(os.cpu_count() or 1)),
+        *(Row(f"  {part}", "CPU ms/step", value, naive.parts[part], None) for part, value in ours.parts.items()),
+    ]
 
 
-def _measure(
-    cls: type[TimedRunner], ms: int, drawn: bool, runners: int, flying: int, span: float
-) -> tuple[float, dict[str, float]]:
-    """Steps per second; cores in use, and CPU milliseconds of a step by part."""
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What was measured of a way."""
+
+    rate: float
+    """Steps per second, in the steady state ..."""
+    from_start: float
+    """... and from the first episode on."""
+    by_cpu: float
+    """Steps per second that the runners' processes could do."""
+    cores: float
+    """That runners and driver used."""
+    parts: dict[str, float]
+    """CPU milliseconds of a step."""
+
+
+def _measure(cls: type[TimedRunner], ms: int, drawn: bool, runners: int, flying: int, span: float) -> _Seen:
     with TemporaryDirectory() as folder:
         desk = DeskConfig(str(Path(folder) / "calls.db"), str(Path(folder) / "spend.db"), 10**12)
         config = BoPOConfig().environment(
@@ -242,14 +293,22 @@ def _measure(
         config.validate()
         group = EnvRunnerGroup(config=config, local_env_runner=False)
         try:
-            return _play(group, ms, drawn, flying, span)
+            weights = group.foreach_env_runner(_fresh_weights, local_env_runner=False)[0]
+            bounds = [_by_cpu(group, span / 2)]
+            seen = _play(group, weights, ms, drawn, flying, span)
+            bounds.append(_by_cpu(group, span / 2))
+            return replace(seen, by_cpu=sum(bounds) / 2)
         finally:
             group.stop()
 
 
-def _play(group: EnvRunnerGroup, ms: int, drawn: bool, flying: int, span: float) -> tuple[float, dict[str, float]]:
-    weights = group.foreach_env_runner(_fresh_weights, local_env_runner=False)[0]
-    start = time.monotonic() + WARM_UP_S
+def _by_cpu(group: EnvRunnerGroup, span: float) -> float:
+    return float(sum(group.foreach_env_runner(lambda r: r.alone(span), local_env_runner=False)))
+
+
+def _play(group: EnvRunnerGroup, weights: Any, ms: int, drawn: bool, flying: int, span: float) -> _Seen:
+    begin = time.monotonic()
+    start = begin + WARM_UP_S
     end = start + span
     group.foreach_env_runner(lambda r: r.watch((start, end)), local_env_runner=False)
     rate = min(flying / ms * 1e3, 3000.0)  # at most: the rest of the episodes ends at once
@@ -265,15 +324,16 @@ def _play(group: EnvRunnerGroup, ms: int, drawn: bool, flying: int, span: float)
     collect(group, specs, weights, version=1)
     stamps, cpu = list[float](), Counter[str](driver=driver[1] - driver[0])
     for times, (first, last) in group.foreach_env_runner(lambda r: r.seen(), local_env_runner=False):
-        stamps += [t for t in times if start <= t < end]
+        stamps += [t for t in times if t < end]
         cpu.update(last - first)
-    steps = len(stamps)
+    steps = sum(t >= start for t in stamps)
     total = cpu["all"] + cpu["driver"]
-    used = {
+    parts = {
         "router": cpu["router"], "desk": cpu["desk"], "harness": cpu["harness"] - cpu["desk"],
-        "driver": cpu["driver"], "the rest": cpu["all"] - cpu["router"] - cpu["harness"],
+        "driver": cpu["driver"], "threads, queues, Ray": cpu["all"] - cpu["router"] - cpu["harness"],
     }  # fmt: skip
-    return steps / span, {"cores": total / span} | {part: 1e3 * s / steps for part, s in used.items()}
+    ms_per_step = {part: 1e3 * seconds / steps for part, seconds in parts.items()}
+    return _Seen(steps / span, len(stamps) / (end - begin), 0.0, total / span, ms_per_step)
 
 
 def _fresh_weights(runner: Any) -> Any:

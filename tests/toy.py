@@ -1,8 +1,9 @@
 """A small text benchmark for tests of the machinery: real episodes in microseconds, and faults on request.
 
 Used as `tests.toy:Toy-v0`. A task "<kind>/<n>" is a chain of actions; the expert's plan solves it. Kinds whose name
-starts with "fault" misbehave. Where the variable TOY_HOLD names a file that holds a number n, each process plays n
-episodes and then waits for as long as the file is there, beside which it leaves a file named by its process id.
+starts with "fault" misbehave, and a task waits for as long as there is a file "<kind>-<n>.held" in `scratch`. Where the
+variable TOY_HOLD names a file that holds a number n, each process plays n episodes and then waits for as long as the
+file is there, beside which it leaves a file named by its process id.
 """
 
 from __future__ import annotations
@@ -90,6 +91,8 @@ class Toy(gym.Env[str, str]):
         if self.name.startswith("fault-dead"):
             raise EngineError("the toy engine died")
         marker = Path(self.scratch) / self.name.replace("/", "-")
+        while self.scratch and marker.with_suffix(".held").exists():
+            time.sleep(0.02)
         if self.name.startswith(("fault-once", "fault-hang")) and not marker.exists():
             marker.write_text(str(os.getpid()))
             if self.name.startswith("fault-hang"):

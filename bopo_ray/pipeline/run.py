@@ -220,7 +220,7 @@ class Run:
         )
         cfg.env_runners(num_envs_per_env_runner=s.lanes)
         cfg.router(**s.router_shape).learning(**s.learning)
-        cfg.total_updates = s.updates
+        cfg.total_updates, cfg.async_share = s.updates, s.async_share
         cfg.lr, cfg.beta, cfg.cost_mode = s.lr, s.beta, s.cost
         cfg.group_size, cfg.tasks_per_update, cfg.t_max = s.group_size, s.tasks_per_update, s.max_steps
         cfg.boundary_dir, cfg.price_hash = str(self.episodes / "boundary"), self.pool.price_hash

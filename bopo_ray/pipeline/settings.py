@@ -85,6 +85,8 @@ class Settings:
     """tasks per update"""
     updates: int = 8
     """updates per trial"""
+    async_share: float = 1.0
+    """share of its groups that an update waits for; the next one learns from the others, off-policy; 1 for all"""
     lr: float = 3e-4
     """learning rate of BoPO"""
     decide: str = "greedy"
@@ -160,6 +162,7 @@ class Settings:
             ("lora_targets", bool(self.lora_targets.strip(" ,")), "need all-linear, or names of layers"),
             ("cpus", self.cpus >= 0, "need 0 (all) or more"),
             ("pass_tokens", self.pass_tokens >= 1, "need at least 1; a longer reading has a pass of its own"),
+            ("async_share", 0 < self.async_share <= 1, "need a share in (0, 1]"),
             ("warmup", 0 <= self.warmup < 1, "need a share in [0, 1)"),
             ("lr_end", 0 <= self.lr_end <= 1, "need a share in [0, 1]"),
             ("num_learners", self.num_learners >= 0, "need 0 (none beside the trial's own process) or more"),

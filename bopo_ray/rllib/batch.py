@@ -6,6 +6,7 @@ gradients add up over rows, forward passes and learners, and each minibatch esti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,13 +24,15 @@ from bopo_ray.rllib.encode import Reader, Reading
 from bopo_ray.rllib.router_module import ASKS
 
 __all__ = [
-    "ADVANTAGE", "ANCHOR", "LABEL", "LENGTH", "MASK", "OLD_LOGP", "REFERENCE", "WEIGHT", "Group", "TrainBatch",
-    "bopo_batch", "passes", "readings_table", "sft_batch",
+    "ADVANTAGE", "ANCHOR", "BEHAVIOUR", "LABEL", "LENGTH", "MASK", "OLD_LOGP", "REFERENCE", "WEIGHT", "Group",
+    "TrainBatch", "bopo_batch", "passes", "readings_table", "sft_batch",
 ]  # fmt: skip
 
 ADVANTAGE, ANCHOR, WEIGHT, MASK = "advantages", "anchor_advantages", "weights", "action_mask"
 OLD_LOGP, REFERENCE, LABEL = "old_logp", "reference_logits", "labels"
 """Columns beside RLlib's own: per row and decision, [rows, K, ...]. A row with fewer decisions has weight 0 behind."""
+BEHAVIOUR = "behaviour_logp"
+"""Column: the stored log-probability of a stale group's choice when it was made; 1, which none can be, elsewhere."""
 LENGTH = "length"
 """Column: tokens of a row [rows]; 0 for one that only fills up."""
 Row = tuple[Reading, dict[str, NDArray[Any]]]
@@ -46,6 +49,8 @@ class Group:
     """A_i [G]."""
     anchors: tuple[tuple[Episode, float], ...]
     """Boundary trajectories to imitate, each with its A_b."""
+    stale: bool = False
+    """Whether an earlier policy decided in it, at least in part."""
 
 
 class TrainBatch(NamedTuple):
@@ -75,7 +80,7 @@ def bopo_batch(
     for group in groups:
         policy_weight = 1 / (len(group.episodes) * t_max * len(groups))
         for episode, advantage in zip(group.episodes, group.advantages, strict=True):
-            rows += _rows(episode, read, policy_weight, advantage=float(advantage))
+            rows += _rows(episode, read, policy_weight, advantage=float(advantage), stale=group.stale)
         for episode, anchor in group.anchors:
             rows += _rows(episode, read, 1 / (t_max * len(groups)), anchor=anchor)
     return _arranged(rows, read.padding, minibatch, learners, rng) if rows else None
@@ -116,13 +121,17 @@ def passes(length_B: NDArray[Any], tokens: int) -> Iterator[NDArray[np.int64]]:
         order = order[count:]
 
 
-def _rows(episode: Episode, read: Reader, weight: float, advantage: float = 0.0, anchor: float = 0.0) -> list[Row]:
+def _rows(
+    episode: Episode, read: Reader, weight: float, advantage: float = 0.0, anchor: float = 0.0, stale: bool = False
+) -> list[Row]:
     n = len(episode.steps)
+    behaviour = [math.log(s.probabilities[s.model]) if stale else 1.0 for s in episode.steps]
     columns = {
         Columns.ACTIONS: np.array([s.model for s in episode.steps], np.int64),
         ADVANTAGE: np.full(n, advantage, np.float32),
         ANCHOR: np.full(n, anchor, np.float32),
         WEIGHT: np.full(n, weight, np.float32),
+        BEHAVIOUR: np.array(behaviour, np.float32),
         MASK: np.array([s.mask for s in episode.steps], bool),
     }
     return _with_columns(read.episode(episode_views(episode)), columns)

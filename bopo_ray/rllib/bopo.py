@@ -8,7 +8,9 @@ bit.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from bopo_ray.method.reward import beta_warning, cost_ranges, normalised_cost, r
 from bopo_ray.method.taxonomy import BoundaryStats, boundary_stats
 from bopo_ray.records import CostMode, Difficulty, Episode, EpisodeSpec, Phase, spawn_seed
 from bopo_ray.rllib.batch import Group, bopo_batch
-from bopo_ray.rllib.collect import collect
+from bopo_ray.rllib.collect import Fleet
 from bopo_ray.rllib.config import RouterAlgorithmConfig
 from bopo_ray.rllib.learner import BoPOTorchLearner
 from bopo_ray.rllib.placement import trial_request
@@ -58,6 +60,9 @@ class BoPOConfig(RouterAlgorithmConfig):
         """G: policy episodes per task and update."""
         self.tasks_per_update = 16
         """Groups per update."""
+        self.async_share = 1.0
+        """An update begins to learn when this share of its groups is back; the next one learns from the rest,
+        off-policy. 1: it waits for all of them."""
         self.difficulty_mix: dict[str, int] = {"hard": 2, "easy": 1, "intractable": 1}
         """Shares of the classes among the tasks of an update."""
         self.easy_at = 3
@@ -98,10 +103,25 @@ class BoPOConfig(RouterAlgorithmConfig):
             ("beta", self.beta >= 0, "need beta >= 0"),
             ("group_size", self.group_size >= 2, "need at least 2 episodes to compare"),
             ("tasks_per_update", self.tasks_per_update >= 1, "need at least 1"),
+            ("async_share", 0 < self.async_share <= 1, "need a share in (0, 1]"),
+            (
+                "total_updates",
+                self.async_share == 1 or self.total_updates > 0,
+                "need the number of updates where async_share is below 1: the last one waits for all groups",
+            ),
             ("advantage", self.advantage in set(AdvantageMode), f"one of {', '.join(AdvantageMode)}"),
         ):
             if not ok:
                 raise ConfigError(f"{name}={getattr(self, name)}: {rule}")
+
+
+@dataclass
+class OpenGroup:
+    """A group of episodes that is being played."""
+
+    due: dict[str, EpisodeSpec]
+    """What has not arrived, by id."""
+    results: list[Episode | Failure] = field(default_factory=list)
 
 
 class BoPO(Algorithm):
@@ -127,6 +147,9 @@ class BoPO(Algorithm):
         self.updates = 0
         self.refused = ""
         self.promotions: dict[str, int] = {}
+        self.open: dict[int, OpenGroup] = {}
+        """Groups that are being played, by `EpisodeSpec.group`."""
+        self.fleet: Fleet | None = None
         self.store: EpisodeStore | None = None
         super().setup(config)
         cfg = self.config
@@ -154,7 +177,7 @@ class BoPO(Algorithm):
         tasks = self._choose_tasks()
         policy = f"bopo-{cfg.advantage}(lam={cfg.lam:g},seed={cfg.seed or 0})"
         try:
-            by_task = self._play_groups(tasks, policy)
+            played = self._play_groups(tasks, policy)
         except SpendLimitError as error:  # no update: the run stops here and goes on when there is money again
             log.warning("update %d: %s", self.updates, error)
             self.metrics.log_dict({"updates": self.updates, "spend_limit": 1}, window=1)
@@ -163,21 +186,25 @@ class BoPO(Algorithm):
             self.refused = str(error.cause if isinstance(error, RayTaskError) else error)
             self.metrics.log_value("updates", self.updates, window=1)
             return
-        whole = [[e for e in group if isinstance(e, Episode)] for group in by_task]
-        groups = [self._group(g) for g in whole if len(g) == cfg.group_size]
+        first = self.updates * cfg.tasks_per_update
+        whole = {i: [e for e in group if isinstance(e, Episode)] for i, group in played.items()}
+        groups = [self._group(g, stale=i < first) for i, g in whole.items() if len(g) == cfg.group_size]
         if not groups:
-            failures = [str(e.reason) for g in by_task for e in g if not isinstance(e, Episode)]
+            failures = [str(e.reason) for g in played.values() for e in g if not isinstance(e, Episode)]
             raise EngineError(f"no group of update {self.updates} could be played: {failures[0]}")
         if cfg.episode_dir is not None:
             if self.store is None:  # opened once: it reads the ids of all that is there
                 self.store = EpisodeStore(Path(cfg.episode_dir) / self._trial_folder(), cfg.price_hash)
-            self.store.append([e for g in whole for e in g])
+            self.store.append([e for g in whole.values() for e in g])
         self._log_rollouts([e for g in groups for e in g.episodes])
         taught = [g for g in groups if np.any(g.advantages) or g.anchors]
         self.metrics.log_dict(
             {
                 "skipped_groups": float(len(groups) - len(taught)),
-                "dropped_groups": float(len(tasks) - len(groups)),
+                "dropped_groups": float(len(whole) - len(groups)),
+                "open_groups": float(len(self.open)),
+                "stale_share": sum(g.stale for g in groups) / len(groups),
+                "staleness": float(max(self.updates - i // cfg.tasks_per_update for i in whole)),
                 "anchored_groups": float(sum(bool(g.anchors) for g in groups)),
             },
             key="groups",
@@ -203,30 +230,53 @@ class BoPO(Algorithm):
         result: dict[str, Any] = super().step()
         return result | ({"refused": self.refused} if self.refused else {})
 
-    def _play_groups(self, tasks: Sequence[str], policy: str) -> list[list[Episode | Failure]]:
-        """`group_size` episodes of each task; one that failed is replaced by another, twice at most.
+    def _play_groups(self, tasks: Sequence[str], policy: str) -> dict[int, list[Episode | Failure]]:
+        """The groups to learn from now, by index: those that the last update left, and enough of this one's.
 
-        The members of a group share the sample index of the model calls: what a model says to the same history is the
-        same for all of them, so that they differ by the router's choices alone (less noise in the advantages), and what
-        they do alike is paid once. [ours] Raises SpendLimitError, and ConfigError when a model refuses every call.
+        `group_size` episodes of each task; one that failed is replaced by another, twice at most. The members of a
+        group share the sample index of the model calls: what a model says to the same history is the same for all of
+        them, so that they differ by the router's choices alone (less noise in the advantages), and what they do alike
+        is paid once. [ours] Raises SpendLimitError, and ConfigError when a model refuses every call; what was played by
+        then is kept.
         """
         cfg = self.config
-        groups: list[list[Episode | Failure]] = [[] for _ in tasks]
-        weights = module_state(self)
-        for attempt in range(1 + REFILLS):
-            specs = [
-                EpisodeSpec(
-                    self.boundaries[name].task, Phase.POLICY, policy, self.updates * cfg.tasks_per_update + g,
-                    member + attempt * cfg.group_size, cfg.seed or 0, sample=self._sample(),
-                )
-                for g, name in enumerate(tasks)
-                for member in range(cfg.group_size - sum(isinstance(e, Episode) for e in groups[g]))
-            ]  # fmt: skip
-            if not specs:
-                break
-            for result in collect(self.env_runner_group, specs, weights, version=self.updates + 1):
-                groups[result.spec.group - self.updates * cfg.tasks_per_update].append(result)
-        return groups
+        first = self.updates * cfg.tasks_per_update
+        for index, name in enumerate(tasks, first):
+            if index not in self.open:
+                specs = [
+                    EpisodeSpec(self.boundaries[name].task, Phase.POLICY, policy, index, member, cfg.seed or 0,
+                                sample=self._sample())
+                    for member in range(cfg.group_size)
+                ]  # fmt: skip
+                self.open[index] = OpenGroup({s.id: s for s in specs})
+        last = self.updates + 1 == cfg.total_updates
+        wanted = len(tasks) if last else math.ceil(cfg.async_share * len(tasks))
+
+        def enough() -> bool:
+            late = any(group.due for index, group in self.open.items() if index < first)
+            return not late and sum(not group.due for index, group in self.open.items() if index >= first) >= wanted
+
+        if self.fleet is None:
+            self.fleet = Fleet(self.env_runner_group, self._arrived)
+        self.fleet.add([s for group in self.open.values() for s in group.due.values() if s.id not in self.fleet.due])
+        try:
+            self.fleet.play((module_state(self), self.updates + 1, None), enough)
+        except BaseException:
+            self.fleet = None  # its runners may have given up what they played
+            raise
+        whole = [index for index, group in sorted(self.open.items()) if not group.due]
+        return {i: sorted(self.open.pop(i).results, key=lambda r: r.spec.member) for i in whole}
+
+    def _arrived(self, result: Episode | Failure) -> None:
+        """Files a result with its group; a failed episode is replaced there."""
+        group, spec, more = self.open[result.spec.group], result.spec, self.config.group_size
+        group.results.append(result)
+        del group.due[spec.id]
+        if isinstance(result, Failure) and spec.member < REFILLS * more:
+            again = replace(spec, member=spec.member + more)
+            group.due[again.id] = again
+            assert self.fleet is not None
+            self.fleet.add([again])
 
     def _sample(self) -> int:
         """Sample index of this update's model calls: the same in all trials of a seed, another in each seed."""
@@ -257,7 +307,7 @@ class BoPO(Algorithm):
                 chosen.append(classes[c][order[position]])
         return chosen
 
-    def _group(self, episodes: Sequence[Episode]) -> Group:
+    def _group(self, episodes: Sequence[Episode], stale: bool) -> Group:
         """Rewards and advantages of one task's episodes."""
         cfg, name = self.config, episodes[0].spec.task.name
         mode, boundary, cost_range = CostMode(cfg.cost_mode), self.boundaries[name], self.ranges[name]
@@ -285,7 +335,7 @@ class BoPO(Algorithm):
         )
         for value in rewards:
             self.metrics.log_value(("rollouts", "reward"), float(value), reduce="mean", clear_on_reduce=True)
-        return Group(tuple(episodes), advantage.advantages, pulls)
+        return Group(tuple(episodes), advantage.advantages, pulls, stale)
 
     def _log_rollouts(self, episodes: Sequence[Episode]) -> None:
         n_models = max((len(s.probabilities) for e in episodes for s in e.steps), default=1)
@@ -319,13 +369,15 @@ class BoPO(Algorithm):
 
     @override(Algorithm)
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return super().get_state(*args, **kwargs) | {"bopo": {"updates": self.updates, "promotions": self.promotions}}
+        mine = {"updates": self.updates, "promotions": self.promotions, "open": self.open}
+        return super().get_state(*args, **kwargs) | {"bopo": mine}
 
     @override(Algorithm)
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
         if "bopo" in state:
             self.updates, self.promotions = state["bopo"]["updates"], dict(state["bopo"]["promotions"])
+            self.open, self.fleet = dict(state["bopo"].get("open", {})), None
 
 
 class Boundary:

@@ -24,7 +24,7 @@ from bopo_ray.records import Episode, EpisodeSpec
 from bopo_ray.rllib.runner import ATTEMPTS, Failure
 from bopo_ray.routers import Router
 
-__all__ = ["collect"]
+__all__ = ["Fleet", "collect"]
 
 log = logging.getLogger(__name__)
 SILENCE_S = 600.0
@@ -61,16 +61,13 @@ def collect(
     results: dict[str, Episode | Failure] = {}
 
     def arrived(result: Episode | Failure) -> None:
-        if result.spec.id not in results:
-            results[result.spec.id] = result
-            if on_episode:
-                on_episode(result)
+        results[result.spec.id] = result
+        if on_episode:
+            on_episode(result)
 
-    if group.num_remote_env_runners() == 0:
-        for result in group.local_env_runner.stream(specs, weights, version, routers):
-            arrived(result)
-    elif specs:
-        _Fleet(group, specs, (weights, version, routers), arrived, silence_s).play()
+    fleet = Fleet(group, arrived, silence_s)
+    fleet.add(specs)
+    fleet.play((weights, version, routers))
     return [results[s.id] for s in specs]
 
 
@@ -89,33 +86,71 @@ class _Seat:
     heard: float = 0.0
 
 
-class _Fleet:
-    """The remote runners and what they play."""
+class Fleet:
+    """A group's runners and what they play.
+
+    What is left when `play` returns early goes on at the next call, whose weights decide from then on.
+    """
 
     def __init__(
-        self, group: EnvRunnerGroup, specs: Sequence[EpisodeSpec], router: tuple[Any, int, Mapping[str, Router] | None],
-        arrived: Callable[[Episode | Failure], None], silence_s: float,
-    ) -> None:  # fmt: skip
-        self.seats = {index: _Seat(actor) for index, actor in group._worker_manager.actors().items()}
-        self.lanes = group._remote_config.num_envs_per_env_runner
-        weights, version, routers = router
-        self.router = (ray.put(weights) if weights is not None else None, version, routers)
-        self.waiting, self.losses = deque(specs), Counter[str]()
+        self, group: EnvRunnerGroup, arrived: Callable[[Episode | Failure], None], silence_s: float = SILENCE_S
+    ) -> None:
+        """
+        Args:
+            group: see `collect`.
+            arrived: called in this process with the result of each spec, once.
+            silence_s: see `SILENCE_S`.
+        """
+        remote = group.num_remote_env_runners() > 0
+        self.local = None if remote else group.local_env_runner
+        self.session = uuid.uuid4().hex
+        """Of the local runner."""
+        self.seats = {index: _Seat(actor) for index, actor in group._worker_manager.actors().items()} if remote else {}
+        self.lanes = group._remote_config.num_envs_per_env_runner if remote else 0
         self.arrived, self.silence_s = arrived, silence_s
+        self.due: dict[str, EpisodeSpec] = {}
+        """All that have not arrived, by id."""
+        self.waiting, self.losses = deque[EpisodeSpec](), Counter[str]()
+        self.router: tuple[Any, int, Mapping[str, Router] | None] = (None, 0, None)
         self.calls: dict[Any, int] = {}
         """Unanswered calls, and whose they are."""
         self.probes: dict[Any, int] = {}
 
-    def play(self) -> None:
-        """Until every spec has arrived."""
-        for index in self.seats:
-            self._probe(index)
-        if self.probes:
+    def add(self, specs: Sequence[EpisodeSpec]) -> None:
+        """More to play, after what waits already."""
+        self.due |= {spec.id: spec for spec in specs}
+        self.waiting.extend(specs)
+
+    def play(
+        self, router: tuple[Any, int, Mapping[str, Router] | None], enough: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Until every spec has arrived, or there is `enough`.
+
+        Args:
+            router: weights, version and routers, see `GroupEnvRunner.exchange`.
+            enough: asked whenever something has arrived.
+        """
+        self.router = router
+        if self.local is not None:
+            while self.due and not enough():
+                unit = tuple(self.waiting)
+                self.waiting.clear()
+                for result in self.local.exchange(self.session, unit, *self.router):
+                    self._arrive(result)
+            return
+        weights, version, routers = router
+        self.router = (ray.put(weights) if weights is not None else None, version, routers)
+        for index, seat in self.seats.items():
+            seat.told, seat.heard = False, time.monotonic()
+            if not seat.session and index not in self.probes.values():
+                self._probe(index)
+        if self.probes and self.due:
             ray.wait(list(self.probes), num_returns=len(self.probes), timeout=ANSWER_S)
-        while self.waiting or any(seat.playing for seat in self.seats.values()):
+        self._feed()
+        while self.due and not enough():
             if not self.seats:
-                for spec in self.waiting:
-                    self.arrived(Failure(spec, "all env runners are gone"))
+                while self.due:
+                    self._arrive(Failure(next(iter(self.due.values())), "all env runners are gone"))
                 return
             for ref in self._answers():
                 if ref in self.probes:
@@ -124,6 +159,10 @@ class _Fleet:
                     self._take(ref)
             self._feed()
             self._kill_the_silent()
+
+    def _arrive(self, result: Episode | Failure) -> None:
+        if self.due.pop(result.spec.id, None):
+            self.arrived(result)
 
     def _answers(self) -> list[Any]:
         """All that have come; waits for one, or a few seconds."""
@@ -161,10 +200,11 @@ class _Fleet:
         except RayError as error:
             self._lost(index, str(error).splitlines()[0])
             return
-        seat.heard = time.monotonic()
+        if results:
+            seat.heard = time.monotonic()
         for result in results:
             seat.playing.pop(result.spec.id, None)
-            self.arrived(result)
+            self._arrive(result)
 
     def _lost(self, index: int, reason: str) -> None:
         seat = self.seats[index]
@@ -173,7 +213,7 @@ class _Fleet:
         for spec in seat.playing.values():
             self.losses[spec.id] += 1
             if self.losses[spec.id] >= ATTEMPTS:
-                self.arrived(Failure(spec, f"lost with its runner {ATTEMPTS} times: {reason}"))
+                self._arrive(Failure(spec, f"lost with its runner {ATTEMPTS} times: {reason}"))
             else:
                 self.waiting.append(spec)
         self.seats[index] = _Seat(seat.actor)

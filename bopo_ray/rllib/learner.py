@@ -20,7 +20,7 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch
 from torch import Tensor
 
 from bopo_ray.method.loss import LossConfig, bopo_loss, bosft_loss
-from bopo_ray.rllib.batch import ADVANTAGE, ANCHOR, LABEL, LENGTH, MASK, OLD_LOGP, REFERENCE, WEIGHT, passes
+from bopo_ray.rllib.batch import ADVANTAGE, ANCHOR, BEHAVIOUR, LABEL, LENGTH, MASK, OLD_LOGP, REFERENCE, WEIGHT, passes
 from bopo_ray.rllib.router_module import ASKS, RouterModule
 
 __all__ = ["BoPOTorchLearner", "BoSFTTorchLearner", "rate_factor"]
@@ -161,12 +161,14 @@ class BoPOTorchLearner(_RouterLearner):
         """The old policy's and the reference's view of the batch.
 
         Both are computed here, over the whole batch in one fixed order, and not taken from the runners: the runners'
-        batches form by chance of timing, and their last bits would make a run irreproducible.
+        batches form by chance of timing, and their last bits would make a run irreproducible. For stale groups alone,
+        the old policy is the one that played them, as the runners stored it.
         """
         there = torch.as_tensor(rows[WEIGHT]) != 0
         masked = self.logits(rows).masked_fill(~torch.as_tensor(rows[MASK]) & there.unsqueeze(-1), -torch.inf)
         logp = torch.log_softmax(masked, -1).gather(-1, torch.as_tensor(rows[Columns.ACTIONS]).long().unsqueeze(-1))
-        rows[OLD_LOGP] = logp.squeeze(-1).numpy()
+        behaviour = np.asarray(rows[BEHAVIOUR])
+        rows[OLD_LOGP] = np.where(behaviour > 0, logp.squeeze(-1).numpy(), behaviour)
         rows[REFERENCE] = self.logits(rows, "reference").numpy()
 
     def compute_loss_for_module(

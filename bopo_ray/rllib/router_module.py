@@ -11,6 +11,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
 from bopo_ray.models.tokens import PAD, tokenizer
@@ -126,8 +127,29 @@ class _Router(nn.Module):
         mask_BT = ids_BT != self.pad
         length = max(1, int(mask_BT.sum(-1).max()))
         ids_BT, mask_BT = ids_BT[:, :length], mask_BT[:, :length]
-        hidden_BTD = self.encoder(input_ids=ids_BT, attention_mask=mask_BT.long()).last_hidden_state
+        hidden_BTD = self._encoded(ids_BT, mask_BT)
         keep_BT1 = mask_BT.unsqueeze(-1).to(hidden_BTD.dtype)
         mean_BD = (hidden_BTD * keep_BT1).sum(1) / keep_BT1.sum(1).clamp(min=1)
         logits: Tensor = self.head(torch.cat([hidden_BTD[:, 0], mean_BD], -1))
         return logits.float()
+
+    def _encoded(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """The encoder's last hidden states [B, T, D].
+
+        As its own forward, without what that looks up and checks for other uses of it, which for a single view takes as
+        long as the arithmetic: a runner decides for whatever is ready, and often that is one.
+        """
+        (B, T), D, heads = ids_BT.shape, self.head.in_features // 2, self.encoder.config.num_attention_heads
+        embed = self.encoder.embeddings
+        x_BTD = (
+            embed.word_embeddings(ids_BT) + embed.position_embeddings.weight[:T] + embed.token_type_embeddings.weight[0]
+        )
+        x_BTD = embed.LayerNorm(x_BTD)
+        seen_B11T = None if bool(mask_BT.all()) else mask_BT[:, None, None, :]
+        for layer in self.encoder.encoder.layer:
+            read, write = layer.attention.self, layer.attention.output
+            q, k, v = (f(x_BTD).view(B, T, heads, -1).transpose(1, 2) for f in (read.query, read.key, read.value))
+            said_BTD = F.scaled_dot_product_attention(q, k, v, seen_B11T).transpose(1, 2).reshape(B, T, D)
+            x_BTD = write.LayerNorm(write.dense(said_BTD) + x_BTD)
+            x_BTD = layer.output.LayerNorm(layer.output.dense(F.gelu(layer.intermediate.dense(x_BTD))) + x_BTD)
+        return x_BTD

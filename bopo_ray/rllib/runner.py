@@ -22,7 +22,6 @@ import numpy as np
 import ray
 import torch
 from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
-from ray.rllib.core.columns import Columns
 from ray.rllib.env import INPUT_ENV_SPACES
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
@@ -33,6 +32,7 @@ from bopo_ray.models import build_pool
 from bopo_ray.models.pool import PoolSpec
 from bopo_ray.models.protocol import ModelPool
 from bopo_ray.records import Episode, EpisodeSpec, Step, StopReason, spawn_seed
+from bopo_ray.rllib.batch import passes
 from bopo_ray.rllib.encode import Reader
 from bopo_ray.rllib.memory import Memory
 from bopo_ray.rllib.open_desk import DeskConfig, open_desk
@@ -46,6 +46,12 @@ __all__ = ["Failure", "GroupEnvRunner", "make_routing_env"]
 
 ATTEMPTS = 3
 """So often an episode is tried when the engine or a model fails."""
+HAND_IN_S = 0.05
+"""So long an episode that has ended waits for others to go to the driver with, while there is more to begin with."""
+PATIENCE_S = 1.0
+"""After so long a runner answers its driver although nothing has ended, to be told what is new."""
+PASS_TOKENS = 2048
+"""Of a forward pass, padding included: more of them together no longer fit into a core's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +185,7 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
         self, session: str, specs: Sequence[EpisodeSpec] = (), weights: Any = None, version: int = 0,
         routers: Mapping[str, Router] | None = None,
     ) -> list[Episode | Failure]:  # fmt: skip
-        """Takes more specs to play, and returns what has ended: at least one, unless nothing is being played.
+        """Takes more specs to play, and returns what has ended: nothing when that takes longer than `PATIENCE_S`.
 
         Whoever asks again and again keeps all lanes busy: they go on while nobody asks, as far as they need no
         decision. Another `session` than that of the last call abandons what that one left in the middle.
@@ -198,11 +204,15 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
         self._routers.update(routers or {})
         self._waiting.extend(specs)
         ended: list[Episode | Failure] = []
+        begun = time.monotonic()
         try:
-            while not ended and (self._waiting or self._busy):
+            while (self._waiting or self._busy) and (self._waiting or not ended):
                 self._fill()
+                until = begun + (HAND_IN_S if ended else PATIENCE_S)
+                if time.monotonic() > until:
+                    break
                 deciding = []
-                for lane in self._next():
+                for lane in self._next(until):
                     result = self._result(lane)
                     if result is not None:
                         ended.append(result)
@@ -238,9 +248,12 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
             self._free = list(self._lanes)
             self._ready = queue.SimpleQueue()
 
-    def _next(self) -> list[_Lane]:
-        """Whatever busy lanes are ready; waits for one."""
-        lanes = [self._ready.get()]
+    def _next(self, until: float) -> list[_Lane]:
+        """Whatever busy lanes are ready; waits for one, or until then."""
+        try:
+            lanes = [self._ready.get(timeout=max(0.0, until - time.monotonic()))]
+        except queue.Empty:
+            return []
         while not self._ready.empty():
             lanes.append(self._ready.get())
         return lanes
@@ -344,9 +357,11 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
         if self._memory is not None:
             logits = self._memory.logits(read, list(map(id, lanes)))
         else:
+            lengths = np.array([int((ids != self._read.padding).sum()) for ids in read])
+            logits = torch.empty(len(read), self._n_models)
             with torch.inference_mode():
-                ids = torch.from_numpy(np.stack(read))
-                logits = self.module.forward_inference({Columns.OBS: ids})[Columns.ACTION_DIST_INPUTS]
+                for rows in passes(lengths, PASS_TOKENS):
+                    logits[rows] = self.module.policy(torch.from_numpy(np.stack([read[i] for i in rows])))
         return [tuple(row) for row in torch.softmax(logits, -1).double().tolist()]
 
     def _load(self, weights: Any) -> None:

@@ -15,7 +15,7 @@ from bopo_ray.agent import episode_views
 from bopo_ray.method.synthesis import Expert
 from bopo_ray.models.tokens import PAD, tokenizer
 from bopo_ray.records import Budget, CostMode, Difficulty, Episode
-from bopo_ray.rllib.batch import ADVANTAGE, ANCHOR, LABEL, LENGTH, MASK, WEIGHT, Group, bopo_batch, sft_batch
+from bopo_ray.rllib.batch import ADVANTAGE, ANCHOR, BEHAVIOUR, LABEL, LENGTH, MASK, WEIGHT, Group, bopo_batch, sft_batch
 from bopo_ray.rllib.encode import Reader, Reading, encode_view
 from bopo_ray.rllib.router_module import ASKS
 from tests.toy import play, toy_spec
@@ -74,6 +74,14 @@ def test_rows_hold_what_the_router_saw_and_did() -> None:
     found = sorted(zip(rows[Columns.OBS].tolist(), rows[Columns.ACTIONS].tolist(), rows[MASK].tolist(), strict=True))
     assert found == sorted(expected * 2) and [False] in [m[1:] for _, _, m in found]
     assert rows[Columns.OBS].dtype == np.int32 and rows[MASK].dtype == bool and rows[ADVANTAGE].dtype == np.float32
+
+
+def test_a_stale_group_says_how_probable_its_choices_were_and_others_do_not() -> None:
+    stale = dataclasses.replace(group([2, 1], [1.0, -1.0], ((episode(1, 9), 0.5),)), stale=True)
+    rows = batch([stale, group([2, 2], [0.25, -0.25])])
+    known = rows[BEHAVIOUR] <= 0
+    assert known.sum() == 3 and set(rows[ADVANTAGE][known]) == {1.0, -1.0}
+    assert np.exp(rows[BEHAVIOUR][known]) == pytest.approx(0.5)  # as `LONG` was played
 
 
 def test_the_order_is_a_permutation_that_the_generator_decides() -> None:

@@ -102,6 +102,24 @@ def made_before(backbone: Path) -> dict[str, torch.Tensor]:
     return Backbone(shape, 2).state_dict()
 
 
+def test_the_old_policy_of_a_stale_group_is_the_one_that_played_it(tmp_path: Path) -> None:
+    backbone = make_qwen(tmp_path / "backbone")
+    learner = updated(backbone, 1 << 20)[1]
+    shape = ROUTER_DEFAULTS | {"backbone": str(backbone), "context": 1024, "lora_rank": 4}
+    played = [play(toy_spec(f"{kind}/2"), p_large=0.3)[0] for kind in ("fetch", "mix")]
+
+    def old(stale: bool) -> np.ndarray:
+        group = Group(tuple(played), np.array([1.0, -1.0]), (), stale)
+        made = bopo_batch([group], 20, Reader.of(shape), 1000, 1, np.random.default_rng(0))
+        assert made is not None
+        rows = made.data.policy_batches["default_policy"]
+        learner._prepare(rows)
+        return np.asarray(rows["old_logp"])[np.asarray(rows["weights"]) > 0]
+
+    assert set(np.exp(old(True)).round(6)) == {np.float32(0.3), np.float32(0.7)}
+    assert not np.allclose(np.exp(old(False)), np.exp(old(True)), atol=1e-3)
+
+
 def test_the_rate_of_each_optimizer_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone, rates = make_qwen(tmp_path / "backbone"), list[float]()
     monkeypatch.setattr(BoPOTorchLearner, "_set_optimizer_lr", staticmethod(lambda optimizer, lr: rates.append(lr)))

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from bopo_ray.models.pool import resolve_pool
 from bopo_ray.models.pricing import price_table
 from bopo_ray.records import Budget, CostMode, Episode, EpisodeSpec, StopReason
 from bopo_ray.rllib.bopo import BoPOConfig
+from bopo_ray.rllib.collect import Fleet
 from bopo_ray.rllib.encode import encode_view
 from bopo_ray.rllib.runner import ATTEMPTS, Failure, GroupEnvRunner
 from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL, Moment
@@ -204,6 +206,44 @@ def test_the_learned_router_decides_by_its_weights(weights: dict[str, Any]) -> N
         if episode.spec.greedy:
             assert [s.model for s in episode.steps] == given.argmax(1).tolist()
     runner.stop()
+
+
+def test_the_small_router_reads_as_bert_does() -> None:
+    runner = make_runner(1)
+    runner.make_module()
+    policy = runner.module.policy
+    ids_BT = torch.randint(5, 500, (6, 40), generator=torch.Generator().manual_seed(0))
+    for row, length in enumerate((1, 3, 40, 17, 40, 8)):
+        ids_BT[row, length:] = policy.pad
+    mask_BT = ids_BT != policy.pad
+    for rows in (slice(0, 6), slice(2, 3)):
+        ids, mask = ids_BT[rows], mask_BT[rows]
+        with torch.no_grad():
+            theirs = policy.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+            assert torch.allclose(policy._encoded(ids, mask)[mask], theirs[mask], atol=1e-5)
+    runner.stop()
+
+
+def test_episodes_that_end_go_together_while_more_wait_and_at_once_otherwise(runner: GroupEnvRunner) -> None:
+    specs = [toy_spec("fetch/1", member=m) for m in range(40)]
+    first = runner.exchange("s", specs)
+    assert len(first) > 1
+    left = 40 - len(first)
+    while left:
+        left -= len(runner.exchange("s"))
+    assert runner.exchange("s") == []
+
+
+def test_a_fleet_that_has_enough_goes_on_with_the_rest(runner: GroupEnvRunner) -> None:
+    arrived: list[str] = []
+    group = SimpleNamespace(num_remote_env_runners=lambda: 0, local_env_runner=runner)
+    fleet = Fleet(group, lambda result: arrived.append(result.spec.id))  # type: ignore[arg-type]
+    fleet.add(SPECS[:20])
+    fleet.play((None, 0, None), lambda: len(arrived) >= 5)
+    assert 5 <= len(arrived) < 20
+    fleet.add(SPECS[20:24])
+    fleet.play((None, 0, None))
+    assert sorted(arrived) == sorted(s.id for s in SPECS[:24]) and not fleet.due
 
 
 def test_learned_choices_do_not_depend_on_what_runs_beside_them(weights: dict[str, Any]) -> None:

@@ -70,6 +70,7 @@ def test_values_of_the_command_line_become_the_fields_types() -> None:
 
 BAD: list[tuple[str, Any, str]] = [
     ("lora_rank", -1, "need 0"), ("backbone_context", 127, "need at least 128"), ("pass_tokens", 0, "need at least 1"),
+    ("async_share", 0.0, r"need a share in \(0, 1\]"), ("async_share", 1.5, r"need a share in \(0, 1\]"),
     ("warmup", 1.0, r"need a share in \[0, 1\)"), ("lr_end", 1.1, r"need a share in \[0, 1\]"),
     ("num_learners", -1, "need 0"), ("num_gpus_per_learner", -1.0, "need a number >= 0"),
     *[(name, 0, "need at least 1") for name in (
@@ -146,7 +147,7 @@ def test_a_scale_that_does_not_exist(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("trian_tasks: 5\n", "unknown 'trian_tasks'; allowed: advantage, backbone, "),
+        ("trian_tasks: 5\n", "unknown 'trian_tasks'; allowed: advantage, async_share, backbone, "),
         ("- a\n- b\n", "unknown 'list'"),
         ("just words\n", "unknown 'str'"),
         ("lambdas: [0.1\n", "can't be read: while parsing"),
