@@ -71,6 +71,10 @@ class SavedRouter:
         self.n_models = int(module.action_space.n)
         """How many models it decides between; 0 is the smallest."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles, e.g. for an actor of one's own, without what it has read."""
+        return SavedRouter, (self._module,)
+
     def decide(
         self,
         history: History,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,8 @@ def test_a_lane_that_begins_anew_is_not_mistaken(chat: Path) -> None:
 def test_a_saved_router_keeps_what_it_has_read_of_the_latest_episodes(chat: Path, tmp_path: Path) -> None:
     trained(shape(chat, context=400)).save_to_path(str(tmp_path / "router"))
     router, module = load_router(tmp_path / "router"), acting_module(tmp_path / "router")
+    copy = pickle.loads(pickle.dumps(router))  # has a memory and a lock of its own
+    assert copy.decide(History("boil water", "Porch.", 3)) == router.decide(History("boil water", "Porch.", 3))
     tokens: list[int] = []
     reader, original = router._module.policy.trunk, router._module.policy.trunk.read
     reader.read = lambda ids, *a, **k: (tokens.append(ids.numel()), original(ids, *a, **k))[1]
