@@ -66,7 +66,7 @@ def fair_tasks(env_id: str, pool: ModelPool) -> Callable[[Task], bool]:
         if model.env != env_id:
             raise ConfigError(
                 f"model {model.name!r} was trained for {model.env}, not for {env_id}; choose another with --models, or "
-                f"give --env {model.env}"
+                f"play {model.env}"
             )
     if not trained:
         return lambda task: True

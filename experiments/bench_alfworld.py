@@ -1,5 +1,7 @@
 """Steps and resets per second of ALFWorld, on the same game with the same actions, none of which wins.
 
+    python -m experiments.bench envs
+
 * naive: the alfworld package's own environment, in this process (it works out all commands at each step);
 * ours: `ALFWorldEnv`, whose engine is a process of its own;
 * limit: our engine's code in this process, without the way there and back. With several processes, for all of them

@@ -1,5 +1,7 @@
 """Steps and episodes per second of AppWorld, on the same task with the same actions.
 
+    python -m experiments.bench envs
+
 * naive: the appworld package's own environment server, spoken to over HTTP, one connection kept open;
 * ours: `AppWorldEnv`, each of whose episodes has a confined process of its own;
 * limit: the package's environment in its own process, called directly: no way there and back, nothing confined.

@@ -1,5 +1,7 @@
 """Steps per second of the benchmarks' environments, on the same task with the same actions, one environment at a time.
 
+    python -m experiments.bench envs
+
 ALFWorld's are in `bench_alfworld`, AppWorld's in `bench_appworld`. For ScienceWorld:
 
 * naive: `step` of the simulator's own Python environment, in a Java process as that package starts it;

@@ -1,5 +1,7 @@
 """Episodes per minute and tokens per second of the language models that come with the project.
 
+    python -m experiments.bench executors
+
 * ours: `EmbeddedModel`, whose decoder keeps the keys and values of each episode and writes for all of them at once;
 * naive: the same folder by plain `transformers`, which reads the whole window again at each call;
 * limit: of episodes, the environment alone, replaying the same actions; of tokens, the matrix products of the weights

@@ -1,5 +1,7 @@
 """What an update costs its driver, per episode, as there are more of them: nothing may grow faster than the work.
 
+    python -m experiments.bench growth
+
 Two runners hand in episodes that they need not play, of `STEPS` steps each, in groups of `GROUP`; what is measured is
 all that the driver then does with them, up to the learner. Time is the driver's CPU time; memory is how much its
 resident set has grown when it holds all episodes and the batch; the object store's is the most that was in use.

@@ -1,5 +1,7 @@
 """Steps per second of the router's update, beside a plain PyTorch loop on the same model and the same minibatches.
 
+    python -m experiments.bench learner
+
 * ours: `BoPOTorchLearner.update`, by which runs learn: RLlib around it, the old policy's and the reference's
   probabilities first, then minibatches in passes of similar lengths;
 * naive: the same mathematics in a loop of a dozen lines, each minibatch padded to its longest row;

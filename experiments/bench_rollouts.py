@@ -1,5 +1,7 @@
 """Environment steps per second of the runners, when the models take their time.
 
+    python -m experiments.bench rollouts
+
 * ours: `collect` over `GroupEnvRunner`s, with call store, ledger and a learned router, as in a run;
 * naive: the same runners in lock-step, as a vector environment steps: nobody goes on before the slowest has answered;
 * limit: the lesser of two bounds, which stand below it. By latency: episodes in flight / mean latency of a call, as if

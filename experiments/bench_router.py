@@ -1,5 +1,7 @@
 """How long a router takes for a decision, in a run's own way: from the view's text to probabilities.
 
+    python -m experiments.bench router
+
 The small encoder, and a tiny causal language model that keeps what it has read of each episode (ours) beside one that
 reads the whole prompt at each step (naive). Times are of a call that decides for so many episodes at once; the median
 and the 95th percentile. One thread of torch, as in a run's runners. The share of the bill is a decision's time at the

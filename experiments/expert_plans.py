@@ -4,16 +4,19 @@
 
 The simulated models follow the simulator's expert plan, which takes it up to 16 s to find. These are found once, each
 verified by playing it to score 100; any other task's plan is made when it is asked for and kept in a cache. Expect
-some minutes, and `envs/data/scienceworld_plans.json`.
+some minutes, with a count of the tasks, and `envs/data/scienceworld_plans.json`.
 """
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from bopo_ray.benchmarks import select_tasks
+from bopo_ray.pipeline.command import script_parser
 from bopo_ray.pipeline.settings import Settings
 from envs import scienceworld_plans
 from envs.base import Split
@@ -36,13 +39,17 @@ def verified_plan(task: str) -> tuple[str, list[str] | None]:
     return task, plan if info["success"] else None
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
+    script_parser("expert_plans", __doc__).parse_args(argv)
     quick = Settings()
     counts = {Split.TRAIN: quick.train_tasks, Split.DEV: quick.test_tasks, Split.TEST: quick.test_tasks}
     tasks = [t.name for split, n in counts.items() for t in select_tasks(quick.env, split, n, 0)]
     with process_pool(2) as pool:
-        plans = {task: plan for task, plan in pool.map(verified_plan, tasks, chunksize=8) if plan}
+        plans = {}
+        for i, (task, plan) in enumerate(pool.map(verified_plan, tasks, chunksize=8), 1):
+            plans |= {task: plan} if plan else {}
+            print(f"\r{i}/{len(tasks)} tasks", end="" if i < len(tasks) else "\n", file=sys.stderr, flush=True)
     record = {"scienceworld": version("scienceworld"), "version": scienceworld_plans.VERSION, "plans": plans}
     path = Path(scienceworld_plans.__file__).parent / "data" / scienceworld_plans.SHIPPED
     lines = json.dumps(record, ensure_ascii=False, separators=(",", ":")).replace('],"', '],\n"')

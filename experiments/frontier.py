@@ -5,8 +5,9 @@
     python -m experiments.frontier --out results/x --resume # go on where a run was stopped
     python -m experiments.frontier --env all                # the three benchmarks, and their frontiers in one figure
 
-Expect a table on the screen and results/<run>/: report.html, frontier.png, frontier.csv, summary.json, episodes as
-Parquet, the trained routers, and TensorBoard logs. The default pair of models is simulated, and labelled so.
+Expect progress and a table on the screen, and results/<run>/: report.html, frontier.csv, .png and .svg, summary.json,
+episodes as Parquet, the trained routers, and TensorBoard logs. The default pair of models is simulated, and labelled
+so.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -34,7 +35,7 @@ from bopo_ray.pipeline.side_by_side import ALL, run_all
 from bopo_ray.pipeline.stages import bosft_stage, boundary_stage
 from bopo_ray.pipeline.sweep import Sweep
 
-__all__ = ["as_job", "main", "parser", "settings_for", "settings_of"]
+__all__ = ["as_jobs", "main", "parser", "settings_for", "settings_of"]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         if isinstance(field.default, bool):
             p.add_argument(flag, action="store_const", const=True, dest=field.name, help=doc)
         else:
-            action = "append" if isinstance(field.default, tuple) else "store"
+            action = "append" if field.default == () else "store"
             text = f"{doc} (quick: {default})" if default != "" else doc
             p.add_argument(flag, dest=field.name, metavar="VALUE", action=action, help=text)
     return p
@@ -116,20 +117,33 @@ def settings_for(script: str, options: Sequence[str], taken: Sequence[str]) -> S
     return settings
 
 
-def as_job(name: str, folder: Path, options: Sequence[str]) -> Job:
-    """This script with these options, to be run in a process of its own; where it is finished, it is not run again."""
+def as_jobs(
+    runs: Mapping[str, Sequence[str]], folders: Mapping[str, Path], options: Sequence[str], calls: Path
+) -> dict[str, Job]:
+    """This script once for each of `runs`, name -> options of its own, which win over those that all of them have; each
+    in its folder and in a process of its own, with one call store. One that is finished is not run again.
+    """
+    return {
+        name: _as_job(f"{name} ({shlex.join(own)})", folders[name], [*options, *own, "--calls", str(calls)])
+        for name, own in runs.items()
+    }
+
+
+def _as_job(name: str, folder: Path, options: Sequence[str]) -> Job:
     arguments = [*options, "--resume", "--out", str(folder)]
 
     def done() -> bool:
-        settings = settings_of(parser().parse_args(arguments))
+        settings, path = settings_of(parser().parse_args(arguments)), folder / "settings.yaml"
         if not all((folder / name).is_file() for name in ("settings.yaml", "summary.json", "report.html")):
             return False
         try:
-            old = load_settings(folder / "settings.yaml")
-            check_same(old, settings, folder / "settings.yaml")
+            old = load_settings(path)
+            for a, b in ((old, settings), (settings, old)):  # neither has, say, a lambda that the other one has not
+                check_same(a, b, path)
         except StoreError:
             return False  # which the run itself says in a better way
-        return old.router == settings.router
+        ended = (folder / "report.html").stat().st_mtime >= path.stat().st_mtime  # it is written when a run starts
+        return ended and old.router == settings.router
 
     return Job(name, folder, ("experiments.frontier", *arguments), done)
 

@@ -4,15 +4,15 @@
     python -m experiments.model_pairs --out results/pairs --pair mine=pool.yaml --pair simulated=simulated
     python -m experiments.model_pairs --out results/pairs --scale tiny    # any option of experiments.frontier
 
-Without --pair: the benchmark's default pair, and a second one that is simulated, at the list prices of Llama-3.1 8B and
-70B. It runs experiments.frontier for each pair, into --out/NAME, with the same tasks, seeds and lambdas. Expect those
-runs' output, a table, and model_pairs.html, .csv, .png and .svg in --out. The same command goes on where it was
-stopped, and does no run again that is finished. --max-spend bounds the runs together.
+Without --pair: the pair that --models, or --small and --large, name, else the benchmark's default one; and a second one
+that is simulated, at the list prices of Llama-3.1 8B and 70B. It runs experiments.frontier for each pair, into
+--out/NAME, with the same tasks, seeds and lambdas. Expect those runs' output, a table, and model_pairs.html, .csv, .png
+and .svg in --out. The same command goes on where it was stopped, and does no run again that is finished. --max-spend
+bounds the runs together.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,21 +21,23 @@ from pathlib import Path
 import pandas as pd
 
 from bopo_ray.analysis import plots
-from bopo_ray.analysis.finished import FinishedRun, open_finished
+from bopo_ray.analysis.finished import FinishedRun
 from bopo_ray.analysis.page import write_study
 from bopo_ray.analysis.studies import pair_row, pair_table
+from bopo_ray.benchmarks import fair_tasks
 from bopo_ray.errors import ConfigError
+from bopo_ray.models import build_pool
 from bopo_ray.models.pool import resolve_pool
 from bopo_ray.models.pricing import price_table
 from bopo_ray.pipeline.command import exit_code, script_parser
-from bopo_ray.pipeline.jobs import Job, run_jobs
+from bopo_ray.pipeline.jobs import compare_runs
 from bopo_ray.pipeline.settings import Settings
-from experiments.frontier import as_job, settings_for
+from experiments.frontier import as_jobs, settings_for
 
-__all__ = ["TAKEN", "check_pairs", "default_pairs", "jobs", "main", "parse_pairs", "write"]
+__all__ = ["Pairs", "check_pairs", "default_pairs", "main", "parse_pairs", "write"]
 
-TAKEN = ("models", "calls")
-"""What --pair, and the one call store, leave no choice of."""
+Pairs = dict[str, tuple[str, ...]]
+"""Name -> options of experiments.frontier that say which models these are."""
 SECOND = "simulated-llama"
 NOTES = (
     "Each pair has a frontier, a scale of dollars and a router of its own; tasks, seeds and lambdas are the same.",
@@ -46,16 +48,16 @@ NOTES = (
 )
 
 
-def parse_pairs(given: Sequence[str]) -> dict[str, str]:
-    """Name -> what --models takes, from NAME=SPEC; raises ConfigError in one line."""
-    pairs: dict[str, str] = {}
+def parse_pairs(given: Sequence[str]) -> Pairs:
+    """The pairs of NAME=SPEC, where SPEC is what --models takes; raises ConfigError in one line."""
+    pairs: Pairs = {}
     for text in given:
         name, equals, spec = text.partition("=")
         if not (equals and spec and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)):
             raise ConfigError(f"pair={text!r}: need NAME=SPEC, e.g. mine=pool.yaml, NAME of letters, digits, . _ and -")
         if name in pairs:
             raise ConfigError(f"pair={text!r}: a second pair of the name {name}; give each its own with --pair")
-        pairs[name] = spec
+        pairs[name] = ("--models", spec)
     if len(pairs) == 1:
         raise ConfigError(
             f"pair={given[0]!r}: one pair is nothing to compare; give --pair twice or more, or leave it out"
@@ -63,33 +65,28 @@ def parse_pairs(given: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
-def default_pairs(settings: Settings) -> dict[str, str]:
+def default_pairs(settings: Settings) -> Pairs:
     """The pair that the settings have, and a simulated one that is another."""
-    second = SECOND if settings.models != SECOND else "simulated"
-    return {_name(settings.models): settings.models, second: second}
+    small, large, models = settings.small, settings.large, settings.models
+    second = SECOND if small or models != SECOND else "simulated"
+    if small:
+        return {_name(f"{small}-{large}"): ("--small", small, "--large", large),
+                second: ("--models", second, "--small=", "--large=")}  # fmt: skip
+    own = Path(models).stem if models.endswith((".yaml", ".yml")) else models
+    return {_name(own): ("--models", models), second: ("--models", second)}
 
 
 def _name(models: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(models).stem if models.endswith((".yaml", ".yml")) else models)
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", models)
 
 
-def check_pairs(pairs: Mapping[str, str], settings: Settings) -> None:
-    """Raises ConfigError, before anything is played, for models that there are not, or that have no price."""
-    if settings.small:
-        raise ConfigError(f"small={settings.small!r}: several pairs are played here; give yours as a pool file (.yaml)")
-    prices = price_table(Path(settings.prices)) if settings.prices else price_table()
-    for spec in pairs.values():
-        resolve_pool(dataclasses.replace(settings, models=spec).pool, "", "", prices)
-
-
-def jobs(pairs: Mapping[str, str], folders: Mapping[str, Path], options: Sequence[str], calls: Path) -> dict[str, Job]:
-    """A run for each pair, in its folder, with these options and one call store."""
-    return {
-        name: as_job(
-            f"pair {name} (--models {spec})", folders[name], [*options, "--models", spec, "--calls", str(calls)]
-        )
-        for name, spec in pairs.items()
-    }
+def check_pairs(script: str, pairs: Pairs, options: Sequence[str]) -> None:
+    """Raises ConfigError, before anything is played, for models that there are not, that have no price, or that this
+    benchmark can't be played with."""
+    for own in pairs.values():
+        s = settings_for(script, [*options, *own], ())
+        prices = price_table(Path(s.prices)) if s.prices else price_table()
+        fair_tasks(s.env, build_pool(resolve_pool(s.pool, s.small, s.large, prices)))
 
 
 def write(out: Path, runs: Mapping[str, FinishedRun]) -> list[Path]:
@@ -117,15 +114,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, options = p.parse_known_args(argv)
 
     def work() -> int:
-        settings = settings_for("model_pairs", options, TAKEN)
+        named = ("models", "small", "large") if args.pair else ()
+        settings = settings_for("model_pairs", options, ("calls", *named))
         pairs = parse_pairs(args.pair) or default_pairs(settings)
-        check_pairs(pairs, settings)
-        folders = {name: args.out / name for name in pairs}
-        args.out.mkdir(parents=True, exist_ok=True)
-        if code := run_jobs(list(jobs(pairs, folders, options, args.out / "calls.db").values()), settings.max_spend):
-            return code
-        print(*write(args.out, {name: open_finished(folder) for name, folder in folders.items()}), sep="\n")
-        return 0
+        check_pairs("model_pairs", pairs, options)
+        jobs = as_jobs(pairs, {name: args.out / name for name in pairs}, options, args.out / "calls.db")
+        return compare_runs(args.out, jobs, settings.max_spend, write)
 
     return exit_code(work)
 

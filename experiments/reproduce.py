@@ -1,14 +1,15 @@
 """All of the paper's experiments on one or several benchmarks, and one report that sets its claims beside ours.
 
-    python -m experiments.reproduce --out results/reproduce                    # quick: four to five hours on 2 cores
+    python -m experiments.reproduce --out results/reproduce                 # quick: six hours on 2 cores (estimated)
     python -m experiments.reproduce --out results/reproduce --scale tiny --envs ScienceWorld-v0
     python -m experiments.reproduce --out results/reproduce --seeds 0,1,2      # any option of experiments.frontier
 
 Per benchmark: frontier, ablation, allocation, cost_inversion, hard_budget and model_pairs, in --out/<benchmark>/; they
-share one call store, and the ablation and the pairs share the frontier's run. Expect those scripts' output, with a
-line like "2 of 18: ..." before each, and at the end reproduce.html, with every figure and an honest table, and
-reproduce.csv. The same command goes on where it was stopped, and does nothing again that is finished. --max-spend
-bounds the dollars of all runs together.
+share one call store, and the ablation and the pairs share the frontier's run. The models are the benchmark's default
+pair, or those that --models, or --small and --large, name. Expect those scripts' output, with a line like "2 of 18:
+..." before each, and at the end reproduce.html, with every figure and an honest table, and reproduce.csv. The same
+command goes on where it was stopped, and does nothing again that is finished. --max-spend bounds the dollars of all
+runs together.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from bopo_ray.pipeline.jobs import Job, run_jobs, spent_usd
 from bopo_ray.pipeline.settings import Settings, load_settings
 from bopo_ray.pipeline.side_by_side import BENCHMARKS
 from experiments import ablation, allocation, cost_inversion, model_pairs
-from experiments.frontier import settings_for
+from experiments.frontier import as_jobs, settings_for
 
 __all__ = ["Benchmark", "Step", "main"]
 
@@ -68,8 +69,8 @@ class Benchmark:
     env: str
     root: Path
     """Of its folders."""
-    pairs: dict[str, str]
-    """Name -> what --models takes; the first is that of all experiments."""
+    pairs: model_pairs.Pairs
+    """The first is that of all experiments."""
     options: tuple[str, ...]
     """Of experiments.frontier, for all of them."""
     settings: Settings
@@ -78,23 +79,22 @@ class Benchmark:
     @property
     def runs(self) -> dict[str, Path]:
         """Folder of each run of the ablation; "full" is the frontier's."""
-        return {name: self.root / name for name in ablation.RUNS}
+        return {name: self.root / name for name in ablation.runs_for(self.settings)}
 
     @property
     def pair_runs(self) -> dict[str, Path]:
         """Folder of each pair's run; the first is the frontier's."""
         first, *others = self.pairs
-        return {first: self.runs["full"]} | {name: self.root / f"pair-{name}" for name in others}
+        return {first: self.runs[ablation.FULL]} | {name: self.root / f"pair-{name}" for name in others}
 
     def steps(self) -> list[Step]:
         """The six experiments; a run that two of them need is the same job in both."""
-        variants = ablation.jobs(self.runs, self.options, self.calls)
-        full = self.runs["full"]
+        variants = as_jobs(ablation.runs_for(self.settings), self.runs, self.options, self.calls)
+        full = self.runs[ablation.FULL]
         others = dict(list(self.pairs.items())[1:])
-        options = [*self.options, *ablation.RUNS["full"]]
-        pairs = list(model_pairs.jobs(others, self.pair_runs, options, self.calls).values())
+        pairs = list(as_jobs(others, self.pair_runs, self.options, self.calls).values())
         return [
-            Step(f"{self.env}: frontier", [variants["full"]]),
+            Step(f"{self.env}: frontier", [variants[ablation.FULL]]),
             Step(
                 f"{self.env}: ablation",
                 list(variants.values()),
@@ -150,15 +150,15 @@ def benchmarks(envs: str, out: Path, options: Sequence[str]) -> list[Benchmark]:
         own = (*options, "--env", env)
         settings = settings_for("reproduce", own, ())
         pairs = model_pairs.default_pairs(settings)
-        model_pairs.check_pairs(pairs, settings)
         check_ready(env)
+        model_pairs.check_pairs("reproduce", pairs, own)
         found.append(Benchmark(env, root, pairs, own, settings, out / "calls.db"))
     return found
 
 
 def results_of(benchmark: Benchmark) -> Results:
     """What its experiments left."""
-    run = open_finished(benchmark.runs["full"])
+    run = open_finished(benchmark.runs[ablation.FULL])
     tables = [pd.read_csv(benchmark.root / f / f"{n}.csv") for _, n, f in FIGURES if n != "cost_inversion"]
     by_name = dict(zip(("ablation", "allocation", "pairs", "hard_budget"), tables, strict=True))
     return Results(run.env, run.evaluation(), run.boundaries, run.capped(), **by_name)
@@ -179,7 +179,7 @@ def setting_of(benchmark: Benchmark, run: FinishedRun) -> list[str]:
 
 def report(out: Path, done: Sequence[Benchmark], command: str, folders: Sequence[Path]) -> list[Path]:
     """Writes reproduce.html and reproduce.csv."""
-    runs = {b.env: open_finished(b.runs["full"]) for b in done}
+    runs = {b.env: open_finished(b.runs[ablation.FULL]) for b in done}
     sections, rows = [], []
     for b in done:
         claims, setting = claims_of(results_of(b)), setting_of(b, runs[b.env])

@@ -5,7 +5,8 @@
     python -m experiments.store prune  results/<run> --older-than 30 --model gpt-4.1-mini
     python -m experiments.store prune  results/<run> --max-mb 500
 
-PATH is a call store (calls.db) or the folder of results that it stands in. All of it works while a run uses the store.
+Expect a table, or a line that says how many calls there are, at once. PATH is a call store (calls.db) or the folder of
+results that it stands in. All of it works while a run uses the store.
 """
 
 from __future__ import annotations

@@ -3,12 +3,14 @@
     python -m experiments.train_tokenizer
 
 Plays the expert plan of two train variations of every task kind and trains a byte-level BPE of 2,048 tokens on the
-texts that agents and routers read. Expect about two minutes and a `bopo_ray/models/data/tokenizer.json` of 150 kB.
+texts that agents and routers read. Expect about two minutes, with a count of the kinds, and
+`bopo_ray/models/data/tokenizer.json` of 150 kB.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 
 import gymnasium as gym
@@ -30,7 +32,8 @@ def texts(variations_per_kind: int) -> Iterator[str]:
     by_kind: dict[str, list[str]] = {}
     for task in ScienceWorldEnv.tasks(Split.TRAIN):
         by_kind.setdefault(task.kind, []).append(task.name)
-    for names in by_kind.values():
+    for i, names in enumerate(by_kind.values(), 1):
+        print(f"\r{i}/{len(by_kind)} kinds", end="" if i < len(by_kind) else "\n", file=sys.stderr, flush=True)
         for name in names[:: max(1, len(names) // variations_per_kind)][:variations_per_kind]:
             observation, info = env.reset(options={"task": name, "expert_plan": True})
             yield f"task: {info['task_text']}\nbudget: unlimited; steps left 40"

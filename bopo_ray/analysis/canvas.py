@@ -46,6 +46,10 @@ _STYLES: Mapping[str, tuple[str, str]] = {  # method -> colour, marker
     "random": (MUTED, "."),
     ALWAYS_SMALL: (INK, "<"),
     ALWAYS_LARGE: (INK, ">"),
+    "without BoSFT": ("#2F6B4F", "p"),
+    "without bonus": ("#A33B4F", "d"),
+    "without normalised cost": ("#7B4FA3", "h"),
+    "without our additions": ("#8c6d1f", "X"),
 }
 _SPARE = [("#8c6d1f", "X"), ("#7B4FA3", "h"), ("#2F6B4F", "p"), ("#A33B4F", "d")]
 DIFFICULTY_COLOURS = {"easy": "#009E73", "hard": "#0072B2", "intractable": "#9ca3af"}

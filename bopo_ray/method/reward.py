@@ -1,14 +1,16 @@
 """The boundary-normalised cost and the reward of an episode (section 4 of the method), arXiv:2602.21227.
 
 Absolute money is a bad penalty: a small model that loops to the step limit can cost more than the large one that
-finishes early. Always true here: a normalised cost is in [0, 1] and never falls when the cost rises.
+finishes early. Always true here: a cost that is normalised never falls when the cost rises, and, unless it is absolute,
+is in [0, 1].
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import median
+from enum import StrEnum
+from statistics import fmean, median
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +18,17 @@ from numpy.typing import ArrayLike, NDArray
 from bopo_ray.method.taxonomy import BoundaryStats
 from bopo_ray.records import CostMode, Difficulty
 
-__all__ = ["CostRange", "beta_warning", "cost_ranges", "normalised_cost", "reward"]
+__all__ = ["CostRange", "CostScale", "beta_warning", "cost_ranges", "normalised_cost", "reward"]
+
+
+class CostScale(StrEnum):
+    """What a normalised cost is measured by."""
+
+    BOUNDARIES = "boundaries"
+    """Eq. (6): the two boundary policies' costs on the task itself."""
+    ABSOLUTE = "absolute"
+    """One number for all tasks, the mean of their C_max: absolute money up to that factor, which keeps lambda's unit.
+    Nothing is subtracted or clipped. It is there to be compared with. [ours]"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +43,20 @@ class CostRange:
     """C_min: what costs this or less has normalised cost 0."""
     high: float
     """C_max: what costs this or more has normalised cost 1."""
+    clip: bool = True
+    """False: what costs more has more than 1."""
 
     def __post_init__(self) -> None:
         if not self.low <= self.high:
             raise ValueError(f"cost range low={self.low}, high={self.high}: need low <= high")
 
 
-def cost_ranges(stats: Mapping[str, BoundaryStats], mode: CostMode, floor_share: float = 0.1) -> dict[str, CostRange]:
+def cost_ranges(
+    stats: Mapping[str, BoundaryStats],
+    mode: CostMode,
+    scale: CostScale = CostScale.BOUNDARIES,
+    floor_share: float = 0.1,
+) -> dict[str, CostRange]:
     """C_min and C_max of each task for Eq. (6), arXiv:2602.21227. [the boundary policies' costs: paper; the rest ours]
 
     `usd`: the lesser and the greater of the two mean boundary costs, never "small's and large's": where the small
@@ -48,6 +67,7 @@ def cost_ranges(stats: Mapping[str, BoundaryStats], mode: CostMode, floor_share:
     Args:
         stats: by task name; costs in the unit of `mode`.
         mode: the unit.
+        scale: see `CostScale`.
         floor_share: at least 0.
 
     Returns:
@@ -64,6 +84,9 @@ def cost_ranges(stats: Mapping[str, BoundaryStats], mode: CostMode, floor_share:
         else (min(s.cost_small, s.cost_large), max(s.cost_small, s.cost_large))
         for name, s in stats.items()
     }
+    if scale is CostScale.ABSOLUTE and bounds:
+        one = CostRange(0.0, fmean(high for _, high in bounds.values()), clip=False)
+        return dict.fromkeys(bounds, one)
     floor = floor_share * median(high for _, high in bounds.values()) if bounds else 0.0
     return {name: CostRange(low, max(high, low + floor)) for name, (low, high) in bounds.items()}
 
@@ -77,10 +100,11 @@ def normalised_cost(cost: ArrayLike, cost_range: CostRange, eps: float = 1e-9) -
         eps: in the same unit, above 0.
 
     Returns:
-        C_norm in [0, 1], same shape.
+        C_norm in [0, 1], without that where the range does not clip; same shape.
     """
     c = np.asarray(cost, dtype=np.float64)
-    return np.clip((c - cost_range.low) / (cost_range.high - cost_range.low + eps), 0.0, 1.0)
+    share = (c - cost_range.low) / (cost_range.high - cost_range.low + eps)
+    return np.clip(share, 0.0, 1.0) if cost_range.clip else share
 
 
 def reward(
@@ -96,7 +120,7 @@ def reward(
         beta: the bonus for success on Hard tasks.
 
     Returns:
-        R in [-lambda, 1 + beta], the broadcast shape.
+        R, at most 1 + beta and with C_norm in [0, 1] at least -lambda, the broadcast shape.
     """
     u = np.asarray(outcome, dtype=np.float64)
     bonus = 1.0 + beta * np.asarray(hard, dtype=bool)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bopo_ray.method.reward import cost_ranges, normalised_cost
+from bopo_ray.method.reward import CostScale, cost_ranges, normalised_cost
 from bopo_ray.method.taxonomy import boundary_stats
 from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.settings import Settings
@@ -24,6 +24,7 @@ __all__ = [
     "asked_for",
     "best_policy",
     "best_schedules",
+    "dev_tasks",
     "matched_random",
     "play_dev",
     "play_oracle",
@@ -78,10 +79,14 @@ def trained_routers(run: Run, names: Iterable[RouterName], folder: Path | None =
     return {str(n): n.make(lessons) for n in wanted}
 
 
+def dev_tasks(run: Run) -> tuple[Task, ...]:
+    """Those that a run chooses by."""
+    return run.tasks(Split.DEV, max(1, run.settings.test_tasks // DEV_SHARE))
+
+
 def play_dev(run: Run, names: Sequence[str]) -> tuple[Task, ...]:
     """Plays the boundary policies and these schedules on dev tasks, into the store "dev"; returns the tasks."""
-    s = run.settings
-    tasks = run.tasks(Split.DEV, max(1, s.test_tasks // DEV_SHARE))
+    s, tasks = run.settings, dev_tasks(run)
     run.play(
         "fixed schedules on dev tasks", run.store("dev"),
         [EpisodeSpec(t, Phase.SELECTION, n, 0, m, 0, router=n) for t in tasks
@@ -97,11 +102,14 @@ def best_schedules(run: Run) -> list[Policy]:
     play_dev(run, names)
     played = list(run.store("dev").read(Phase.SELECTION))
     candidates = sorted((ALWAYS_SMALL, ALWAYS_LARGE, *names))
-    chosen = {lam: best_policy(played, candidates, lam, run.mode) for lam in s.lambdas}
+    chosen = {lam: best_policy(played, candidates, lam, run.mode, CostScale(s.cost_scale)) for lam in s.lambdas}
     return [Policy(f"best-schedule({lam:g})", "best-schedule", name) for lam, name in chosen.items()]
 
 
-def best_policy(episodes: Iterable[Episode], names: Sequence[str], lam: float, mode: CostMode) -> str:
+def best_policy(
+    episodes: Iterable[Episode], names: Sequence[str], lam: float, mode: CostMode,
+    scale: CostScale = CostScale.BOUNDARIES,
+) -> str:  # fmt: skip
     """The policy with the best mean of u - lambda * C_norm over the episodes' tasks; ties go to the first of `names`.
 
     C_norm is Eq. (6), arXiv:2602.21227, between the two boundary policies, which must be among the episodes.
@@ -110,7 +118,8 @@ def best_policy(episodes: Iterable[Episode], names: Sequence[str], lam: float, m
     for e in episodes:
         by.setdefault((e.spec.policy, e.spec.task.name), []).append(e)
     tasks = sorted({t for _, t in by})
-    ranges = cost_ranges({t: boundary_stats(by[ALWAYS_SMALL, t], by[ALWAYS_LARGE, t], mode) for t in tasks}, mode)
+    stats = {t: boundary_stats(by[ALWAYS_SMALL, t], by[ALWAYS_LARGE, t], mode) for t in tasks}
+    ranges = cost_ranges(stats, mode, scale)
 
     def value(policy: str) -> float:
         gains = [

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from ray.rllib.core.rl_module import RLModule
 
+from bopo_ray.method.reward import CostScale
 from bopo_ray.pipeline.baselines import Policy, best_policy, play_dev, specs
 from bopo_ray.pipeline.card import describe
 from bopo_ray.pipeline.run import Run, write_json
@@ -69,12 +70,12 @@ def _choose(run: Run, policies: Sequence[Policy], wanted: Sequence[Policy]) -> d
                 weights[BIAS] = weights[BIAS] + np.float32(offset) * np.arange(len(weights[BIAS]), dtype=np.float32)
                 run.play(f"calibrating {tried.name}", store, todo, weights, 1 + i * len(s.offsets) + j)
     played = list(store.read(Phase.SELECTION))
-    order = sorted(s.offsets, key=abs)
+    order, scale = sorted(s.offsets, key=abs), CostScale(s.cost_scale)
     chosen = {}
     for policy in wanted:
         assert policy.folder is not None and policy.lam is not None
         names = {_tried(policy.folder, offset): offset for offset in order}
-        chosen[policy.name] = names[best_policy(played, list(names), policy.lam, run.mode)]
+        chosen[policy.name] = names[best_policy(played, list(names), policy.lam, run.mode, scale)]
     said = ", ".join(f"{name} {offset:+g}" for name, offset in chosen.items())
     run.console.print(f"offsets of the larger models' logits, chosen on {len(tasks)} dev tasks: {said}")
     return chosen

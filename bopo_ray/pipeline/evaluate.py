@@ -100,7 +100,7 @@ def _row(e: Episode, policy: Policy) -> dict[str, Any]:
 
 
 def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, Any]:
-    """frontier.csv, summary.json, frontier.png, report.html; prints the table. Returns the summary."""
+    """frontier.csv, .png and .svg, summary.json, report.html; prints the table. Returns the summary."""
     s, out = run.settings, run.out
     frontier, summary = tables.frontier(evaluation), tables.summary(evaluation)
     label = f"{run.pool.label} pair"
@@ -133,6 +133,7 @@ def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, 
     canvas.save_png(figures["frontier"], out / "frontier.png")
     descriptions = {"frontier": title, "taxonomy": "Tasks by difficulty", "curves": "Training curves"}
     svgs = {name: canvas.to_svg(figure, descriptions[name]) for name, figure in figures.items()}
+    (out / "frontier.svg").write_text(svgs["frontier"], encoding="utf-8")
     context = report.ReportContext(
         title=title,
         label=run.pool.note,

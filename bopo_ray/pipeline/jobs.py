@@ -6,13 +6,14 @@ import contextlib
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bopo_ray.analysis.finished import FinishedRun, open_finished
 from bopo_ray.models.spend import SpendLedger
 
-__all__ = ["Job", "run_jobs", "run_process", "spent_usd"]
+__all__ = ["Job", "compare_runs", "run_jobs", "run_process", "spent_usd"]
 
 PATIENCE_S = 30.0
 """A process that was interrupted has so long to end in order."""
@@ -41,17 +42,30 @@ def run_jobs(jobs: Sequence[Job], max_spend: float, among: Iterable[Path] = ()) 
         among: folders of others that the limit is for as well.
     """
     folders = {job.folder for job in jobs} | set(among)
-    for job in jobs:
+    for i, job in enumerate(jobs, 1):
+        name = f"{job.name}: {job.folder}" if len(jobs) == 1 else f"run {i} of {len(jobs)}, {job.name}: {job.folder}"
         if job.done():
-            print(f"{job.name}: {job.folder} is finished", flush=True)
+            print(f"{name} is finished", flush=True)
             continue
+        print(name, flush=True)
         limit = []
         if not math.isinf(max_spend):
             others = sum(spent_usd(folder) for folder in folders - {job.folder})
             limit = ["--max-spend", f"{max(0.0, max_spend - others):.6f}"]
-        print(f"{job.name}: {job.folder}", flush=True)
         if code := run_process([sys.executable, "-m", *job.command, *limit]):
             return code
+    return 0
+
+
+def compare_runs(
+    out: Path, jobs: Mapping[str, Job], max_spend: float,
+    write: Callable[[Path, dict[str, FinishedRun]], Sequence[Path]],
+) -> int:  # fmt: skip
+    """Runs the main jobs as `run_jobs` does, and has `write` compare them, by name, in `out`; prints what it wrote."""
+    out.mkdir(parents=True, exist_ok=True)
+    if code := run_jobs(list(jobs.values()), max_spend):
+        return code
+    print(*write(out, {name: open_finished(job.folder) for name, job in jobs.items()}), sep="\n")
     return 0
 
 

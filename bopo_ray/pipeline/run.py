@@ -221,7 +221,7 @@ class Run:
         cfg.env_runners(num_envs_per_env_runner=s.lanes)
         cfg.router(**s.router_shape).learning(**s.learning)
         cfg.total_updates, cfg.async_share = s.updates, s.async_share
-        cfg.lr, cfg.beta, cfg.cost_mode = s.lr, s.beta, s.cost
+        cfg.lr, cfg.beta, cfg.cost_mode, cfg.cost_scale = s.lr, s.beta, s.cost, s.cost_scale
         cfg.group_size, cfg.tasks_per_update, cfg.t_max = s.group_size, s.tasks_per_update, s.max_steps
         cfg.boundary_dir, cfg.price_hash = str(self.episodes / "boundary"), self.pool.price_hash
         cfg.memory_per_env_runner, cfg.memory_for_main_process = runner_bytes(s.env, s.lanes), LEARNER_BYTES

@@ -16,6 +16,7 @@ import yaml
 
 from bopo_ray.errors import ConfigError, StoreError
 from bopo_ray.method.advantage import AdvantageMode
+from bopo_ray.method.reward import CostScale
 from bopo_ray.method.synthesis import FIRST_LARGE
 from bopo_ray.records import Budget, CostMode
 from bopo_ray.routers import parse_router
@@ -53,6 +54,8 @@ class Settings:
     """how rewards become advantages: hybrid (BoPO), augmented, vanilla (GRPO)"""
     cost: str = "usd"
     """unit of the cost in the reward: usd (measured tokens) or calls (of the large model)"""
+    cost_scale: str = "boundaries"
+    """what normalises the cost: boundaries (the boundary policies' costs on a task) or absolute (one number for all)"""
     train_tasks: int = 90
     """training tasks, spread over the task kinds"""
     test_tasks: int = 90
@@ -150,6 +153,7 @@ class Settings:
             ("advantage", len(set(self.advantage) & set(AdvantageMode)) == len(self.advantage) > 0,
              f"need some of {', '.join(AdvantageMode)}, each once"),
             ("cost", self.cost in set(CostMode), f"need one of {', '.join(CostMode)}"),
+            ("cost_scale", self.cost_scale in set(CostScale), f"need one of {', '.join(CostScale)}"),
             ("decide", self.decide in DECIDE, f"need one of {', '.join(DECIDE)}"),
             ("scale", self.scale in SCALES, f"need one of {', '.join(SCALES)}"),
             ("temperature", 0 <= self.temperature < math.inf, "need a number >= 0"),

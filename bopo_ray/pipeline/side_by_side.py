@@ -42,7 +42,7 @@ def run_all(settings: Settings, arguments: Sequence[str], out: Path, benchmarks:
 
 
 def draw_side_by_side(folders: Mapping[str, Path], path: Path) -> Path:
-    """Draws the frontiers of finished runs, by benchmark, into one PNG."""
+    """Draws the frontiers of finished runs, by benchmark, into one PNG, and beside it as SVG."""
     summaries = {env: json.loads((f / "summary.json").read_text(encoding="utf-8")) for env, f in folders.items()}
     labels = {str(summary["label"]) for summary in summaries.values()}
     panels = {
@@ -51,6 +51,8 @@ def draw_side_by_side(folders: Mapping[str, Path], path: Path) -> Path:
         )
         for env, summary in summaries.items()
     }  # fmt: skip
-    figure = plots.frontiers_figure(panels, "Success against cost on held-out tasks", ", ".join(sorted(labels)))
+    title = "Success against cost on held-out tasks"
+    figure = plots.frontiers_figure(panels, title, ", ".join(sorted(labels)))
+    path.with_suffix(".svg").write_text(canvas.to_svg(figure, title), encoding="utf-8")
     canvas.save_png(figure, path, width_px=1800)
     return path

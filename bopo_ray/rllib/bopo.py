@@ -24,7 +24,7 @@ from ray.rllib.utils.metrics import LEARNER_RESULTS
 from bopo_ray.errors import ConfigError, EngineError, SpendLimitError
 from bopo_ray.method.advantage import AdvantageMode, Anchor, boundary_anchor, group_advantage
 from bopo_ray.method.averaging import averaging_weight
-from bopo_ray.method.reward import beta_warning, cost_ranges, normalised_cost, reward
+from bopo_ray.method.reward import CostScale, beta_warning, cost_ranges, normalised_cost, reward
 from bopo_ray.method.taxonomy import BoundaryStats, boundary_stats
 from bopo_ray.records import CostMode, Difficulty, Episode, EpisodeSpec, Phase, spawn_seed
 from bopo_ray.rllib.batch import Group, bopo_batch
@@ -56,6 +56,8 @@ class BoPOConfig(RouterAlgorithmConfig):
         """How rewards become advantages, see `AdvantageMode`."""
         self.cost_mode: str = CostMode.USD
         """Unit of C(tau)."""
+        self.cost_scale: str = CostScale.BOUNDARIES
+        """What normalises it, see `CostScale`."""
         self.group_size = 8
         """G: policy episodes per task and update."""
         self.tasks_per_update = 16
@@ -156,8 +158,9 @@ class BoPO(Algorithm):
         if cfg.boundary_dir is None:
             raise ConfigError("boundary_dir=None: BoPO needs the folder of the boundary episodes")
         self.boundaries = read_boundaries(Path(cfg.boundary_dir), cfg.price_hash, CostMode(cfg.cost_mode))
-        self.ranges = cost_ranges({k: b.stats for k, b in self.boundaries.items()}, CostMode(cfg.cost_mode))
-        doubtful = beta_warning({k: b.stats for k, b in self.boundaries.items()}, cfg.beta, cfg.lam, cfg.easy_at)
+        stats = {k: b.stats for k, b in self.boundaries.items()}
+        self.ranges = cost_ranges(stats, CostMode(cfg.cost_mode), CostScale(cfg.cost_scale))
+        doubtful = beta_warning(stats, cfg.beta, cfg.lam, cfg.easy_at)
         if doubtful:
             log.warning(
                 "lambda=%g, beta=%g: on %d Hard tasks a success costs more than it earns (first: %s)",

@@ -98,6 +98,7 @@ def check_results(run: Frontier, env: str) -> None:
     assert "calls paid" in run.said("stdout") and audit_main([str(out)]) == 0
 
     assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert (out / "frontier.svg").read_text().startswith("<svg")
     page = (out / "report.html").read_text()
     fetched = re.findall(r"""(?:src|href|srcset|action)\s*=\s*["']?([^"'\s>]+)|url\(([^)]+)\)|@import""", page)
     assert [a or b for a, b in fetched if not (a or b).startswith(("#", "data:", "'#", '"#'))] == []

@@ -15,9 +15,10 @@ import pytest
 
 from bopo_ray.pipeline import jobs
 from bopo_ray.pipeline.jobs import spent_usd
-from bopo_ray.pipeline.settings import load_settings
+from bopo_ray.pipeline.settings import load_settings, save
 from experiments import ablation, allocation, cost_inversion, counterfactual, hard_budget, model_pairs, reproduce
 from experiments.audit import main as audit_main
+from experiments.frontier import as_jobs, parser, settings_of
 from tests.integration.conftest import ROOT, TOY, Frontier, ledger
 from tests.toy import ID
 
@@ -59,7 +60,7 @@ def test_inversions_and_allocation_of_a_run(
     assert "two runs of one benchmark" in line
 
 
-def test_an_ablation_is_three_runs_on_one_store_and_a_paired_comparison(
+def test_an_ablation_is_runs_on_one_store_and_a_paired_comparison(
     toy_run: Frontier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands: list[list[str]] = []
@@ -73,20 +74,41 @@ def test_an_ablation_is_three_runs_on_one_store_and_a_paired_comparison(
     monkeypatch.setattr(jobs, "run_process", frontier)
     out = tmp_path / "ablation"
     assert ablation.main(["--out", str(out), "--scale", "tiny", "--lambdas=0.2"]) == 0
-    for command, (folder, own) in zip(commands, ablation.RUNS.items(), strict=True):
-        assert command[3:] == ["--scale", "tiny", "--lambdas=0.2", *own, "--calls", str(out / "calls.db"), "--resume",
-                               "--out", str(out / folder)]  # fmt: skip
+    own = {
+        "full": ["--advantage", "hybrid,augmented,vanilla"],
+        "no-bosft": ["--advantage", "hybrid", "--sft-epochs", "0"],
+        "no-bonus": ["--advantage", "hybrid", "--beta", "0"],
+        "absolute": ["--advantage", "hybrid", "--cost-scale", "absolute"],
+    }
+    for command, (folder, options) in zip(commands, own.items(), strict=True):
+        assert command[3:] == ["--scale", "tiny", "--lambdas=0.2", *options, "--calls", str(out / "calls.db"),
+                               "--resume", "--out", str(out / folder)]  # fmt: skip
     table = pd.read_csv(out / "ablation.csv").set_index("variant")
-    assert set(table.index) == {"bopo-hybrid", "grpo-vanilla", "without BoSFT", "without bonus", "boundary only"}
-    for same in ("without BoSFT", "without bonus"):  # here they are the whole method's own episodes
+    without = {"without BoSFT", "without bonus", "without normalised cost"}
+    assert set(table.index) == {"bopo-hybrid", "grpo-vanilla", "boundary only"} | without
+    for same in without:  # here they are the whole method's own episodes
         assert table.loc[same, "estimate"] == table.loc["bopo-hybrid", "estimate"]
         assert (table.loc[same, "less_estimate"], table.loc[same, "less_p_holm"]) == (0, 1)
     assert "without BoSFT" in (out / "ablation.html").read_text() and (out / "ablation.png").exists()
 
+    # A benchmark that has additions of ours by default has a run without them.
+    commands.clear()
+    assert ablation.main(["--out", str(tmp_path / "added"), "--env", "ALFWorld-v0", "--offsets", "0,1"]) == 0
+    assert commands[-1][3:] == [
+        "--env", "ALFWorld-v0", "--offsets", "0,1", "--advantage", "hybrid", "--schedules", "0", "--reliability", "0",
+        "--offsets", "0", "--calls", str(tmp_path / "added" / "calls.db"), "--resume", "--out",
+        str(tmp_path / "added" / "paper"),
+    ]  # fmt: skip
+    paper = settings_of(parser().parse_args(commands[-1][3:]))
+    assert (paper.schedules, paper.reliability, paper.offsets) == ((0,), 0, (0,)) and len(commands) == 5
+    assert "without our additions" in (tmp_path / "added" / "ablation.html").read_text()
+
     monkeypatch.setattr(jobs, "run_process", lambda command: 3)
     assert ablation.main(["--out", str(out)]) == 3, "the run's own exit code"
     capsys.readouterr()
-    assert "--beta: the ablation sets it itself" in refused(capsys, ablation.main(["--out", str(out), "--beta=1"]))
+    for taken in ("--beta=1", "--cost-scale=absolute"):
+        line = refused(capsys, ablation.main(["--out", str(out), taken]))
+        assert f"{taken.partition('=')[0]}: the ablation sets it itself" in line
     assert "one benchmark at a time" in refused(capsys, ablation.main(["--out", str(out), "--env", "all"]))
     assert "lambdas=(-1.0,)" in refused(capsys, ablation.main(["--out", str(tmp_path / "no"), "--lambdas=-1"]))
     assert not (tmp_path / "no").exists()
@@ -132,7 +154,22 @@ def test_model_pairs_are_a_run_each_under_one_limit_and_are_not_run_twice(
     capsys.readouterr()
     monkeypatch.setattr(jobs, "run_process", lambda command: pytest.fail("a finished run was started again"))
     assert model_pairs.main(["--out", str(out), *TOY, *TWO_PAIRS]) == 0
-    assert f"pair two (--models simulated-llama): {out / 'two'} is finished" in capsys.readouterr().out
+    assert f"run 2 of 2, two (--models simulated-llama): {out / 'two'} is finished" in capsys.readouterr().out
+
+
+def test_a_run_is_finished_only_when_it_has_all_that_is_asked_for(toy_run: Frontier, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(toy_run.out, out)
+
+    def done(*options: str) -> bool:
+        return as_jobs({"run": options}, {"run": out}, TOY, Path(""))["run"].done()
+
+    assert done() and done("--max-spend", "3")
+    for more in (("--lambdas", "0.2,0.5,0.8"), ("--advantage", "hybrid,augmented,vanilla"), ("--router", "cascade:2")):
+        assert not done(*more)
+    assert not done("--lambdas", "0.2") and not done("--beta", "0"), "the run itself then says what is wrong"
+    (out / "settings.yaml").touch()  # it was started again, with more, and killed before its report
+    assert not done()
 
 
 def test_pairs_that_there_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,8 +183,11 @@ def test_pairs_that_there_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[
         ([*two, "b=gpt-9"], ["unknown models 'gpt-9'", "simulated-llama"]),
         ([*two, "b=embedded:nowhere"], ["'embedded:nowhere'"]),
         ([*two, "b=missing.yaml"], ["missing.yaml", "can't be read"]),
-        (["--models", "simulated"], ["--models: model_pairs sets it itself"]),
-        (["--small", "openai:a", "--large", "openai:b"], ["small='openai:a'", "pool file"]),
+        ([*two, "b=simulated-llama", "--models", "simulated"], ["--models: model_pairs sets it itself"]),
+        ([*two, "b=simulated-llama", "--small", "openai:a"], ["--small: model_pairs sets it itself"]),
+        (["--small", "openai:a"], ["--small='openai:a' without --large"]),
+        (["--small", "openai:a", "--large", "openai:b"], ["'a'", "price"]),
+        (["--models", "embedded:alfworld"], ["was trained for ALFWorld-v0, not for ScienceWorld-v0"]),
         (["--env", "all"], ["one benchmark at a time"]),
     ):
         line = refused(capsys, model_pairs.main(["--out", str(out), *arguments]))
@@ -229,7 +269,7 @@ def test_one_step_is_swapped_in_episodes_that_are_else_the_same(
 def test_everything_is_reproduced_in_one_report(
     toy_run: Frontier, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The frontier and the second pair are finished already, the caps are played, the ablation's runs are stood for."""
+    """The second pair is finished already, the frontier lacks an advantage; the caps are played, all else stood for."""
     out, root = tmp_path / "all", tmp_path / "all" / "toy-v0"
     shutil.copytree(toy_run.out, root / "full")
     shutil.copytree(pairs / "two", root / "pair-simulated-llama")
@@ -239,7 +279,10 @@ def test_everything_is_reproduced_in_one_report(
         commands.append(command[2:])
         if command[2] == "experiments.hard_budget":
             return subprocess.run(command, check=False, cwd=ROOT).returncode
-        shutil.copytree(toy_run.out, command[command.index("--out") + 1], dirs_exist_ok=True)
+        args = parser().parse_args(command[3:])
+        shutil.copytree(toy_run.out, args.out, dirs_exist_ok=True)
+        save(settings_of(args), Path(args.out) / "settings.yaml")
+        (Path(args.out) / "report.html").touch()
         return 0
 
     monkeypatch.setattr(jobs, "run_process", run)
@@ -249,15 +292,15 @@ def test_everything_is_reproduced_in_one_report(
     for i, name in enumerate(("frontier", "ablation", "allocation", "cost_inversion", "hard_budget", "model_pairs"), 1):
         assert f"{i} of 6: {ID}: {name}\n" in said
     played = [(c[0], c[c.index("--out") + 1] if "--out" in c else c[1]) for c in commands]
+    frontiers = ["full", "no-bosft", "no-bonus", "absolute"]
     assert played == [
-        ("experiments.frontier", str(root / "no-bosft")),
-        ("experiments.frontier", str(root / "no-bonus")),
+        *(("experiments.frontier", str(root / name)) for name in frontiers),
         ("experiments.hard_budget", str(root / "full")),
     ]
-    assert all(str(out / "calls.db") == c[c.index("--calls") + 1] for c in commands[:2])
-    before = sum(spent_usd(root / name) for name in ("full", "pair-simulated-llama"))
-    assert float(commands[0][-1]) == pytest.approx(9 - before), "one limit for all"
-    assert float(commands[2][-1]) == pytest.approx(9 - before - 2 * spent_usd(toy_run.out))
+    assert all(str(out / "calls.db") == c[c.index("--calls") + 1] for c in commands[:4])
+    one, pair = spent_usd(toy_run.out), spent_usd(root / "pair-simulated-llama")
+    limits = [float(c[-1]) for c in commands]
+    assert limits == pytest.approx([9 - pair - n * one for n in range(5)]), "one limit for all"
 
     table = pd.read_csv(out / "reproduce.csv").set_index("claim")
     assert set(table["where"]) == {f"figure {i}" for i in range(1, 6)} | {"table 1"}
@@ -275,11 +318,24 @@ def test_everything_is_reproduced_in_one_report(
     assert "Only 4 held-out tasks: this run shows that everything works" in page
     assert page.count("not known") >= 10 and "52.2%" in page and "python -m experiments.reproduce" in page
 
+    (root / "no-bonus" / "report.html").unlink()
     monkeypatch.setattr(jobs, "run_process", lambda command: 3)
-    assert reproduce.main(arguments) == 3, "the stand-ins have other settings, so they are run, with their exit code"
+    assert reproduce.main(arguments) == 3, "the run's own exit code"
     captured = capfd.readouterr()
     assert captured.err.endswith(f"stopped at 2 of 6: {ID}: ablation; the same command goes on there\n")
-    assert "full (--advantage hybrid,vanilla): " in captured.out and "is finished" in captured.out
+    assert f"run 1 of 4, full (--advantage hybrid,augmented,vanilla): {root / 'full'} is finished" in captured.out
+
+
+def test_a_pair_of_ones_own_is_reproduced_beside_a_simulated_one(tmp_path: Path) -> None:
+    own = ("--small", "simulated:llama-8b", "--large", "simulated:large")
+    (benchmark,) = reproduce.benchmarks(ID, tmp_path, [*TOY[2:], *own])
+    folders = {job.folder.name: settings_of(parser().parse_args(job.command[1:])) for s in benchmark.steps()
+               for job in s.jobs if job.command[0] == "experiments.frontier"}  # fmt: skip
+    second = folders.pop("pair-simulated-llama")
+    assert (second.models, second.small, second.large) == ("simulated-llama", "", "")
+    assert folders.keys() == {"full", "no-bosft", "no-bonus", "absolute"}
+    assert {(s.small, s.large) for s in folders.values()} == {own[1::2]}
+    assert list(benchmark.pairs) == ["simulated-llama-8b-simulated-large", "simulated-llama"]
 
 
 def test_what_can_not_be_reproduced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -291,7 +347,11 @@ def test_what_can_not_be_reproduced(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--envs", ID, "--env", ID], ["--env: reproduce sets it itself"]),
         (["--envs", ID, "--budget-calls", "3"], ["--budget-calls: reproduce sets it itself"]),
         (["--envs", ID, "--models", "gpt-9"], ["'gpt-9'", "simulated-llama"]),
-        (["--envs", ID, "--small", "openai:a", "--large", "openai:b"], ["pool file"]),
+        (["--envs", ID, "--small", "openai:a", "--large", "openai:b"], ["'a'", "price"]),
+        (
+            ["--envs", f"{ID},ALFWorld-v0", "--models", "embedded:alfworld"],
+            [f"was trained for ALFWorld-v0, not for {ID}"],
+        ),
         (["--envs", ID, "--scale", "huge"], ["scale='huge'"]),
     ):
         line = refused(capsys, reproduce.main(["--out", str(out), *arguments]))

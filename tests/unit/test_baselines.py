@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bopo_ray.method.reward import CostScale
 from bopo_ray.pipeline.baselines import DEFAULT_ROUTERS, Policy, best_policy, matched_random, specs
 from bopo_ray.pipeline.settings import Settings
 from bopo_ray.records import CostMode, Episode
@@ -47,6 +48,19 @@ DEV = [
 def test_the_best_policy_by_hand(lam: float, name: str) -> None:
     names = ["always-large", "always-small", "first-large(1)"]
     assert best_policy(DEV, names, lam, CostMode.USD) == best_policy(DEV[::-1], names, lam, CostMode.USD) == name
+
+
+def test_by_absolute_costs_the_cheap_task_is_the_one_to_spend_on() -> None:
+    """LARGE wins both tasks; "dear" buys the one of 20 steps, for 19 of them, "cheap" the one of 2."""
+    small, large = [0] * 20, [1] * 20
+    episodes = [
+        played("always-small", "a", False, *small), played("always-small", "b", False, *small[:2]),
+        played("always-large", "a", True, *large), played("always-large", "b", True, *large[:2]),
+        played("dear", "a", True, 0, *large[1:]), played("dear", "b", False, *small[:2]),
+        played("cheap", "a", False, *small), played("cheap", "b", True, *large[:2]),
+    ]  # fmt: skip
+    for scale, name in ((CostScale.BOUNDARIES, "dear"), (CostScale.ABSOLUTE, "cheap")):
+        assert best_policy(episodes, ["dear", "cheap"], 0.5, CostMode.USD, scale) == name
 
 
 def test_the_best_policy_is_one_of_the_names_and_the_first_of_equals() -> None:

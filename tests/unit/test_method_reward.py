@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bopo_ray.method.reward import CostRange, beta_warning, cost_ranges, normalised_cost, reward
+from bopo_ray.method.reward import CostRange, CostScale, beta_warning, cost_ranges, normalised_cost, reward
 from bopo_ray.method.taxonomy import BoundaryStats
 from bopo_ray.records import CostMode
 
@@ -48,8 +48,19 @@ def test_ranges_in_calls_are_zero_to_the_steps_of_always_large() -> None:
     assert short["a"] == CostRange(0, 3)
 
 
+def test_absolute_costs_have_one_range_for_all_tasks_and_are_not_clipped() -> None:
+    tasks = by_name(stats("cheap", 20, 100), stats("dear", 1500, 600))
+    ranges = cost_ranges(tasks, CostMode.USD, CostScale.ABSOLUTE)
+    assert ranges == dict.fromkeys(tasks, CostRange(0, 800, clip=False))  # the mean of 100 and 1500
+    np.testing.assert_allclose(normalised_cost([0, 200, 1600], ranges["cheap"]), [0, 0.25, 2])
+    calls = cost_ranges(
+        by_name(stats("a", 0, 7, steps=7), stats("b", 0, 9, steps=9)), CostMode.CALLS, CostScale.ABSOLUTE
+    )
+    assert calls["a"] == calls["b"] == CostRange(0, 8, clip=False)
+
+
 def test_empty_and_wrong_ranges() -> None:
-    assert cost_ranges({}, CostMode.USD) == {}
+    assert cost_ranges({}, CostMode.USD) == cost_ranges({}, CostMode.USD, CostScale.ABSOLUTE) == {}
     with pytest.raises(ValueError, match="floor_share=-1"):
         cost_ranges({}, CostMode.USD, floor_share=-1)
     with pytest.raises(ValueError, match="low <= high"):

@@ -66,6 +66,10 @@ def test_values_of_the_command_line_become_the_fields_types() -> None:
     settings = resolve(None, {k: v for k, v in given.items() if k in names and v is not None})
     assert (settings.lambdas, settings.train_tasks, settings.lr) == ((0.2, 0.8), 5, 1e-4)
     assert settings.ignore_gate is True and settings.advantage == ("vanilla",) and settings.cost == "calls"
+    twice = parser().parse_args(
+        ["--lambdas", "0.2", "--router", "random:0.5", "--lambdas", "0.8", "--router", "cascade:2"]
+    )
+    assert twice.lambdas == "0.8" and twice.router == ["random:0.5", "cascade:2"], "the last wins, but for --router"
 
 
 BAD: list[tuple[str, Any, str]] = [
@@ -93,6 +97,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("advantage", (), "need some of vanilla, augmented, hybrid"),
     ("advantage", ("grpo",), "need some of vanilla, augmented, hybrid"),
     ("cost", "eur", "need one of calls, usd"),
+    ("cost_scale", "log", "need one of boundaries, absolute"),
     ("decide", "softly", "need one of greedy, sample"),
     ("scale", "huge", "need one of tiny, quick, paper"),
     ("temperature", -0.1, "need a number >= 0"),

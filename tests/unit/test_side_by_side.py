@@ -62,6 +62,7 @@ def test_each_benchmark_has_its_folder_and_all_share_the_money(
     assert "--resume" in first and "--resume" in second
     with Image.open(tmp_path / "frontiers.png") as image:
         assert image.width == 1800
+    assert (tmp_path / "frontiers.svg").read_text().startswith("<svg")
     assert "frontiers.png" in capsys.readouterr().out
 
 
