@@ -75,6 +75,8 @@ class Settings:
     """passes of BoSFT in turn that may do no better on held-out tasks before it stops; 0 for any number"""
     sft_lr: float = 5e-4
     """learning rate of BoSFT"""
+    sharpness: float = 1.0
+    """BoSFT's logits are multiplied by this before BoPO, which so samples nearer to the greedy router; 1: the paper"""
     ignore_gate: bool = False
     """go on when BoSFT leaves too little probability on the large model"""
     beta: float = 0.5
@@ -165,6 +167,7 @@ class Settings:
             ("num_learners", self.num_learners >= 0, "need 0 (none beside the trial's own process) or more"),
             ("num_gpus_per_learner", 0 <= self.num_gpus_per_learner < math.inf, "need a number >= 0"),
             ("lr", 0 < self.lr < math.inf, "need a number > 0"),
+            ("sharpness", 0 < self.sharpness < math.inf, "need a number > 0"),
             ("sft_lr", 0 < self.sft_lr < math.inf, "need a number > 0"),
             ("max_spend", self.max_spend >= 0, "need dollars >= 0"),
             ("budget_calls", self.budget_calls is None or self.budget_calls >= 0, "need a number of calls >= 0"),

@@ -102,6 +102,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("cpus", -1, r"need 0 \(all\) or more"),
     ("lr", 0.0, "need a number > 0"),
     ("sft_lr", 0.0, "need a number > 0"),
+    ("sharpness", 0.0, "need a number > 0"),
     ("max_spend", -0.01, "need dollars >= 0"),
     ("max_spend", float("nan"), "need dollars >= 0"),
     ("budget_calls", -1, "need a number of calls >= 0"),
