@@ -47,6 +47,8 @@ class Settings:
     """preset of sizes: tiny (minutes), quick (under 20 minutes on 2 cores), paper"""
     lambdas: tuple[float, ...] = (0.1, 0.3, 0.8)
     """prices of the normalised cost, in units of success; one point of the frontier each"""
+    train_lambdas: tuple[float, ...] = ()
+    """train at these alone, each router then made to suit each of `lambdas` by --offsets; none: at all of those"""
     seeds: tuple[int, ...] = (0,)
     """training seeds"""
     advantage: tuple[str, ...] = ("hybrid", "vanilla")
@@ -146,6 +148,9 @@ class Settings:
              "need one or more different numbers"),
             ("reliability", 0 <= self.reliability <= 1, "need a share in [0, 1]"),
             ("lambdas", _distinct(self.lambdas), "need one or more different numbers >= 0"),
+            ("train_lambdas", not self.train_lambdas or _distinct(self.train_lambdas), "need different numbers >= 0"),
+            ("train_lambdas", not self.train_lambdas or self.offsets != (0.0,),
+             "a router suits other lambdas by an offset: need some in --offsets; or leave it out"),
             ("seeds", _distinct(self.seeds), "need one or more different whole numbers >= 0"),
             ("advantage", len(set(self.advantage) & set(AdvantageMode)) == len(self.advantage) > 0,
              f"need some of {', '.join(AdvantageMode)}, each once"),
@@ -251,6 +256,8 @@ def _distinct(values: tuple[float, ...]) -> bool:
 
 _OPTIONAL = {"budget_calls": int, "budget_usd": float}
 """Fields that may be None."""
+_EMPTY: dict[str, type] = {"router": str, "train_lambdas": float}
+"""Fields that hold nothing by default, and what of."""
 _NOT_RESULTS = {
     "cpus", "lanes", "ignore_gate", "max_spend", "calls", "router", "num_learners", "num_gpus_per_learner",
     "pass_tokens",
@@ -290,18 +297,18 @@ def _typed(values: dict[str, Any]) -> Settings:
             elif isinstance(default, tuple):
                 parts = value if isinstance(value, list | tuple) else [str(value)]
                 items = [x for part in parts for x in (part.split(",") if isinstance(part, str) else [part])]
-                out[name] = tuple(_converted(x, _kind(default)) for x in items)
+                out[name] = tuple(_converted(x, _kind(name, default)) for x in items)
             else:
                 out[name] = _converted(value, type(default))
         except (TypeError, ValueError, OverflowError) as error:
-            kind = _OPTIONAL.get(name, _kind(default)).__name__
+            kind = _OPTIONAL.get(name, _kind(name, default)).__name__
             raise ConfigError(f"{name}={value!r}: need {kind}; set it with --{name.replace('_', '-')}") from error
     return Settings(**out)
 
 
-def _kind(default: Any) -> type:
-    """Of a value, or of a tuple's items; an empty tuple is one of names."""
-    return (type(default[0]) if default else str) if isinstance(default, tuple) else type(default)
+def _kind(name: str, default: Any) -> type:
+    """Of a value, or of a tuple's items."""
+    return (type(default[0]) if default else _EMPTY[name]) if isinstance(default, tuple) else type(default)
 
 
 def _converted(value: Any, kind: type) -> Any:

@@ -87,6 +87,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("lambdas", (-0.1,), "need one or more different numbers >= 0"),
     ("lambdas", (), "need one or more different numbers >= 0"),
     ("lambdas", (float("nan"),), "need one or more different numbers >= 0"),
+    ("train_lambdas", (0.3, 0.3), "need different numbers >= 0"),
+    ("train_lambdas", (0.3,), "need some in --offsets"),
     ("seeds", (), "need one or more different whole numbers >= 0"),
     ("seeds", (-1,), "need one or more different whole numbers >= 0"),
     ("advantage", (), "need some of vanilla, augmented, hybrid"),
