@@ -13,7 +13,7 @@ from statistics import fmean
 
 from bopo_ray.records import CostMode, Difficulty, Episode
 
-__all__ = ["BoundaryStats", "boundary_stats", "classify", "counts"]
+__all__ = ["BoundaryStats", "boundary_stats", "class_shares", "classify", "counts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +125,25 @@ def counts(labels: Mapping[str, Difficulty]) -> dict[Difficulty, int]:
     """Tasks per label; each label is there, with 0 where no task has it."""
     values = list(labels.values())
     return {d: values.count(d) for d in Difficulty}
+
+
+def class_shares(mix: Mapping[str, float], tasks: Mapping[Difficulty, int]) -> dict[Difficulty, float]:
+    """Each class's share of the groups of an update: what the mix says, at most its share of the tasks; the rest is
+    Hard's. [mix: paper; limit ours]
+
+    A quarter of all groups on a few Intractable tasks, again and again, holds no success to learn from, and teaches
+    that calls cost.
+
+    Args:
+        mix: relative weights of the classes, at least 0.
+        tasks: how many tasks there are of each class.
+
+    Returns:
+        Shares of sum 1 of the classes that have tasks and a weight; without a Hard one the rest is the next class's.
+        Empty where there is no such class.
+    """
+    weights = {d: mix[d] for d in (Difficulty.HARD, *Difficulty) if tasks.get(d, 0) and mix.get(d, 0) > 0}
+    shares = {d: min(w / sum(weights.values()), tasks[d] / sum(tasks.values())) for d, w in weights.items()}
+    for first in list(shares)[:1]:
+        shares[first] += 1 - sum(shares.values())
+    return shares

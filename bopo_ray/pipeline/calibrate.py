@@ -21,12 +21,13 @@ from bopo_ray.method.reward import CostScale
 from bopo_ray.pipeline.baselines import Policy, best_policy, play_dev, specs
 from bopo_ray.pipeline.card import describe
 from bopo_ray.pipeline.run import Run, write_json
+from bopo_ray.pipeline.settings import Settings
 from bopo_ray.pipeline.stages import load_policy
 from bopo_ray.records import Phase
 from bopo_ray.rllib.router_module import RouterModule
 from bopo_ray.rllib.saved import about
 
-__all__ = ["calibrated"]
+__all__ = ["calibrated", "for_each_lambda"]
 
 FILE = "calibration.json"
 """In a run's folder: the number chosen for each policy."""
@@ -35,7 +36,8 @@ BIAS = "policy.head.bias"
 
 
 def calibrated(run: Run, policies: Sequence[Policy]) -> list[Policy]:
-    """The policies with the offset that suits their lambda best; one without a lambda becomes one for each.
+    """The policies with the offset that suits their lambda best; one that was trained at none, or at one of
+    `Settings.train_lambdas`, becomes one for each.
 
     Plays each on dev tasks with each of `Settings.offsets`; the best mean of u - lambda * C_norm is taken, the smallest
     offset where several are as good. The policies as they are, where 0 is the only offset.
@@ -43,17 +45,21 @@ def calibrated(run: Run, policies: Sequence[Policy]) -> list[Policy]:
     s = run.settings
     if tuple(s.offsets) == (0.0,):
         return list(policies)
-    wanted = [
-        dataclasses.replace(p, name=name, lam=lam)
-        for p in policies
-        for lam, name in ([(p.lam, p.name)] if p.lam is not None else [(x, f"{p.name}_lam{x:g}") for x in s.lambdas])
-    ]
+    wanted = [q for p in policies for q in for_each_lambda(p, s)]
     file = run.out / FILE
     offsets: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
     if new := [p for p in wanted if p.name not in offsets]:
         offsets |= _choose(run, policies, new)
         write_json(file, offsets)
     return [_with_offset(run, p, offsets[p.name]) for p in wanted]
+
+
+def for_each_lambda(policy: Policy, s: Settings) -> list[Policy]:
+    """The policy under the names and lambdas that it is to have an offset for."""
+    if policy.lam is not None and not s.train_lambdas:
+        return [policy]
+    word = "lam" if policy.lam is None else "for"
+    return [dataclasses.replace(policy, name=f"{policy.name}_{word}{x:g}", lam=x) for x in s.lambdas]
 
 
 def _choose(run: Run, policies: Sequence[Policy], wanted: Sequence[Policy]) -> dict[str, float]:

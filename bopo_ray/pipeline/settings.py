@@ -48,6 +48,8 @@ class Settings:
     """preset of sizes: tiny (minutes), quick (under 20 minutes on 2 cores), paper"""
     lambdas: tuple[float, ...] = (0.1, 0.3, 0.8)
     """prices of the normalised cost, in units of success; one point of the frontier each"""
+    train_lambdas: tuple[float, ...] = ()
+    """train at these alone, each router then made to suit each of `lambdas` by --offsets; none: at all of those"""
     seeds: tuple[int, ...] = (0,)
     """training seeds"""
     advantage: tuple[str, ...] = ("hybrid", "vanilla")
@@ -78,6 +80,8 @@ class Settings:
     """passes of BoSFT in turn that may do no better on held-out tasks before it stops; 0 for any number"""
     sft_lr: float = 5e-4
     """learning rate of BoSFT"""
+    sharpness: float = 1.0
+    """BoSFT's logits are multiplied by this before BoPO, which so samples nearer to the greedy router; 1: the paper"""
     ignore_gate: bool = False
     """go on when BoSFT leaves too little probability on the large model"""
     beta: float = 0.5
@@ -149,6 +153,9 @@ class Settings:
              "need one or more different numbers"),
             ("reliability", 0 <= self.reliability <= 1, "need a share in [0, 1]"),
             ("lambdas", _distinct(self.lambdas), "need one or more different numbers >= 0"),
+            ("train_lambdas", not self.train_lambdas or _distinct(self.train_lambdas), "need different numbers >= 0"),
+            ("train_lambdas", not self.train_lambdas or self.offsets != (0.0,),
+             "a router suits other lambdas by an offset: need some in --offsets; or leave it out"),
             ("seeds", _distinct(self.seeds), "need one or more different whole numbers >= 0"),
             ("advantage", len(set(self.advantage) & set(AdvantageMode)) == len(self.advantage) > 0,
              f"need some of {', '.join(AdvantageMode)}, each once"),
@@ -172,6 +179,7 @@ class Settings:
             ("num_learners", self.num_learners >= 0, "need 0 (none beside the trial's own process) or more"),
             ("num_gpus_per_learner", 0 <= self.num_gpus_per_learner < math.inf, "need a number >= 0"),
             ("lr", 0 < self.lr < math.inf, "need a number > 0"),
+            ("sharpness", 0 < self.sharpness < math.inf, "need a number > 0"),
             ("sft_lr", 0 < self.sft_lr < math.inf, "need a number > 0"),
             ("max_spend", self.max_spend >= 0, "need dollars >= 0"),
             ("budget_calls", self.budget_calls is None or self.budget_calls >= 0, "need a number of calls >= 0"),
@@ -255,6 +263,8 @@ def _distinct(values: tuple[float, ...]) -> bool:
 
 _OPTIONAL = {"budget_calls": int, "budget_usd": float}
 """Fields that may be None."""
+_EMPTY: dict[str, type] = {"router": str, "train_lambdas": float}
+"""Fields that hold nothing by default, and what of."""
 _NOT_RESULTS = {
     "cpus", "lanes", "ignore_gate", "max_spend", "calls", "router", "num_learners", "num_gpus_per_learner",
     "pass_tokens",
@@ -294,18 +304,18 @@ def _typed(values: dict[str, Any]) -> Settings:
             elif isinstance(default, tuple):
                 parts = value if isinstance(value, list | tuple) else [str(value)]
                 items = [x for part in parts for x in (part.split(",") if isinstance(part, str) else [part])]
-                out[name] = tuple(_converted(x, _kind(default)) for x in items)
+                out[name] = tuple(_converted(x, _kind(name, default)) for x in items)
             else:
                 out[name] = _converted(value, type(default))
         except (TypeError, ValueError, OverflowError) as error:
-            kind = _OPTIONAL.get(name, _kind(default)).__name__
+            kind = _OPTIONAL.get(name, _kind(name, default)).__name__
             raise ConfigError(f"{name}={value!r}: need {kind}; set it with --{name.replace('_', '-')}") from error
     return Settings(**out)
 
 
-def _kind(default: Any) -> type:
-    """Of a value, or of a tuple's items; an empty tuple is one of names."""
-    return (type(default[0]) if default else str) if isinstance(default, tuple) else type(default)
+def _kind(name: str, default: Any) -> type:
+    """Of a value, or of a tuple's items."""
+    return (type(default[0]) if default else _EMPTY[name]) if isinstance(default, tuple) else type(default)
 
 
 def _converted(value: Any, kind: type) -> Any:

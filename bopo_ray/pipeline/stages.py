@@ -181,6 +181,8 @@ def _train(run: Run, experts: list[Expert], folder: Path) -> dict[str, Any]:
     with run.progress("BoSFT", s.sft_epochs) as advance:
         kept = algorithm.fit(s.sft_epochs, judges, temporary, s.sft_patience, advance)
     algorithm.load_router(temporary)
+    algorithm.sharpen(s.sharpness)
+    algorithm.save_router(temporary)
     seen = [algorithm.judge(file) for file in (own, held_out) if file.trajectories]
     p_hard = np.concatenate([j.of(Difficulty.HARD) for j in seen])
     algorithm.stop()

@@ -42,7 +42,8 @@ class Sweep:
     def __init__(self, run: Run) -> None:
         s = run.settings
         self.run = run
-        self.points = [Point(a, lam, seed) for a in s.advantage for lam in s.lambdas for seed in s.seeds]
+        lambdas = s.train_lambdas or s.lambdas
+        self.points = [Point(a, lam, seed) for a in s.advantage for lam in lambdas for seed in s.seeds]
         self.ledger = run.out / "ledger.json"
         self.folder = run.out / "tune"
         self.refused = ""

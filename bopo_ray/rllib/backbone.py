@@ -148,14 +148,20 @@ class _Weights(nn.Module):
 
 
 class _Bias(nn.Module):
-    """Adds a number to each logit: a model's own preference for a letter is not a reason to route."""
+    """Adds a number to each logit: a model's own preference for a letter is not a reason to route.
+
+    They are multiplied by another one before, which is not learned, see `RouterModule.sharpen`.
+    """
+
+    scale: Tensor
 
     def __init__(self, n: int) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(n))
+        self.register_buffer("scale", torch.ones(1))
 
     def forward(self, logits_BN: Tensor) -> Tensor:
-        return logits_BN + self.bias
+        return logits_BN * self.scale + self.bias
 
 
 class Trunk(nn.Module):

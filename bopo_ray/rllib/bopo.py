@@ -25,7 +25,7 @@ from bopo_ray.errors import ConfigError, EngineError, SpendLimitError
 from bopo_ray.method.advantage import AdvantageMode, Anchor, boundary_anchor, group_advantage
 from bopo_ray.method.averaging import averaging_weight
 from bopo_ray.method.reward import CostScale, beta_warning, cost_ranges, normalised_cost, reward
-from bopo_ray.method.taxonomy import BoundaryStats, boundary_stats
+from bopo_ray.method.taxonomy import BoundaryStats, boundary_stats, class_shares
 from bopo_ray.records import CostMode, Difficulty, Episode, EpisodeSpec, Phase, spawn_seed
 from bopo_ray.rllib.batch import Group, bopo_batch
 from bopo_ray.rllib.collect import Fleet
@@ -41,6 +41,8 @@ __all__ = ["BoPO", "BoPOConfig", "Boundary", "module_state", "read_boundaries"]
 log = logging.getLogger(__name__)
 REFILLS = 2
 """So often a group whose episodes failed is filled up, before it is dropped."""
+GOLDEN = (5**0.5 - 1) / 2
+"""The fractions of its multiples fill [0, 1) evenly, however many there are."""
 
 
 class BoPOConfig(RouterAlgorithmConfig):
@@ -65,8 +67,8 @@ class BoPOConfig(RouterAlgorithmConfig):
         self.async_share = 1.0
         """An update begins to learn when this share of its groups is back; the next one learns from the rest,
         off-policy. 1: it waits for all of them."""
-        self.difficulty_mix: dict[str, int] = {"hard": 2, "easy": 1, "intractable": 1}
-        """Shares of the classes among the tasks of an update."""
+        self.difficulty_mix: dict[str, float] = {"hard": 2, "easy": 1, "intractable": 1}
+        """Weights of the classes among the groups, see `class_shares`."""
         self.easy_at = 3
         """Successes of always-small from which a task is Easy."""
         self.clip, self.kl, self.entropy, self.anchor = 0.2, 0.02, 0.005, 0.5
@@ -289,25 +291,24 @@ class BoPO(Algorithm):
         return f"{self.config.advantage}_lam{self.config.lam:g}_seed{self.config.seed or 0}"
 
     def _choose_tasks(self) -> list[str]:
-        """Tasks of this update: classes in the stated mix, each class in turns of its own shuffled list."""
+        """Tasks of this update: classes spread evenly by their shares, each class in turns of its own shuffled list."""
         cfg = self.config
-        classes: dict[str, list[str]] = {}
+        classes: dict[Difficulty, list[str]] = {}
         for name in sorted(self.boundaries):
             classes.setdefault(self.difficulty(name), []).append(name)
-        mix = {c: cfg.difficulty_mix.get(c, 0) for c in classes if cfg.difficulty_mix.get(c, 0) > 0}
-        if not mix:
+        shares = class_shares(cfg.difficulty_mix, {d: len(names) for d, names in classes.items()})
+        if not shares:
             raise ConfigError(f"difficulty_mix={cfg.difficulty_mix}: none of the classes {sorted(classes)} has a share")
-        wanted = [c for c in sorted(mix, key=lambda c: -mix[c]) for _ in range(mix[c])]
+        first = self.updates * cfg.tasks_per_update
+        spread = np.arange(first + cfg.tasks_per_update) * GOLDEN % 1
+        of_group = np.searchsorted(np.cumsum(list(shares.values()))[:-1], spread, side="right")
         chosen = []
-        counts = dict.fromkeys(mix, 0)
-        for i in range(cfg.tasks_per_update):
-            counts[wanted[i % len(wanted)]] += 1
-        for c, count in counts.items():
-            cursor = self.updates * -(-cfg.tasks_per_update * mix[c] // len(wanted))
-            for k in range(cursor, cursor + count):
-                turn, position = divmod(k, len(classes[c]))
-                order = np.random.default_rng(spawn_seed("tasks", cfg.seed, c, turn)).permutation(len(classes[c]))
-                chosen.append(classes[c][order[position]])
+        for i, (difficulty, names) in enumerate((d, classes[d]) for d in shares):
+            begin, end = (int((of_group[:n] == i).sum()) for n in (first, len(of_group)))
+            for k in range(begin, end):
+                turn, position = divmod(k, len(names))
+                order = np.random.default_rng(spawn_seed("tasks", cfg.seed, difficulty, turn)).permutation(len(names))
+                chosen.append(names[order[position]])
         return chosen
 
     def _group(self, episodes: Sequence[Episode], stale: bool) -> Group:

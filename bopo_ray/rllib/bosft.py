@@ -168,6 +168,10 @@ class BoSFT(Algorithm):
             lambda learner: learner.module[DEFAULT_MODULE_ID].unwrapped().restore_from_path(str(folder))
         )
 
+    def sharpen(self, factor: float) -> None:
+        """Multiplies the router's logits."""
+        self.learner_group.foreach_learner(lambda learner: learner.router.sharpen(factor))
+
     def judge(self, experts: ExpertFile) -> Judgement:
         """The learner's view of all expert steps."""
         cfg, loss, found = self.config, 0.0, list[tuple[Any, ...]]()

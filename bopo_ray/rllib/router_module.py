@@ -94,6 +94,14 @@ class RouterModule(TorchRLModule, InferenceOnlyAPI):
                 if router is not None:
                     router.head.bias += offset * torch.arange(len(router.head.bias), dtype=router.head.bias.dtype)
 
+    def sharpen(self, factor: float) -> None:
+        """Multiplies all logits, of the policy and of its average."""
+        with torch.no_grad():
+            for router in (self.policy, self.average):
+                if router is not None:
+                    for values in router.head.state_dict().values():
+                        values *= factor
+
     def get_non_inference_attributes(self) -> list[str]:
         return ["reference", "average"]
 

@@ -174,7 +174,7 @@ def test_reference_and_average_are_what_second_models_would_be(backbones: Folder
 
 def test_with_lora_nothing_but_adapter_and_head_is_copied_or_saved(backbones: Folders) -> None:
     module = made(shape(backbones["chat"]))
-    adapter = {k for k in module.policy.state_dict() if "lora" in k} | {"head.bias"}
+    adapter = {k for k in module.policy.state_dict() if "lora" in k} | {"head.bias", "head.scale"}
     assert set(module.policy.state_dict()) == adapter
     for part in ("policy", "reference", "average"):
         assert {k.removeprefix(f"{part}.") for k in module.get_state() if k.startswith(f"{part}.")} == adapter
@@ -213,6 +213,20 @@ def test_an_offset_moves_the_larger_models(backbones: Folders) -> None:
         assert torch.allclose(router(ids), before + torch.tensor([0.0, 0.5, 1.0]))
 
 
+@pytest.mark.parametrize("kind", ["chat", "encoder"])
+def test_sharpened_logits_are_multiplied_and_saved(backbones: Folders, kind: str, tmp_path: Path) -> None:
+    cfg = shape(backbones[kind])
+    module, ids = trained(cfg), rows(cfg)
+    with torch.no_grad():
+        module.average_in(1.0)
+        before = module.policy(ids)
+        module.sharpen(2.5)
+        for router in (module.policy, module.average):
+            assert torch.allclose(router(ids), 2.5 * before, atol=1e-6)
+        module.save_to_path(str(tmp_path / "router"))
+        assert torch.equal(acting_module(tmp_path / "router").policy(ids), module.policy(ids))
+
+
 # -- saved ------------------------------------------------------------------------------------------------------------
 
 
@@ -239,7 +253,7 @@ def test_what_is_saved_is_loaded_by_transformers_and_peft_and_us(
                 hidden = read.last_hidden_state[0]
                 logits = head["weight"] @ torch.cat([hidden[0], hidden.mean(0)]) + head["bias"]
             else:
-                logits = read.logits[0, -1, about["tokens"]] + head["bias"]
+                logits = read.logits[0, -1, about["tokens"]] * head["scale"] + head["bias"]
             assert torch.allclose(logits, wanted, atol=1e-5)
         assert torch.equal(acting_module(out).policy(ids), average)
     assert AutoTokenizer.from_pretrained(out).encode("boil") == AutoTokenizer.from_pretrained(backbones[kind]).encode(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bopo_ray.errors import GateError
 from bopo_ray.method.synthesis import Expert, choose_expert, class_weights, gate, reliable_policies, stratified_shares
-from bopo_ray.method.taxonomy import BoundaryStats, boundary_stats, classify, counts
+from bopo_ray.method.taxonomy import BoundaryStats, boundary_stats, class_shares, classify, counts
 from bopo_ray.records import CostMode, Difficulty, Episode, EpisodeSpec, Phase, Step, StopReason
 from envs.base import Split, Task
 
@@ -84,6 +84,42 @@ def stats(s_small: int, s_large: int, later: int = 0, task: str = "boil/1") -> B
 )
 def test_difficulty_table(s_small: int, s_large: int, later: int, expected: Difficulty) -> None:
     assert stats(s_small, s_large, later).difficulty() is expected
+
+
+@pytest.mark.parametrize(
+    ("mix", "tasks", "expected"),
+    [
+        # 6 of 180 tasks are Intractable: a thirtieth of the groups and not a quarter; Easy has a third of the tasks.
+        ((2, 1, 1), (115, 59, 6), (1 - 1 / 4 - 1 / 30, 1 / 4, 1 / 30)),
+        ((2, 1, 1), (8, 1, 1), (0.8, 0.1, 0.1)),  # both above their share of the tasks
+        ((2, 1, 1), (10, 45, 45), (0.5, 0.25, 0.25)),  # neither
+        ((2, 1, 1), (5, 5, 0), (2 / 3, 1 / 3, None)),  # weights of the classes that are there
+        ((2, 1, 1), (9, 0, 1), (0.9, None, 0.1)),
+        ((5, 3, 0), (50, 40, 10), (5 / 8, 3 / 8, None)),  # a class without a weight has no group
+        ((2, 1, 1), (0, 3, 1), (None, 0.75, 0.25)),  # without Hard tasks the rest is Easy's
+        ((2, 1, 1), (0, 0, 4), (None, None, 1.0)),
+        ((0, 1, 1), (8, 1, 1), (None, 0.9, 0.1)),
+        ((2, 0, 0), (0, 3, 1), (None, None, None)),
+    ],
+)
+def test_shares_of_the_classes(
+    mix: tuple[float, ...], tasks: tuple[int, ...], expected: tuple[float | None, ...]
+) -> None:
+    classes = (HARD, EASY, INTRACTABLE)
+    shares = class_shares(dict(zip(classes, mix, strict=True)), dict(zip(classes, tasks, strict=True)))
+    assert shares == pytest.approx({c: x for c, x in zip(classes, expected, strict=True) if x is not None})
+
+
+@given(
+    mix=st.lists(st.floats(0, 9), min_size=3, max_size=3), tasks=st.lists(st.integers(0, 99), min_size=3, max_size=3)
+)
+def test_no_class_but_hard_has_more_than_its_share_of_the_tasks(mix: list[float], tasks: list[int]) -> None:
+    classes = (HARD, EASY, INTRACTABLE)
+    shares = class_shares(dict(zip(classes, mix, strict=True)), dict(zip(classes, tasks, strict=True)))
+    assert not shares or sum(shares.values()) == pytest.approx(1)
+    assert all(x >= 0 for x in shares.values())
+    if HARD in shares:
+        assert all(shares.get(c, 0) <= n / sum(tasks) + 1e-9 for c, n in zip(classes[1:], tasks[1:], strict=True))
 
 
 def test_threshold_is_an_option_and_zero_is_refused() -> None:

@@ -1,14 +1,20 @@
-"""The sweep's checkpoints: which one an interrupted point goes on from."""
+"""The sweep: its points, and which checkpoint an interrupted one goes on from."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from bopo_ray.pipeline.run import write_json
+from bopo_ray.pipeline.baselines import Policy
+from bopo_ray.pipeline.calibrate import for_each_lambda
+from bopo_ray.pipeline.run import Run, write_json
+from bopo_ray.pipeline.settings import Settings
 from bopo_ray.pipeline.sweep import CONTENTS, Point, Sweep
 
 POINT = Point("hybrid", 0.3, 0)
@@ -70,3 +76,17 @@ def test_a_list_of_other_sizes_is_no_whole_checkpoint(sweep: Sweep) -> None:
     sizes = json.loads((at / CONTENTS).read_text())
     write_json(at / CONTENTS, sizes | {"learner/module_state.pkl": 5})
     assert chosen(sweep) is None
+
+
+def test_a_router_of_a_training_lambda_stands_for_each_lambda(tmp_path: Path) -> None:
+    s = Settings(lambdas=(0.1, 0.8), train_lambdas=(0.3,), offsets=(0.0, 1.0), advantage=("hybrid",))
+    points = Sweep(cast(Run, SimpleNamespace(settings=s, out=tmp_path))).points
+    assert points == [POINT]
+    router = Policy(POINT.name, POINT.method, lam=POINT.lam, seed=0)
+    assert [(p.name, p.lam) for p in for_each_lambda(router, s)] == [
+        ("bopo-hybrid_lam0.3_seed0_for0.1", 0.1), ("bopo-hybrid_lam0.3_seed0_for0.8", 0.8)
+    ]  # fmt: skip
+    bosft = Policy("bosft", "bosft")
+    for one in (s, dataclasses.replace(s, train_lambdas=())):
+        assert [(p.name, p.lam) for p in for_each_lambda(bosft, one)] == [("bosft_lam0.1", 0.1), ("bosft_lam0.8", 0.8)]
+    assert for_each_lambda(router, dataclasses.replace(s, train_lambdas=())) == [router]
