@@ -241,18 +241,24 @@ SCALES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """What each scale changes."""
+_SELF_TRAINED: dict[str, Any] = {
+    "models": "embedded", "context": 160, "strata": 5, "schedules": FIRST_LARGE, "reliability": 0.5,
+}  # fmt: skip
 BENCHMARKS: dict[str, dict[str, Any]] = {
-    "ALFWorld-v0": {
-        "models": "embedded", "max_steps": 30, "train_tasks": 180, "test_tasks": 120, "updates": 8, "context": 160,
-        "strata": 5, "schedules": FIRST_LARGE, "reliability": 0.5, "offsets": (-1.5, -0.75, 0.0, 0.75, 1.5, 2.5),
+    "ScienceWorld-v0": _SELF_TRAINED | {
+        "train_tasks": 64, "test_tasks": 64, "updates": 10, "sharpness": 2.5, "train_lambdas": (0.3,),
+        "offsets": (-3.75, -1.875, 0.0, 1.875, 3.75, 6.0),
+    },
+    "ALFWorld-v0": _SELF_TRAINED | {
+        "max_steps": 30, "train_tasks": 180, "test_tasks": 120, "offsets": (-1.5, -0.75, 0.0, 0.75, 1.5, 2.5),
     },
     "AppWorld-v0": {"updates": 6, "tasks_per_update": 6},
 }  # fmt: skip
-"""What each benchmark changes: real models, where the shipped ones do well; the paper's step limits, where they are not
-the default; and, since all must fit into the same minutes, more of everything where the engine is fast, less where it
-is slow. ALFWorld's lines are long: with fewer tokens the router does not see what lies on a table, and learns to play
-always-small. BoSFT there begins with routings that win reliably, and dev tasks choose how much of the large model each
-lambda wants. Chosen on dev tasks."""
+"""What each benchmark changes: real models, where there are some; the paper's step limits, where they are not the
+default; and, since all must fit into the same minutes, more of everything where the engine is fast, less where it is
+slow. With real models BoSFT begins with routings that win reliably, and dev tasks choose how much of the large model each
+lambda wants. Observations are long: with fewer tokens the router does not see what lies on a table, and learns to play
+always-small. Chosen on dev tasks, ALFWorld's."""
 DECIDE = ("greedy", "sample")
 """What `Settings.decide` may be."""
 
