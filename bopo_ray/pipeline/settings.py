@@ -256,7 +256,7 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """What each benchmark changes: real models, where there are some; the paper's step limits, where they are not the
 default; and, since all must fit into the same minutes, more of everything where the engine is fast, less where it is
-slow. With real models BoSFT begins with routings that win reliably, and dev tasks choose how much of the large model each
+slow. With real models BoSFT begins with routings that win reliably, and dev tasks choose how much of the large model a
 lambda wants. Observations are long: with fewer tokens the router does not see what lies on a table, and learns to play
 always-small. Chosen on dev tasks, ALFWorld's."""
 DECIDE = ("greedy", "sample")
