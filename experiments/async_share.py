@@ -42,7 +42,7 @@ DOORS, LIMIT = 5, 8
 """Of an errand, and its steps."""
 MEAN_S, SIGMA = 0.1, 1.0
 """Of a call's latency."""
-TASKS, GROUPS, MEMBERS, UPDATES, LAST = 24, 8, 8, 24, 4
+TASKS, GROUPS, MEMBERS, UPDATES, LAST = 24, 8, 8, 16, 4
 """Tasks, groups of an update and their episodes; updates, and how many of them the result is taken from."""
 
 

@@ -160,6 +160,8 @@ class TimedRunner(GroupEnvRunner):
         super().__init__(**kwargs)
         self.parts = Counter[str]()
         self.marks: list[Counter[str]] = []
+        self.numbers = itertools.count()
+        """Of the tasks of `alone`, none of which comes twice."""
         self.lock = threading.Lock()
 
     def watch(self, at: Sequence[float]) -> None:
@@ -175,23 +177,24 @@ class TimedRunner(GroupEnvRunner):
 
     def alone(self, seconds: float) -> float:
         """Steps per second of this thread, for so many episodes as there are lanes, when models answer at once."""
-        names = (f"0-0-{NEVER:.0f}/{os.getpid()}{n:06}" for n in itertools.count(int(1e3 * time.monotonic()) * 1000))
-        lanes = [_Lane(self._make_env(ID)) for _ in self._lanes]
+        names = (f"0-0-{NEVER:.0f}/{os.getpid() % 1000}{n}" for n in self.numbers)
+        envs = [self._make_env(ID) for _ in self._lanes]
+        lanes = [_Lane(env) for env in envs]
 
-        def begin(lane: _Lane) -> None:
-            lane.view, info = lane.env.reset(options={"task": next(names)})
+        def begin(lane: _Lane, env: RoutingEnv) -> None:
+            lane.view, info = env.reset(options={"task": next(names)})
             lane.mask = info["action_mask"]
 
-        for lane in lanes:
-            begin(lane)
+        for lane, env in zip(lanes, envs, strict=True):
+            begin(lane, env)
         steps, start = -len(lanes), time.monotonic()  # the first round warms up
         while steps <= 0 or time.monotonic() < start + seconds:
-            for lane, p in zip(lanes, self._probabilities(lanes), strict=True):
+            for lane, env, p in zip(lanes, envs, self._probabilities(lanes), strict=True):
                 choice = decide(p, lane.mask, spawn_seed("alone", steps) / 2**63).model
-                lane.view, _, terminated, truncated, info = lane.env.step(choice)
+                lane.view, _, terminated, truncated, info = env.step(choice)
                 lane.mask = info["action_mask"]
                 if terminated or truncated:
-                    begin(lane)
+                    begin(lane, env)
                 steps += 1
                 if not steps:
                     start = time.monotonic()

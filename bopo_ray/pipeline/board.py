@@ -28,7 +28,7 @@ LEARNER = {
     "gradient_norm": "gradients_default_optimizer_global_norm",
 }  # fmt: skip
 """Tag to RLlib's name."""
-GROUPS = ("skipped", "dropped", "anchored")
+GROUPS = ("skipped", "dropped", "anchored", "stale", "open")
 SPEND = {"episodes": "episodes", "calls": "calls", "cost_usd": "spent_microusd"}
 """Since the point's start."""
 

@@ -208,6 +208,7 @@ class BoPO(Algorithm):
                 "skipped_groups": float(len(groups) - len(taught)),
                 "dropped_groups": float(len(whole) - len(groups)),
                 "open_groups": float(len(self.open)),
+                "stale_groups": float(sum(g.stale for g in groups)),
                 "stale_share": sum(g.stale for g in groups) / len(groups),
                 "staleness": float(max(self.updates - i // cfg.tasks_per_update for i in whole)),
                 "anchored_groups": float(sum(bool(g.anchors) for g in groups)),

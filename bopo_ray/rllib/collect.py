@@ -105,7 +105,8 @@ class Fleet:
         self.local = None if remote else group.local_env_runner
         self.session = uuid.uuid4().hex
         """Of the local runner."""
-        self.seats = {index: _Seat(actor) for index, actor in group._worker_manager.actors().items()} if remote else {}
+        actors: dict[int, Any] = group._worker_manager.actors() if remote else {}
+        self.seats = {index: _Seat(actor) for index, actor in actors.items()}
         self.lanes = group._remote_config.num_envs_per_env_runner if remote else 0
         self.arrived, self.silence_s = arrived, silence_s
         self.due: dict[str, EpisodeSpec] = {}

@@ -361,7 +361,8 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
             logits = torch.empty(len(read), self._n_models)
             with torch.inference_mode():
                 for rows in passes(lengths, PASS_TOKENS):
-                    logits[rows] = self.module.policy(torch.from_numpy(np.stack([read[i] for i in rows])))
+                    ids = torch.from_numpy(np.stack([read[i] for i in rows]))
+                    logits[torch.from_numpy(rows)] = self.module.policy(ids)
         return [tuple(row) for row in torch.softmax(logits, -1).double().tolist()]
 
     def _load(self, weights: Any) -> None:
