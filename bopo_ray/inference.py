@@ -1,13 +1,15 @@
 """A trained router in another program: a saved folder, a history and a budget go in, a decision comes out.
 
-Always true here: no Ray is started and nothing is kept between decisions; the same history, budget, mask and seed have
-the same decision, the one that the run's own runners take.
+Always true here: no Ray is started; the same history, budget, mask and seed have the same decision, the one that the
+run's own runners take, whatever was decided before. What a causal language model has read of an episode is kept, so
+that its next step's decision reads only what is new; it moves no probability beyond rounding.
 """
 
 from __future__ import annotations
 
 import os
 import reprlib
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,9 @@ from bopo_ray.records import Budget, CostMode, spawn_seed
 from bopo_ray.routers.decision import Decision, decide
 
 __all__ = ["History", "SavedRouter", "load_router"]
+
+EPISODES = 8
+"""Episodes of which is kept what was read, the latest ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +66,14 @@ class SavedRouter:
         from bopo_ray.rllib.router_module import ROUTER_DEFAULTS
 
         self._module = module
+        self._memory, self._lock = module.memory(EPISODES), threading.Lock()
         self._read = Reader.of(ROUTER_DEFAULTS | dict(module.model_config))
         self.n_models = int(module.action_space.n)
         """How many models it decides between; 0 is the smallest."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles, e.g. for an actor of one's own, without what it has read."""
+        return SavedRouter, (self._module,)
 
     def decide(
         self,
@@ -101,7 +111,8 @@ class SavedRouter:
         view = router_view(
             history.task, history.first_observation, turns, history.steps_left, budget_text(budget, spent=0)
         )
-        return decide(self._probabilities(view), allowed, draw)
+        episode = history.task, history.first_observation
+        return decide(self._probabilities(view, episode), allowed, draw)
 
     def _allowed(self, budget: Budget | None, mask: Sequence[bool] | None) -> tuple[bool, ...]:
         n = self.n_models
@@ -123,13 +134,18 @@ class SavedRouter:
             )
         return allowed
 
-    def _probabilities(self, view: str) -> tuple[float, ...]:
+    def _probabilities(self, view: str, episode: tuple[str, str]) -> tuple[float, ...]:
         import torch
         from ray.rllib.core.columns import Columns
 
-        ids = torch.from_numpy(self._read(view)[None])
+        ids = self._read(view)
         with torch.inference_mode():
-            logits = self._module.forward_inference({Columns.OBS: ids})[Columns.ACTION_DIST_INPUTS]
+            if self._memory is not None:
+                with self._lock:
+                    logits = self._memory.logits([ids], [episode])
+            else:
+                batch = {Columns.OBS: torch.from_numpy(ids[None])}
+                logits = self._module.forward_inference(batch)[Columns.ACTION_DIST_INPUTS]
         return tuple(torch.softmax(logits, -1)[0].double().tolist())
 
 

@@ -1,7 +1,7 @@
 """What a causal backbone has read of the episodes in flight: a step's decision reads only what is new.
 
 Always true here: logits are those of a forward pass over the whole prompt, up to rounding, whoever else decides in the
-same call; each episode's keys and values are kept until another episode takes its place.
+same call; each episode's keys and values are kept until another episode takes its place, or there are too many.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ _Layers = tuple[tuple[Tensor, Tensor], ...]
 class Memory:
     """Reads prompts with a backbone's present weights; make another when those change. Not thread-safe."""
 
-    def __init__(self, backbone: Backbone) -> None:
-        self._backbone = backbone
+    def __init__(self, backbone: Backbone, most: int | None = None) -> None:
+        """`most`: episodes that are kept, the latest ones; None keeps one for each key."""
+        self._backbone, self._most = backbone, most
         self._held: dict[Hashable, tuple[NDArray[np.int32], _Layers]] = {}
 
     @torch.inference_mode()
@@ -70,7 +71,10 @@ class Memory:
         for b, (key, ids, n) in enumerate(zip(keys, prompts, common, strict=True)):
             there = slice(C - n, C + len(ids) - n)
             layers = tuple((x.keys[b, :, there].clone(), x.values[b, :, there].clone()) for x in cache.layers)
+            self._held.pop(key, None)
             self._held[key] = ids, layers
+            if self._most is not None and len(self._held) > self._most:
+                del self._held[next(iter(self._held))]
         logits = trunk.choose(hidden_BND[torch.arange(len(keys), device=device), last_B])
         return self._backbone.head(logits).float().cpu()  # type: ignore[no-any-return]
 

@@ -66,9 +66,12 @@ class RouterModule(TorchRLModule, InferenceOnlyAPI):
                 self.policy.load_state_dict(present)
         return folder
 
-    def memory(self) -> Memory | None:
-        """To decide at an episode's steps with, as long as the weights stay; None where nothing can be kept."""
-        return Memory(self.policy) if isinstance(self.policy, Backbone) and self.policy.remembers else None
+    def memory(self, most: int | None = None) -> Memory | None:
+        """To decide at an episode's steps with, as long as the weights stay; None where nothing can be kept.
+
+        `most`: see `Memory`.
+        """
+        return Memory(self.policy, most) if isinstance(self.policy, Backbone) and self.policy.remembers else None
 
     def set_reference(self) -> None:
         """Freezes the present policy as the reference, and begins the average with it."""

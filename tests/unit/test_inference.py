@@ -92,6 +92,10 @@ def test_it_acts_with_the_averaged_weights(router: SavedRouter) -> None:
     assert router.n_models == 3 and history.steps_left == episode.max_steps - len(views)
 
 
+def test_it_pickles(router: SavedRouter) -> None:
+    assert pickle.loads(pickle.dumps(router)).decide(HISTORY) == router.decide(HISTORY)
+
+
 def test_what_is_left_of_the_budget_is_seen_and_kept(router: SavedRouter) -> None:
     free, ten, none = (router.decide(HISTORY, b) for b in (None, *(Budget(CostMode.CALLS, n) for n in (10, 0))))
     assert free.probabilities != pytest.approx(ten.probabilities) and all(ten.probabilities)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bopo_ray import History, load_router
 from bopo_ray.agent import Turn, router_view
+from bopo_ray.inference import EPISODES
 from bopo_ray.method.loss import bosft_loss
 from bopo_ray.rllib.batch import passes
 from bopo_ray.rllib.encode import NOTHING, Reader, Reading
 from bopo_ray.rllib.memory import Memory
 from bopo_ray.rllib.prompt import KEPT, windows
 from bopo_ray.rllib.router_module import RouterModule
+from bopo_ray.rllib.saved import acting_module
 from tests.tiny_router import make_qwen
 from tests.unit.test_backbone import made, shape, trained
 
@@ -164,6 +168,37 @@ def test_a_lane_that_begins_anew_is_not_mistaken(chat: Path) -> None:
     for seen in (views()[9], views()[2], views(6, "!")[5], views()[9]):
         with torch.inference_mode():
             assert torch.allclose(memory.logits([read(seen)], [0]), naive(module, read, [seen]), atol=1e-5)
+
+
+def test_a_saved_router_keeps_what_it_has_read_of_the_latest_episodes(chat: Path, tmp_path: Path) -> None:
+    trained(shape(chat, context=400)).save_to_path(str(tmp_path / "router"))
+    router, module = load_router(tmp_path / "router"), acting_module(tmp_path / "router")
+    copy = pickle.loads(pickle.dumps(router))  # has a memory and a lock of its own
+    assert copy.decide(History("boil water", "Porch.", 3)) == router.decide(History("boil water", "Porch.", 3))
+    tokens: list[int] = []
+    reader, original = router._module.policy.trunk, router._module.policy.trunk.read
+    reader.read = lambda ids, *a, **k: (tokens.append(ids.numel()), original(ids, *a, **k))[1]
+
+    def decided(history: History) -> int:
+        """Checks the probabilities with another module, which reads all; returns the tokens that were read for them."""
+        tokens.clear()
+        found = router.decide(history).probabilities
+        turns = [Turn("", *step) for step in history.steps]
+        view = router_view(history.task, history.first_observation, turns, history.steps_left, "unlimited")
+        with torch.inference_mode():
+            logits = module.policy(torch.from_numpy(Reader.of(shape(chat, context=400))(view)[None]))
+        assert found == pytest.approx(torch.softmax(logits, -1)[0].tolist(), abs=1e-6)
+        return sum(tokens)
+
+    begun = [History("boil water", f"Hall {i}.", STEPS) for i in range(EPISODES + 1)]
+    first = [decided(h) for h in begun]
+    later = [h.after("go on", "You go on.") for h in begun]
+    read = [decided(h) for h in reversed(later)]  # the first episode had to make room for the last one
+    assert max(read[:-1]) < min(first) / 2 and read[-1] > first[0]
+    grown = later[-1]
+    for i in range(STEPS - 1):  # the same episode, also where its oldest lines are dropped; and decided twice
+        grown = grown.after(f"examine page {i}", "You read it from its beginning to its end.")
+        assert decided(grown) >= decided(grown) > 0
 
 
 # -- forward passes ---------------------------------------------------------------------------------------------------
