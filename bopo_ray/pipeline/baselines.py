@@ -24,6 +24,7 @@ __all__ = [
     "asked_for",
     "best_policy",
     "best_schedules",
+    "dev_tasks",
     "matched_random",
     "play_dev",
     "play_oracle",
@@ -78,10 +79,14 @@ def trained_routers(run: Run, names: Iterable[RouterName], folder: Path | None =
     return {str(n): n.make(lessons) for n in wanted}
 
 
+def dev_tasks(run: Run) -> tuple[Task, ...]:
+    """Those that a run chooses by."""
+    return run.tasks(Split.DEV, max(1, run.settings.test_tasks // DEV_SHARE))
+
+
 def play_dev(run: Run, names: Sequence[str]) -> tuple[Task, ...]:
     """Plays the boundary policies and these schedules on dev tasks, into the store "dev"; returns the tasks."""
-    s = run.settings
-    tasks = run.tasks(Split.DEV, max(1, s.test_tasks // DEV_SHARE))
+    s, tasks = run.settings, dev_tasks(run)
     run.play(
         "fixed schedules on dev tasks", run.store("dev"),
         [EpisodeSpec(t, Phase.SELECTION, n, 0, m, 0, router=n) for t in tasks

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pyarrow as pa
+import ray
 
+from bopo_ray.agent import router_view
+from bopo_ray.errors import ConfigError, EngineError
 from bopo_ray.method.synthesis import Expert, choose_expert, gate, reliable_policies, stratified_shares
 from bopo_ray.method.taxonomy import counts
+from bopo_ray.pipeline.baselines import dev_tasks
 from bopo_ray.pipeline.card import describe
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.records import CostMode, Difficulty, Episode, EpisodeSpec, Phase
 from bopo_ray.rllib.bopo import Boundary, read_boundaries
 from bopo_ray.rllib.bosft import BoSFT, BoSFTConfig
 from bopo_ray.rllib.experts import ExpertFile
+from bopo_ray.rllib.prompt import prompt_of
 from bopo_ray.rllib.saved import acting_module, check_pair
 from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL
 from bopo_ray.store import write_table
+from envs.base import Task
 
 __all__ = ["bosft_stage", "boundary_stage", "load_policy"]
 
@@ -34,6 +42,8 @@ def boundary_stage(run: Run) -> dict[str, Boundary]:
         for member in range(run.settings.k)
     ]
     store = run.store("boundary")
+    if run.settings.backbone and len(store.missing(specs)) == len(specs):
+        _check_context(run)
     run.play("boundary rollouts", store, specs)
     boundaries = read_boundaries(store.folder, run.pool.price_hash, run.mode)
     rows = [
@@ -58,6 +68,38 @@ def boundary_stage(run: Run) -> dict[str, Boundary]:
     if run.mode is CostMode.USD and not any(r["cost_large_usd"] + r["cost_small_usd"] for r in rows):
         run.console.print("every call costs $0: lambda has no effect; count calls of the large model with --cost calls")
     return boundaries
+
+
+def _check_context(run: Run) -> None:
+    """Raises ConfigError, before anything is paid for, where a task is too long for the backbone's context."""
+    s = run.settings
+    tasks = (*run.train, *run.test, *(dev_tasks(run) if any(s.offsets) else ()))
+    read = ray.remote(num_cpus=1, max_calls=1)(_task_texts)  # its process ends with it, and takes its engine along
+    with run.progress("reading the tasks", len(tasks)) as advance:
+        found = [read.remote(s.env, {"max_steps": s.max_steps}, tasks[i :: run.cpus]) for i in range(run.cpus)]
+        texts = {name: text for part in ray.get(found) for name, text in part.items()}
+        advance(len(texts))
+    prompt = prompt_of(run.settings.router_shape["backbone"], s.backbone_context)
+    least = {name: prompt.least(router_view(text, "", (), 0, "").split("\n")[0]) for name, text in texts.items()}
+    if too_long := [name for name, n in least.items() if n > s.backbone_context]:
+        longest = max(too_long, key=lambda name: least[name])
+        raise ConfigError(
+            f"backbone_context={s.backbone_context}: too short for {len(too_long)} of {len(tasks)} tasks; the task "
+            f"text of {longest} and a budget alone make a prompt of {least[longest]} tokens; need at least that, set "
+            "it with --backbone-context"
+        )
+
+
+def _task_texts(env_id: str, arguments: Mapping[str, Any], tasks: Sequence[Task]) -> dict[str, str]:
+    """By name; without those that the engine could not start."""
+    env, texts = gym.make(env_id, disable_env_checker=True, **arguments), dict[str, str]()
+    for task in tasks:
+        try:
+            texts[task.name] = str(env.reset(options={"task": task.name})[1]["task_text"])
+        except EngineError:
+            continue
+    env.close()
+    return texts
 
 
 def bosft_stage(run: Run, boundaries: dict[str, Boundary]) -> Path:

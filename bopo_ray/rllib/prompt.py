@@ -168,7 +168,7 @@ class Prompt:
         """The sequences of an episode's steps, or of its last one, whose views these are."""
         task, _, *history = views[-1].split("\n")
         head = [*self._before, *self._line(task)]
-        room = self._room(len(head) + self._budget + len(self._after), task)
+        room = self._room(self.least(task), task)
         lines = [self._line("\n" + line)[: room // 2] for line in history]
         starts = windows([len(line) for line in lines], room)
         steps = range(len(lines) - len(views), len(lines))
@@ -207,6 +207,10 @@ class Prompt:
             kept.append(tokens)
             room -= len(tokens)
         return [*head, *(t for tokens in reversed(kept) for t in tokens), *self._after]
+
+    def least(self, task: str) -> int:
+        """Tokens of a prompt without history, for a view whose first line is `task`, under the longest budget."""
+        return len(self._before) + len(self._line(task)) + self._budget + len(self._after)
 
     def _room(self, taken: int, task: str) -> int:
         """Tokens that are left for the history."""

@@ -9,6 +9,7 @@ import pytest
 
 from bopo_ray import load_router
 from bopo_ray.models import load_pool
+from bopo_ray.pipeline.jobs import spent_usd
 from bopo_ray.records import Phase
 from bopo_ray.routers import LEARNED
 from bopo_ray.store import EpisodeStore
@@ -41,3 +42,15 @@ def test_it_is_trained_evaluated_and_loaded(tmp_path: Path) -> None:
     episodes = [e for e in store.read(Phase.EVALUATION) if e.spec.router == LEARNED]
     assert {e.spec.policy for e in episodes} == set(routers)
     assert sum(agree(routers[e.spec.policy], e) for e in episodes) > 6
+
+
+def test_a_context_too_short_for_a_task_is_found_before_anything_is_paid_for(tmp_path: Path) -> None:
+    options = (*TINY, "--backbone", str(make_qwen(tmp_path / "backbone")), "--backbone-context", "200")
+    run = Frontier(tmp_path, options)
+    assert run.run() == 2, run.said()
+    (line,) = run.said().splitlines()
+    assert line.startswith("error: backbone_context=200: too short for 7 of 7 tasks; the task text of ")
+    assert line.endswith(" tokens; need at least that, set it with --backbone-context")
+    assert not list(run.out.rglob("part-*.parquet")) and spent_usd(run.out) == 0
+    needed = int(line.partition("a prompt of ")[2].split()[0])
+    assert 200 < needed < 1024 and str(needed) not in line.partition("a prompt of ")[0]
