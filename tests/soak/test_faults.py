@@ -100,7 +100,7 @@ def test_a_run_killed_at_every_stage_ends_as_one_that_was_not(
     assert frontier.run("--resume") == 0, frontier.said()
     assert {p: p.stat().st_mtime_ns for p in (frontier.out / "policies" / done).rglob("*")} == before
     last = max(frontier.out.glob("tune/attempt-*"))
-    updates = {p.parent.name: _updates(p) for p in last.glob("*/result.json")}
+    updates = {p.parent.name: updates_of(p) for p in last.glob("*/result.json")}
     fresh = set(updates) - {damaged, whole}
     assert updates == {damaged: [2, 3], whole: [3]} | {name: [1, 2, 3] for name in fresh}
     assert {*updates, done} == set(ledger(frontier)) == set(ledger(toy_run)) and len(fresh) == 1
@@ -115,7 +115,7 @@ def test_a_run_killed_at_every_stage_ends_as_one_that_was_not(
     assert set(curves["trial"]) == set(wanted["trial"]) and len(curves) <= len(wanted)
 
 
-def _updates(results: Path) -> list[int]:
+def updates_of(results: Path) -> list[int]:
     return [json.loads(line)["updates"] for line in results.read_text().splitlines()]
 
 
