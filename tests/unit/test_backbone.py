@@ -345,7 +345,7 @@ def test_the_options(backbones: Folders) -> None:
         "backbone": str(backbones["chat"]), "context": 1024, "lora_rank": 0, "lora_targets": "all-linear",
         "gradient_checkpointing": True,
     }  # fmt: skip
-    assert resolve(None, {}).router_shape == {"width": 64, "layers": 2, "context": 96}
+    assert resolve(None, {"env": "AppWorld-v0"}).router_shape == {"width": 64, "layers": 2, "context": 96}
     for field, value in (("lora_rank", -1), ("backbone_context", 127), ("lora_targets", " , ")):
         with pytest.raises(ConfigError, match=f"{field}="):
             resolve(None, {field: value})

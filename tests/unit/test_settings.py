@@ -32,13 +32,14 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_scale(tmp_pat
 
 def test_the_command_lines_scale_wins_over_the_files(tmp_path: Path) -> None:
     assert resolve(write(tmp_path, "scale: tiny\n"), {"scale": "paper"}).train_tasks == 2120
-    assert resolve(None, {}) == resolve(write(tmp_path, ""), {}) == Settings()
+    assert resolve(None, {}) == resolve(write(tmp_path, ""), {}) == resolve(None, {"env": Settings().env})
 
 
 def test_the_embedded_pair_is_called_by_its_environment() -> None:
-    assert resolve(None, {"models": "embedded"}).pool == "embedded:scienceworld" and Settings().pool == "simulated"
+    assert resolve(None, {}).pool == "embedded:scienceworld" and Settings().pool == "simulated"
     assert resolve(None, {"env": "ALFWorld-v0"}).pool == "embedded:alfworld"
-    assert resolve(None, {"env": "ALFWorld-v0", "models": "simulated"}).pool == "simulated"
+    for env in ("ScienceWorld-v0", "ALFWorld-v0"):
+        assert resolve(None, {"env": env, "models": "simulated"}).pool == "simulated"
     for env in ("AppWorld-v0", "tests.toy:Toy-v0"):  # code is beyond models of that size
         assert resolve(None, {"env": env}).pool == "simulated"
 
