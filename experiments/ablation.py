@@ -5,8 +5,8 @@
 
 It runs experiments.frontier with the three advantages (hybrid, augmented, vanilla), without BoSFT, without the bonus on
 Hard tasks, and without the normalised cost; on a benchmark that has this project's own additions by default, such as
-ALFWorld-v0, also without those. Each has its folder in --out, all share one call store. Expect those runs' output, a
-table, and ablation.html, .csv, .png and .svg in --out. The same command goes on where it was stopped, and does no run
+ScienceWorld-v0, also without those. Each has its folder in --out, all share one call store. Expect those runs' output,
+a table, and ablation.html, .csv, .png and .svg in --out. The same command goes on where it was stopped, and does no run
 again that is finished. --max-spend bounds the runs together.
 """
 
@@ -29,12 +29,25 @@ from experiments.frontier import as_jobs, settings_for
 __all__ = ["FULL", "TAKEN", "combine", "main", "runs_for", "write"]
 
 FULL = "full"
-RUNS = {
+RUNS: dict[str, tuple[str, ...]] = {
     FULL: ("--advantage", "hybrid,augmented,vanilla"),
     "no-bosft": ("--advantage", "hybrid", "--sft-epochs", "0"),
     "no-bonus": ("--advantage", "hybrid", "--beta", "0"),
     "absolute": ("--advantage", "hybrid", "--cost-scale", "absolute"),
-    "paper": ("--advantage", "hybrid", "--schedules", "0", "--reliability", "0", "--offsets", "0"),
+    "paper": (
+        "--advantage",
+        "hybrid",
+        "--schedules",
+        "0",
+        "--reliability",
+        "0",
+        "--offsets",
+        "0",
+        "--sharpness",
+        "1",
+        "--train-lambdas",
+        "",
+    ),
 }
 """Folder -> its options."""
 TAKEN = ("advantage", "sft_epochs", "beta", "cost_scale", "calls")
@@ -50,14 +63,15 @@ NOTES = (
     "normalised cost an episode pays for its dollars, in units of the mean cost of the dearer boundary policy over all "
     "tasks, and not of the task's own.",
     "Without our additions, where the benchmark has them by default: BoSFT imitates each Hard task's cheapest success, "
-    "as the paper does, and routers decide without an offset chosen on dev tasks.",
+    "as the paper does, its logits stay as they are, each lambda is trained, and routers decide without an offset "
+    "chosen on dev tasks.",
     "Each was trained with the same tasks, lambdas, seeds and stored calls, and evaluated on the same held-out tasks.",
 )
 
 
 def runs_for(settings: Settings) -> dict[str, tuple[str, ...]]:
     """Those of RUNS that are different runs: "paper" is none where the settings have no additions of ours."""
-    added = settings.reliability > 0 or any(settings.schedules) or any(settings.offsets)
+    added = settings.reliability > 0 or settings.sharpness != 1 or any((*settings.schedules, *settings.offsets))
     return {folder: own for folder, own in RUNS.items() if folder != "paper" or added}
 
 

@@ -310,6 +310,7 @@ def _typed(values: dict[str, Any]) -> Settings:
             elif isinstance(default, tuple):
                 parts = value if isinstance(value, list | tuple) else [str(value)]
                 items = [x for part in parts for x in (part.split(",") if isinstance(part, str) else [part])]
+                items = [] if items == [""] and name in _EMPTY else items
                 out[name] = tuple(_converted(x, _kind(name, default)) for x in items)
             else:
                 out[name] = _converted(value, type(default))

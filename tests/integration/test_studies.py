@@ -73,7 +73,7 @@ def test_an_ablation_is_runs_on_one_store_and_a_paired_comparison(
 
     monkeypatch.setattr(jobs, "run_process", frontier)
     out = tmp_path / "ablation"
-    assert ablation.main(["--out", str(out), "--scale", "tiny", "--lambdas=0.2"]) == 0
+    assert ablation.main(["--out", str(out), "--env", ID, "--lambdas=0.2"]) == 0
     own = {
         "full": ["--advantage", "hybrid,augmented,vanilla"],
         "no-bosft": ["--advantage", "hybrid", "--sft-epochs", "0"],
@@ -81,7 +81,7 @@ def test_an_ablation_is_runs_on_one_store_and_a_paired_comparison(
         "absolute": ["--advantage", "hybrid", "--cost-scale", "absolute"],
     }
     for command, (folder, options) in zip(commands, own.items(), strict=True):
-        assert command[3:] == ["--scale", "tiny", "--lambdas=0.2", *options, "--calls", str(out / "calls.db"),
+        assert command[3:] == ["--env", ID, "--lambdas=0.2", *options, "--calls", str(out / "calls.db"),
                                "--resume", "--out", str(out / folder)]  # fmt: skip
     table = pd.read_csv(out / "ablation.csv").set_index("variant")
     without = {"without BoSFT", "without bonus", "without normalised cost"}
@@ -96,7 +96,8 @@ def test_an_ablation_is_runs_on_one_store_and_a_paired_comparison(
     assert ablation.main(["--out", str(tmp_path / "added"), "--env", "ALFWorld-v0", "--offsets", "0,1"]) == 0
     assert commands[-1][3:] == [
         "--env", "ALFWorld-v0", "--offsets", "0,1", "--advantage", "hybrid", "--schedules", "0", "--reliability", "0",
-        "--offsets", "0", "--calls", str(tmp_path / "added" / "calls.db"), "--resume", "--out",
+        "--offsets", "0", "--sharpness", "1", "--train-lambdas", "", "--calls",
+        str(tmp_path / "added" / "calls.db"), "--resume", "--out",
         str(tmp_path / "added" / "paper"),
     ]  # fmt: skip
     paper = settings_of(parser().parse_args(commands[-1][3:]))

@@ -225,6 +225,8 @@ def test_a_continuation_must_not_mix_settings(tmp_path: Path) -> None:
 def test_routers_are_named_one_by_one_or_together() -> None:
     given = parser().parse_args(["--router", "cascade:3,last-large:10", "--router", "oracle"]).router
     assert resolve(None, {"router": given}).router == ("cascade:3", "last-large:10", "oracle")
+    for nothing in ("", []):
+        assert resolve(None, {"train_lambdas": nothing}).train_lambdas == ()
     assert resolve(None, {"router": "cascade"}).router == ("cascade",) and resolve(None, {}).router == ()
     with pytest.raises(ConfigError, match=r"unknown router 'cascades'; known: .*; set it with --router"):
         Settings(router=("cascades",))
