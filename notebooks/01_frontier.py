@@ -16,7 +16,7 @@ import pandas as pd
 from bopo_ray.analysis import plots
 from bopo_ray.analysis.story import tell
 
-RUN = Path(os.environ.get("BOPO_RAY_RUN", "../results/scienceworld-v0-simulated-quick"))
+RUN = Path(os.environ.get("BOPO_RAY_RUN", "../results/scienceworld-v0-embedded-quick"))
 summary = json.loads((RUN / "summary.json").read_text())
 frontier = pd.read_csv(RUN / "frontier.csv")
 LABEL = summary["label"]

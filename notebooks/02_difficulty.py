@@ -14,7 +14,7 @@ import pandas as pd
 
 from bopo_ray.analysis import plots
 
-RUN = Path(os.environ.get("BOPO_RAY_RUN", "../results/scienceworld-v0-simulated-quick"))
+RUN = Path(os.environ.get("BOPO_RAY_RUN", "../results/scienceworld-v0-embedded-quick"))
 summary = json.loads((RUN / "summary.json").read_text())
 tasks = pd.read_parquet(RUN / "boundaries.parquet")
 tasks["kind"] = tasks["task"].str.rpartition("/")[0]

@@ -15,7 +15,7 @@ import yaml
 from bopo_ray.analysis.trajectory import step_records
 from bopo_ray.store import EpisodeStore
 
-RUN = Path(os.environ.get("BOPO_RAY_RUN", "../results/scienceworld-v0-simulated-quick"))
+RUN = Path(os.environ.get("BOPO_RAY_RUN", "../results/scienceworld-v0-embedded-quick"))
 summary = json.loads((RUN / "summary.json").read_text())
 settings = yaml.safe_load((RUN / "settings.yaml").read_text())
 MODELS = [m.get("label") or m["model"] for m in yaml.safe_load((RUN / "pool.yaml").read_text())["models"]]

@@ -14,7 +14,7 @@ import pandas as pd
 from bopo_ray.analysis import plots
 from bopo_ray.pipeline.curves import training_curves
 
-RUN = Path(os.environ.get("BOPO_RAY_RUN", "../results/scienceworld-v0-simulated-quick"))
+RUN = Path(os.environ.get("BOPO_RAY_RUN", "../results/scienceworld-v0-embedded-quick"))
 summary = json.loads((RUN / "summary.json").read_text())
 curves = training_curves(RUN / "tune")
 LABEL = summary["label"]

@@ -64,7 +64,7 @@ def test_the_readmes_example(toy_run: Frontier, tmp_path: Path, monkeypatch: pyt
     section = (ROOT / "README.md").read_text().partition("## Use a trained router")[2]
     code = section.partition("```python\n")[2].partition("```")[0]
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "scienceworld-v0-simulated-quick").symlink_to(toy_run.out)
+    (tmp_path / "results" / "scienceworld-v0-embedded-quick").symlink_to(toy_run.out)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(code, names)
