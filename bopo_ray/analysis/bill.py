@@ -23,6 +23,8 @@ from bopo_ray.records import spawn_seed
 __all__ = ["Bill", "Sharing", "bill", "sharing"]
 
 _LAMBDA = re.compile(r"[(_]lam=?([0-9.e-]+)")
+_SUITED = re.compile(r"_for([0-9.e-]+)")
+"""The lambda that a router suits, where it was trained at another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +125,12 @@ class Sharing:
         return self.calls * len(self.one_lambda) / max(1, sum(self.one_lambda.values()))
 
 
-def sharing(shards: Iterable[Path], deterministic: bool) -> Sharing:
+def sharing(shards: Iterable[Path], deterministic: bool, trained_for_all: bool = False) -> Sharing:
     """Counts the different calls of the episodes in `shards`.
 
     A call is told by its model, the episode's history so far and, unless the models are `deterministic` (temperature
-    0), its sample index.
+    0), its sample index. Where routers are `trained_for_all` lambdas (`Settings.train_lambdas`), each needs their
+    trials.
     """
     shared: set[int] = set()
     random: set[int] = set()
@@ -137,7 +140,10 @@ def sharing(shards: Iterable[Path], deterministic: bool) -> Sharing:
         for row in table.to_pylist():
             if row["policy"] == "oracle":  # which repeats others' calls
                 continue
-            found = _LAMBDA.search(row["policy"])
+            suited = _SUITED.search(row["policy"])
+            found = suited or _LAMBDA.search(row["policy"])
+            if trained_for_all and not suited and not row["policy"].startswith("bosft"):
+                found = None
             evaluated = row["policy"].startswith("random") and "evaluation" in shard.parts
             calls = own[found.group(1)] if found else random if evaluated else shared
             sample = row["member"] if row["sample"] is None else row["sample"]

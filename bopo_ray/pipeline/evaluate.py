@@ -108,7 +108,8 @@ def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, 
     title = f"{title} {budget_words(s.budget)}".strip()
     run.settle()
     spend = bill(run.episodes.rglob("part-*.parquet"), run.ledger().totals(), run.prices.cpu_hour_microusd)
-    shared = sharing(run.episodes.rglob("part-*.parquet"), all(run.temperature(m) == 0 for m in run.pool.models))
+    deterministic = all(run.temperature(m) == 0 for m in run.pool.models)
+    shared = sharing(run.episodes.rglob("part-*.parquet"), deterministic, bool(run.settings.train_lambdas))
     boundaries = pq.read_table(out / "boundaries.parquet").to_pandas()
     taxonomy = {str(k): int(v) for k, v in boundaries["difficulty"].value_counts().items()}
     summary |= {
