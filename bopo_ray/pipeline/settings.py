@@ -155,7 +155,7 @@ class Settings:
             ("lambdas", _distinct(self.lambdas), "need one or more different numbers >= 0"),
             ("train_lambdas", not self.train_lambdas or _distinct(self.train_lambdas), "need different numbers >= 0"),
             ("train_lambdas", not self.train_lambdas or self.offsets != (0.0,),
-             "a router suits other lambdas by an offset: need some in --offsets; or leave it out"),
+             "a router suits other lambdas by an offset: need some in --offsets, or --train-lambdas ''"),
             ("seeds", _distinct(self.seeds), "need one or more different whole numbers >= 0"),
             ("advantage", len(set(self.advantage) & set(AdvantageMode)) == len(self.advantage) > 0,
              f"need some of {', '.join(AdvantageMode)}, each once"),
