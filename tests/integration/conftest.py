@@ -25,7 +25,7 @@ from tests.endpoint import Ask, Billed, Endpoint, Fault, toy_rule
 from tests.toy import ID
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 300.0
+PATIENCE_S = 600.0
 """Until a test gives up waiting for what it waits for; long, because the machine may be busy."""
 
 
