@@ -5,7 +5,8 @@
 
 Plays the environment's expert on the executors' own tasks (kept as Parquet, shared by both sizes), trains a small Llama
 by behaviour cloning, and writes a folder that `transformers` loads, by default where the package keeps its own. Expect
-10 to 20 minutes of playing on 2 cores, then 6 (small) or 20 to 30 (large) of training on one; both may train at once.
+10 to 20 minutes of playing on 2 cores, then 6 (small), 20 (ALFWorld's large) or about 90 (ScienceWorld's) of training
+on one, minutes on a GPU; both may train at once.
 TensorBoard reads `--work`. A run that was stopped goes on with the same command.
 """
 

@@ -39,7 +39,7 @@ class Recipe:
 
 RECIPES: dict[tuple[str, str], Recipe] = {
     ("ScienceWorld-v0", "small"): Recipe(96, 2, 3, 320, noisy=False, tokens=8),
-    ("ScienceWorld-v0", "large"): Recipe(192, 4, 3, 1024, noisy=True, tokens=8, copying=0.7, augment=0.7),
+    ("ScienceWorld-v0", "large"): Recipe(192, 4, 3, 1024, noisy=True, tokens=24, copying=0.7, augment=0.7),
     ("ALFWorld-v0", "small"): Recipe(96, 2, 3, 320, noisy=False, tokens=6),
     ("ALFWorld-v0", "large"): Recipe(192, 4, 3, 1024, noisy=True, tokens=6, copying=0.7),
 }
