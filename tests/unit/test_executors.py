@@ -22,6 +22,7 @@ from bopo_ray.executors.demos import Demo, collect, demo_messages, read_demos
 from bopo_ray.executors.recipes import RECIPES, Recipe
 from bopo_ray.executors.scienceworld import executor_tasks, jobs, shown, with_looks
 from bopo_ray.executors.sequences import batches, sequences
+from bopo_ray.models.embedded_files import SHIPPED
 from bopo_ray.models.embedded_prompt import EmbeddedPrompt
 from bopo_ray.models.protocol import Message
 from envs.base import Split
@@ -293,3 +294,9 @@ def test_a_wrong_option_of_a_recipe_is_one_line(capsys: pytest.CaptureFixture[st
             train_main(["--env", "ALFWorld-v0", option, value])
         line = capsys.readouterr().err.splitlines()[-1]
         assert stopped.value.code == 2 and option in line and repr(value) in line and rule in line
+
+
+@pytest.mark.parametrize(("env", "size"), RECIPES)
+def test_the_shipped_models_were_made_by_the_committed_recipes(env: str, size: str) -> None:
+    about = json.loads((SHIPPED / f"{env.split('-')[0].lower()}-{size}" / "executor.json").read_text())
+    assert about["recipe"] == dataclasses.asdict(RECIPES[env, size])
