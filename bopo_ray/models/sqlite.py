@@ -100,6 +100,11 @@ class _Change:
 
     def __init__(self, work: Callable[[sqlite3.Connection], object]) -> None:
         self._work = work
+        self.turn = threading.Lock()
+        """Held until the thread has something to do: `leads` is set, or the change is `done`. Each thread waits at a
+        lock of its own: at a common one, hundreds wake each other in turn, and each must first have the interpreter."""
+        self.turn.acquire()
+        self.leads = False
         self.done = False
         self.result: object = None
         self.error: Exception | None = None
@@ -159,6 +164,8 @@ class Database:
         self.path, self._form, self._replace, self._timeout_s = path, form, replace, timeout_s
         self._mutex = threading.RLock()
         self._waiting: deque[_Change] = deque()
+        self._led, self._queue = False, threading.Lock()
+        """Whether a thread makes the changes of those that wait; `_queue` guards this and `_waiting`."""
         try:
             with self._explained():
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -199,15 +206,23 @@ class Database:
         waiting for other processes and committing once for each would bound how many calls a second can be made.
         """
         change = _Change(work)
-        self._waiting.append(change)
+        with self._queue:
+            self._waiting.append(change)
+            change.leads, self._led = not self._led, True
         try:
-            with self._mutex:
-                while not change.done:
-                    self._write_waiting()
+            if not change.leads:
+                change.turn.acquire()
+            if change.leads:
+                with self._mutex:
+                    while not change.done:
+                        self._write_waiting()
         except BaseException:  # Ctrl-C, of this thread alone
-            with contextlib.suppress(ValueError):
+            with self._queue, contextlib.suppress(ValueError):
                 self._waiting.remove(change)
             raise
+        finally:
+            if change.leads:
+                self._hand_on()
         if change.error is not None:
             with self._explained():
                 raise change.error
@@ -220,6 +235,14 @@ class Database:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _hand_on(self) -> None:
+        """Lets another thread lead, where one waits."""
+        with self._queue:
+            self._led = bool(self._waiting)
+            if self._led:
+                self._waiting[0].leads = True
+                self._waiting[0].turn.release()
 
     def _write_waiting(self) -> None:
         """Makes the changes that wait; what fails for all of them is the error of each."""
@@ -241,6 +264,8 @@ class Database:
             raise
         for change in changes:
             change.done = True
+            if not change.leads:
+                change.turn.release()
 
     def _write_together(self, changes: list[_Change]) -> None:
         """One transaction, of `changes` and those that wait by the time it begins, which it adds to them."""
