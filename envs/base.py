@@ -11,6 +11,8 @@ What always holds:
   str) to each reset and step, `options={"expert_plan": True}` adds `info["expert_plan"]` (tuple of str) to reset;
 * without a task, `reset` starts a training task that the seed picks; a `step` outside an episode is `ResetNeeded`;
 * same task, same seed, same actions: the same texts, scores and flags;
+* which is why nothing is computed twice that other episodes have met before (`bopo_ray.recall`); a class attribute
+  `repeatable = False` says that the promise above can't be kept;
 * a class attribute `action_form = "code"` says that an action is code, which may have lines; else it is one line;
 * a class attribute `footprint_mb = (a, b)` says that n environments of a process take a + b * n MB with their engines
   (Linux's proportional set size, at its highest), so that Ray puts no more on a machine than fits;

@@ -31,6 +31,7 @@ from bopo_ray.errors import ConfigError, EngineError, ModelError
 from bopo_ray.models import build_pool
 from bopo_ray.models.pool import PoolSpec
 from bopo_ray.models.protocol import ModelPool
+from bopo_ray.recall import RecallEnv, Transcripts
 from bopo_ray.records import Episode, EpisodeSpec, Step, StopReason, spawn_seed
 from bopo_ray.rllib.batch import passes
 from bopo_ray.rllib.encode import Reader
@@ -44,6 +45,8 @@ from envs.base import text_space
 
 __all__ = ["Failure", "GroupEnvRunner", "make_routing_env"]
 
+TRANSCRIPTS = Transcripts()
+"""Of this process's episodes."""
 ATTEMPTS = 3
 """So often an episode is tried when the engine or a model fails."""
 HAND_IN_S = 0.05
@@ -68,7 +71,9 @@ def make_routing_env(env_id: str, config: dict[str, Any]) -> RoutingEnv:
     `config`: `pool` (`PoolSpec`), and optionally `env` (the benchmark's arguments), `temperature`, `desk`
     (`DeskConfig`) and `processes` (how many share the models' endpoints).
     """
-    benchmark = gym.make(env_id, disable_env_checker=True, **config.get("env", {}))
+    arguments = config.get("env", {})
+    benchmark = gym.make(env_id, disable_env_checker=True, **arguments)
+    benchmark = RecallEnv(benchmark, TRANSCRIPTS, f"{env_id} {sorted(arguments.items())}")
     desk = open_desk(config.get("desk") or DeskConfig())
     return RoutingEnv(benchmark, _pool(config), desk, temperature=config.get("temperature", 0.7))
 
