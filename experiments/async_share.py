@@ -25,7 +25,7 @@ from ray.rllib.utils.metrics import LEARNER_RESULTS
 
 from bopo_ray.models.pool import resolve_pool
 from bopo_ray.models.pricing import Price, Usage, price_table
-from bopo_ray.models.protocol import Message, ModelPool, Reply, Request, Sampling
+from bopo_ray.models.protocol import ModelPool, Reply, Request
 from bopo_ray.records import Episode, EpisodeSpec, Phase, spawn_seed
 from bopo_ray.rllib.bopo import BoPO, BoPOConfig
 from bopo_ray.rllib.open_desk import DeskConfig, open_desk
@@ -34,6 +34,7 @@ from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL
 from bopo_ray.routing_env import RoutingEnv
 from bopo_ray.store import EpisodeStore
 from envs.base import Split, Task, text_space
+from experiments.bench_rollouts import Slow
 
 __all__ = ["main"]
 
@@ -82,24 +83,12 @@ class Errands(gym.Env[str, str]):
 gym.register("Errands-v0", entry_point=Errands)
 
 
-class Walker:
+class Walker(Slow):
     """A language model that answers after a while; only the large one turns keys."""
 
-    needs_plan = False
-    sampling = Sampling()
-
     def __init__(self, name: str, price: Price) -> None:
-        self.name = self.identity = name
+        super().__init__(name)
         self.price = price
-
-    def bound(self, messages: tuple[Message, ...]) -> int:
-        return 64 * len(messages)
-
-    def check(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
     def complete(self, request: Request) -> Reply:
         rng = np.random.default_rng(spawn_seed(self.name, *(m.content for m in request.messages), request.sample))
