@@ -44,6 +44,8 @@ class Toy(gym.Env[str, str]):
 
     def __init__(self, max_steps: int = 20, scratch: str = "", hang_s: float = 3600.0) -> None:
         self.max_steps, self.scratch, self.hang_s = max_steps, scratch, hang_s
+        self.repeatable = not Path(os.environ.get("TOY_HOLD", "none")).exists()
+        """An episode that is counted must be played."""
         self.observation_space = self.action_space = text_space()
         self.over = True
 
