@@ -246,8 +246,8 @@ _SELF_TRAINED: dict[str, Any] = {
 }  # fmt: skip
 BENCHMARKS: dict[str, dict[str, Any]] = {
     "ScienceWorld-v0": _SELF_TRAINED | {
-        "train_tasks": 48, "test_tasks": 48, "lambdas": (0.03, 0.1, 0.3, 0.8), "train_lambdas": (0.3,), "updates": 8,
-        "sharpness": 2.5, "offsets": (-1.875, 0.0, 1.875, 3.75, 6.0),
+        "train_tasks": 48, "test_tasks": 48, "lambdas": (0.03, 0.1, 0.3, 0.5, 0.8), "train_lambdas": (0.3,),
+        "updates": 8, "sharpness": 2.5, "offsets": (-1.875, 0.0, 1.875, 3.75, 6.0),
     },
     "ALFWorld-v0": _SELF_TRAINED | {
         "max_steps": 30, "train_tasks": 180, "test_tasks": 120, "offsets": (-1.5, -0.75, 0.0, 0.75, 1.5, 2.5),
