@@ -250,7 +250,8 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
         "updates": 8, "sharpness": 2.5, "offsets": (-1.875, 0.0, 1.875, 3.75, 6.0),
     },
     "ALFWorld-v0": _SELF_TRAINED | {
-        "max_steps": 30, "train_tasks": 180, "test_tasks": 120, "offsets": (-1.5, -0.75, 0.0, 0.75, 1.5, 2.5),
+        "max_steps": 30, "train_tasks": 180, "test_tasks": 120, "lambdas": (0.03, 0.1, 0.3, 0.8, 1.5),
+        "train_lambdas": (0.3,), "updates": 24, "offsets": (-1.25, -0.5, 0.0, 0.75, 1.5, 2.5),
     },
     "AppWorld-v0": {"updates": 6, "tasks_per_update": 6},
 }  # fmt: skip
