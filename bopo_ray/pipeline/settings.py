@@ -236,8 +236,8 @@ SCALES: dict[str, dict[str, Any]] = {
     },
     "quick": {},
     "paper": {
-        "lambdas": (0.1, 0.2, 0.3, 0.5, 0.8), "seeds": (0, 1, 2), "train_tasks": 2120, "test_tasks": 200,
-        "tasks_per_update": 32, "updates": 100, "eval_samples": 1, "lanes": 32,
+        "lambdas": (0.1, 0.2, 0.3, 0.5, 0.8), "train_lambdas": (), "seeds": (0, 1, 2),
+        "train_tasks": 2120, "test_tasks": 200, "tasks_per_update": 32, "updates": 100, "eval_samples": 1, "lanes": 32,
     },
 }  # fmt: skip
 """What each scale changes."""
