@@ -25,7 +25,7 @@ APPWORLD_VENV ?= .venv-appworld
 APPWORLD_VERSION := 0.1.3.post1
 APPWORLD := $(APPWORLD_VENV)/.installed-$(APPWORLD_VERSION)
 export BOPO_RAY_APPWORLD ?= $(abspath $(APPWORLD_VENV))
-ADVISORIES = https://pypi.org/pypi/pip/json
+ADVISORIES = https://pypi.org/pypi/idna/3.10/json
 INSTALL = $(PY) -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 
 frontier: $(STAMP) $(if $(filter ALFWorld-v0 all,$(ENV)),$(ALFWORLD)) $(if $(filter AppWorld-v0 all,$(ENV)),$(APPWORLD))
@@ -38,7 +38,7 @@ lint: $(STAMP)
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 	@if $(PY) -c 'import urllib.request; urllib.request.urlopen("$(ADVISORIES)", timeout=10)' 2>/dev/null; \
-	then $(MAKE) --no-print-directory audit || echo "The audit found something, see above; lint itself is green."; \
+	then $(MAKE) --no-print-directory audit || echo "The audit is not clean, or has no end: see above. Lint itself is green."; \
 	else echo "Not audited: PyPI's advisories can't be reached from here."; fi
 
 # `lint` tells what this finds and is not failed by it: a new advisory is no fault of the checkout, and needs a network.
