@@ -38,10 +38,10 @@ lint: $(STAMP)
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 	@if $(PY) -c 'import urllib.request; urllib.request.urlopen("$(ADVISORIES)", timeout=10)' 2>/dev/null; \
-	then $(MAKE) --no-print-directory audit || echo "The audit is not clean, or has no end: see above. Lint itself is green."; \
+	then $(MAKE) --no-print-directory audit || echo "The audit found something, or could not finish: see above. Lint itself is green."; \
 	else echo "Not audited: PyPI's advisories can't be reached from here."; fi
 
-# `lint` tells what this finds and is not failed by it: a new advisory is no fault of the checkout, and needs a network.
+# `lint` tells what this finds and is not failed by it: a new advisory is no fault of the checkout.
 audit: $(STAMP)
 	@$(INSTALL) pip-audit
 	$(PY) -m pip_audit --strict --disable-pip --no-deps --progress-spinner off -r constraints.txt
