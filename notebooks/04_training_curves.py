@@ -16,7 +16,7 @@ from bopo_ray.pipeline.curves import training_curves
 
 RUN = Path(os.environ.get("BOPO_RAY_RUN", "../results/scienceworld-v0-embedded-quick"))
 summary = json.loads((RUN / "summary.json").read_text())
-curves = training_curves(RUN / "tune")
+curves = training_curves(RUN)
 LABEL = summary["label"]
 print(summary["note"])
 

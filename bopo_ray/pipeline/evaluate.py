@@ -27,9 +27,10 @@ from bopo_ray.pipeline.baselines import (
 )
 from bopo_ray.pipeline.calibrate import calibrated
 from bopo_ray.pipeline.card import refresh_cards
+from bopo_ray.pipeline.curves import training_curves
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.pipeline.stages import load_policy
-from bopo_ray.pipeline.sweep import Sweep, training_curves
+from bopo_ray.pipeline.sweep import Sweep
 from bopo_ray.records import Budget, CostMode, Episode, EpisodeSpec, Phase
 from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL, LEARNED, Kind
 from bopo_ray.store import EpisodeStore
@@ -120,7 +121,7 @@ def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, 
     }  # fmt: skip
     frontier.to_csv(out / "frontier.csv", index=False)
     write_json(out / "summary.json", summary)
-    curves = training_curves(out / "tune")
+    curves = training_curves(out)
     figures, narrow = (
         {
             "frontier": plots.frontier_figure(

@@ -22,12 +22,12 @@ from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig
 from bopo_ray.errors import ConfigError, EngineError, SpendLimitError, StoreError
 from bopo_ray.pipeline.board import Board, board_folder
 from bopo_ray.pipeline.card import describe
-from bopo_ray.pipeline.curves import Point, training_curves
+from bopo_ray.pipeline.curves import Point, keep_curves
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.rllib.bopo import BoPO
 from bopo_ray.rllib.placement import most_memory
 
-__all__ = ["Point", "Sweep", "training_curves"]
+__all__ = ["Point", "Sweep"]
 
 log = logging.getLogger(__name__)
 MODULE = Path("learner_group/learner/rl_module/default_policy")
@@ -150,7 +150,7 @@ class Sweep:
 
 
 class _Ledger(Callback):
-    """Keeps the progress bar and the ledger of finished points."""
+    """Keeps the progress bar, the training curves and the ledger of finished points."""
 
     def __init__(self, sweep: Sweep, advance: Any) -> None:
         self.sweep, self.advance = sweep, advance
@@ -166,12 +166,11 @@ class _Ledger(Callback):
         if update not in self.updates:  # a trial that failed repeats some
             self.updates.add(update)
             self.advance()
+        if not (result.get("refused") or result.get("spend_limit")):  # then it was no update
+            keep_curves(self.sweep.run.out, _point(trial), result)
 
     def on_checkpoint(self, iteration: int, trials: Any, trial: Any, checkpoint: Any, **info: Any) -> None:
         folder = Path(checkpoint.path)
-        for log_file in Path(trial.local_path).iterdir():  # which Tune itself brings here every five minutes only
-            if log_file.is_file():
-                shutil.copy(log_file, folder.parent)
         sizes = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
         write_json(folder / CONTENTS, sizes)
 
@@ -190,9 +189,13 @@ class _Stop:
         return result["updates"] >= self.updates or bool(result.get("spend_limit") or result.get("refused"))
 
 
-def _trial_name(trial: Any) -> str:
+def _point(trial: Any) -> Point:
     p = trial.config["point"]
-    return Point(p["advantage"], p["lam"], p["seed"]).name
+    return Point(p["advantage"], p["lam"], p["seed"])
+
+
+def _trial_name(trial: Any) -> str:
+    return _point(trial).name
 
 
 def _updates(checkpoint: Path | str | None) -> int:

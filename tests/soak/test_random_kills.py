@@ -17,10 +17,12 @@ from tests.soak.test_faults import kill_run, ledger
 MINUTES = float(os.environ.get("BOPO_RAY_SOAK_MINUTES", "3"))
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(60 * MINUTES + 1200)]
 
-PAUSE_S = (4.0, 20.0)
-"""Between two kills."""
+PAUSE_S = (4.0, max(20.0, 2 * MINUTES))
+"""Between two kills; the longer the soak, the older a process may get."""
+OLD_S = 120.0
+"""So old a process must be for its memory to be compared."""
 GROWTH = 1.25
-"""A process of an age of minutes takes at most so many times what it took when it was half as old."""
+"""It takes at most so many times what it took when it was half as old."""
 
 
 def family(run: Frontier) -> list[psutil.Process]:
@@ -40,7 +42,7 @@ def memory(process: psutil.Process) -> tuple[float, int] | None:
 
 def test_random_kills_lose_nothing_and_leak_nothing(frontier: Frontier) -> None:
     rng = random.Random(8)
-    frontier.options = (*TOY, "--updates", "400", "--advantage", "hybrid", "--lambdas", "0.2,0.8")
+    frontier.options = (*TOY, "--updates", "100000", "--advantage", "hybrid", "--lambdas", "0.2,0.8")
     kept: dict[str, dict[str, object]] = {}
     kills: dict[str, int] = defaultdict(int)
     grown: dict[str, list[tuple[float, int]]] = defaultdict(list)
@@ -79,8 +81,13 @@ def test_random_kills_lose_nothing_and_leak_nothing(frontier: Frontier) -> None:
         assert process.wait(120) == 130
     wait_for(lambda: not [p for p in last if p.is_running() and p.status() != psutil.STATUS_ZOMBIE])
     assert ledger(frontier).keys() <= {f"bopo-hybrid_lam{lam:g}_seed0" for lam in (0.2, 0.8)}
+    compared = []
     for seen in grown.values():
         age, size = seen[-1]
-        if age > 120:
-            half = next(s for a, s in seen if a >= age / 2)
-            assert size < GROWTH * half, f"from {half / 1e6:.0f} to {size / 1e6:.0f} MB"
+        if age > OLD_S:
+            compared.append((age, next(s for a, s in seen if a >= age / 2), size))
+    print(f"{sum(kills.values())} kills {dict(kills)}, {len(kept)} episodes kept")
+    for age, half, size in compared:
+        print(f"a process of {age:.0f} s: {half / 1e6:.0f} MB at half that age, {size / 1e6:.0f} MB at the end")
+    assert compared or MINUTES < 10
+    assert all(size < GROWTH * half for _, half, size in compared)
