@@ -46,6 +46,8 @@ __all__ = [
 
 CHECK_EVERY = 64
 """Puts of a process between two looks at the size."""
+_CLAIM = "INSERT INTO claims SELECT ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM calls WHERE key = ?) ON CONFLICT DO NOTHING"
+"""Of a key that is neither stored nor claimed."""
 
 _CALLS = Format(
     "call store", int.from_bytes(b"bopC"), 1,
@@ -181,7 +183,9 @@ class CallStore:
             return row is None or lease_over(row[1], self._lease_s) or not owner_alive(row[0])
 
         def take(c: sqlite3.Connection) -> StoredCall | bool:
-            found = look(c)  # again: another may have been quicker
+            if c.execute(_CLAIM, (key, owner, lease_clock(), key)).rowcount:
+                return True
+            found = look(c)  # another was quicker, or holds it no longer
             if found is True:
                 c.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", (key, owner, lease_clock()))
             return found

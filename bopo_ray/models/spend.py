@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -168,8 +168,8 @@ class SpendLedger:
             raise ValueError(f"cost={cost}: need micro-dollars >= 0")
 
         def work(c: sqlite3.Connection) -> bool:
-            key, model, amount = _close(c, reservation)
-            _pay(c, key, model, usage, cost)
+            key, model, amount, back = _close(c, reservation)
+            _pay(c, key, model, usage, cost, back)
             return cost <= amount
 
         return self._database.write(work)
@@ -178,14 +178,19 @@ class SpendLedger:
         """The reply never came and may have been charged: the worst case counts as spent."""
 
         def work(c: sqlite3.Connection) -> None:
-            _, model, amount = _close(c, reservation)
-            _add(c, model, lost_calls=1, lost_microusd=amount)
+            _, model, amount, back = _close(c, reservation)
+            _add(c, model, back, lost_calls=1, lost_microusd=amount)
 
         self._database.write(work)
 
     def release(self, reservation: int) -> None:
         """Nothing was spent."""
-        self._database.write(lambda c: _close(c, reservation))
+
+        def work(c: sqlite3.Connection) -> None:
+            _, model, _, back = _close(c, reservation)
+            _add(c, model, back)
+
+        self._database.write(work)
 
     def count_saved(self, model: str, cost: int, calls: int = 1) -> None:
         """Counts calls that the call store answered, and what they would have cost together."""
@@ -226,15 +231,17 @@ class SpendLedger:
             last = rows[-1][0]
 
 
-def _add(c: sqlite3.Connection, model: str, **changes: int) -> None:
-    """Adds to the sums of a model."""
-    sql = f"UPDATE models SET {', '.join(f'{name} = {name} + ?' for name in changes)} WHERE model = ?"
-    if not c.execute(sql, (*changes.values(), model)).rowcount:
+def _add(c: sqlite3.Connection, model: str, back: Mapping[str, int] | None = None, **changes: int) -> None:
+    """Adds to the sums of a model, `back` too."""
+    total = {name: changes.get(name, 0) + (back or {}).get(name, 0) for name in (*changes, *(back or {}))}
+    sql = f"UPDATE models SET {', '.join(f'{name} = {name} + ?' for name in total)} WHERE model = ?"
+    if not c.execute(sql, (*total.values(), model)).rowcount:
         c.execute("INSERT INTO models (model) VALUES (?)", (model,))
-        c.execute(sql, (*changes.values(), model))
+        c.execute(sql, (*total.values(), model))
 
 
-def _pay(c: sqlite3.Connection, key: str, model: str, usage: Usage, cost: int) -> None:
+def _pay(c: sqlite3.Connection, key: str, model: str, usage: Usage, cost: int, back: Mapping[str, int]) -> None:
+    """Enters a call in the bill; `back` is what its reservation had added to the sums, negative."""
     tokens = (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
     sql = (
         "INSERT INTO paid (key, model, prompt_tokens, cached_tokens, completion_tokens, cost, created) "
@@ -242,21 +249,18 @@ def _pay(c: sqlite3.Connection, key: str, model: str, usage: Usage, cost: int) -
     )
     c.execute(sql, (key, model, *tokens, cost, time.time()))
     names = ("prompt_tokens", "cached_tokens", "completion_tokens")
-    _add(c, model, paid_calls=1, paid_microusd=cost, **dict(zip(names, tokens, strict=True)))
+    _add(c, model, back, paid_calls=1, paid_microusd=cost, **dict(zip(names, tokens, strict=True)))
 
 
-def _close(c: sqlite3.Connection, reservation: int) -> tuple[str, str, int]:
-    """Takes a reservation off the sums; returns its key, model and amount."""
+def _close(c: sqlite3.Connection, reservation: int) -> tuple[str, str, int, dict[str, int]]:
+    """Ends a reservation: its key, model and amount, and what must now be added to the model's sums."""
     row = c.execute("SELECT key, model, amount, lost FROM reservations WHERE id = ?", (reservation,)).fetchone()
     if row is None:
         raise ValueError(f"reservation {reservation}: never made, or closed before")
     key, model, amount, lost = row
     c.execute("DELETE FROM reservations WHERE id = ?", (reservation,))
-    if lost:
-        _add(c, model, lost_calls=-1, lost_microusd=-amount)
-    else:
-        _add(c, model, reserved_microusd=-amount)
-    return key, model, amount
+    back = {"lost_calls": -1, "lost_microusd": -amount} if lost else {"reserved_microusd": -amount}
+    return key, model, amount, back
 
 
 def _open_rows(c: sqlite3.Connection, leased_before: float | None) -> list[int]:
@@ -283,5 +287,5 @@ def _correct(c: sqlite3.Connection, reservation: int, usage: Usage, cost: int) -
         return
     if c.execute("SELECT 1 FROM paid WHERE key = ? AND created >= ?", row).fetchone():
         return
-    key, model, _ = _close(c, reservation)
-    _pay(c, key, model, usage, cost)
+    key, model, _, back = _close(c, reservation)
+    _pay(c, key, model, usage, cost, back)

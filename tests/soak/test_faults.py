@@ -161,13 +161,13 @@ def test_a_run_killed_in_bosft_and_in_the_evaluation_ends_the_same(frontier: Fro
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 8 MiB."""
+    """A disk of 32 MiB: the calls of the toy run and their logs take less."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = shutil.which("mount")
     if os.geteuid() != 0 or mount is None:
         pytest.skip("mounting a small disk needs root")
-    command = [mount, "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    command = [mount, "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("a small disk can't be mounted here")
     yield folder
@@ -184,7 +184,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(small_disk: Path, frontier:
     wait_for(lambda: frontier.held() and len(frontier.rows("boundary")) >= 16, process)
     filler = small_disk / "filler"
     with pytest.raises(OSError, match="No space"):
-        filler.write_bytes(bytes(16 << 20))
+        filler.write_bytes(bytes(64 << 20))
     frontier.release()
     assert process.wait(120) == 2
     last = frontier.said().splitlines()[-1]
