@@ -16,6 +16,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +59,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     """Chooses the tasks, plays them, and shows what came out. Raises ConfigError for models that can't be played."""
     s = resolve(None, {"env": args.env, "models": "embedded"})
-    small, large = args.small or f"{s.pool}-small", args.large or f"{s.pool}-large"
-    spec = resolve_pool("", *(x if ":" in x else f"embedded:{x}" for x in (small, large)), price_table())
+    shipped = resolve_pool("", f"embedded:{s.pool}-small", f"embedded:{s.pool}-large", price_table())
+    models = (  # a folder, whatever its name, at the price of the one that it stands in for
+        replace(m, model=f"embedded:{folder}") if folder else m
+        for m, folder in zip(shipped.models, (args.small, args.large), strict=True)
+    )
+    spec = replace(shipped, models=tuple(models))
     fair = fair_tasks(args.env, build_pool(spec))
     if args.split == "shown":
         kinds = {t.kind for t in env_class(args.env).tasks(Split.TRAIN) if fair(t)}

@@ -31,7 +31,15 @@ def kill_run(process: subprocess.Popen[bytes]) -> None:
     assert family
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    wait_for(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE])
+    wait_for(lambda: not [p for p in family if alive(p)])
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it runs; it may end while it is asked."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def checkpoints(run: Frontier) -> dict[str, list[Path]]:

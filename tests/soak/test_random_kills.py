@@ -12,7 +12,7 @@ import pytest
 from ray.thirdparty_files import psutil
 
 from tests.integration.conftest import TOY, Frontier, wait_for
-from tests.soak.test_faults import kill_run, ledger
+from tests.soak.test_faults import alive, kill_run, ledger
 
 MINUTES = float(os.environ.get("BOPO_RAY_SOAK_MINUTES", "3"))
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(60 * MINUTES + 1200)]
@@ -79,7 +79,7 @@ def test_random_kills_lose_nothing_and_leak_nothing(frontier: Frontier) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         assert process.wait(120) == 130
-    wait_for(lambda: not [p for p in last if p.is_running() and p.status() != psutil.STATUS_ZOMBIE])
+    wait_for(lambda: not [p for p in last if alive(p)])
     assert ledger(frontier).keys() <= {f"bopo-hybrid_lam{lam:g}_seed0" for lam in (0.2, 0.8)}
     compared = []
     for seen in grown.values():
