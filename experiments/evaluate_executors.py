@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     """Chooses the tasks, plays them, and shows what came out. Raises ConfigError for models that can't be played."""
     s = resolve(None, {"env": args.env, "models": "embedded"})
-    shipped = resolve_pool("", f"embedded:{s.pool}-small", f"embedded:{s.pool}-large", price_table())
+    shipped = resolve_pool("", f"{s.pool}-small", f"{s.pool}-large", price_table())
     models = (  # a folder, whatever its name, at the price of the one that it stands in for
         replace(m, model=f"embedded:{folder}") if folder else m
         for m, folder in zip(shipped.models, (args.small, args.large), strict=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import gymnasium as gym
+import pandas as pd
 import pytest
 import torch
 
@@ -22,6 +24,7 @@ from bopo_ray.models.pricing import price_table
 from bopo_ray.models.protocol import Message, Request
 from bopo_ray.pipeline.settings import resolve
 from envs.base import Split
+from experiments.evaluate_executors import main as evaluate_executors
 
 NAMES = ("alfworld-large", "alfworld-small", "scienceworld-large", "scienceworld-small")
 
@@ -119,3 +122,22 @@ def test_alfworlds_pair_plays_games_it_never_saw() -> None:
     assert len(played) == 40 and success[0] < success[1] and success[1] >= 10
     assert all(p.cost_usd > 0 and p.steps <= 30 for p in played)
     assert played == play_boundaries("ALFWorld-v0", spec, tasks, 2, 1, settings.max_steps, settings.temperature)
+
+
+def test_a_model_of_any_folder_is_compared_at_the_price_of_the_one_it_stands_in_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alfworld_ready()
+    variant, out = tmp_path / "any_name", tmp_path / "played.csv"
+    shutil.copytree(embedded_folder("alfworld-small"), variant)
+    asked = ["--env", "ALFWorld-v0", "--tasks", "2", "--k", "1", "--out", str(out)]
+    tables = []
+    for small in ([], ["--small", str(variant)]):
+        evaluate_executors([*asked, *small])
+        tables.append(pd.read_csv(out))
+    own, theirs = tables
+    assert theirs.equals(own) and len(own) == 4 and (own["cost_usd"] > 0).all()
+    assert "small dearer on" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        evaluate_executors([*asked, "--large", str(tmp_path / "none")])
+    assert "no such model and no such folder" in capsys.readouterr().err
