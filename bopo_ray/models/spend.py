@@ -232,8 +232,9 @@ class SpendLedger:
 
 
 def _add(c: sqlite3.Connection, model: str, back: Mapping[str, int] | None = None, **changes: int) -> None:
-    """Adds to the sums of a model, `back` too."""
-    total = {name: changes.get(name, 0) + (back or {}).get(name, 0) for name in (*changes, *(back or {}))}
+    """Adds `changes` to the sums of a model, together with what `_close` said of a reservation of it, `back`."""
+    back = back or {}
+    total = {name: changes.get(name, 0) + back.get(name, 0) for name in {**changes, **back}}
     sql = f"UPDATE models SET {', '.join(f'{name} = {name} + ?' for name in total)} WHERE model = ?"
     if not c.execute(sql, (*total.values(), model)).rowcount:
         c.execute("INSERT INTO models (model) VALUES (?)", (model,))
