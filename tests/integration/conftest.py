@@ -98,7 +98,7 @@ class Frontier:
         found = []
         for process in psutil.Process(self.started[-1].pid).children(recursive=True):
             try:
-                if process.cmdline() and process.cmdline()[0].startswith(f"ray::{name}"):
+                if "".join(process.cmdline()[:1]).startswith(f"ray::{name}"):  # a process that ends has none
                     found.append(process)
             except psutil.Error:
                 continue
