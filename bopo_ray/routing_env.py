@@ -24,6 +24,7 @@ from bopo_ray.agent import (
     question_messages,
     router_view,
 )
+from bopo_ray.lanes import aside
 from bopo_ray.method.budget import Ledger, affordable_mask
 from bopo_ray.models.desk import Answer, BudgetSpent, Desk
 from bopo_ray.models.pricing import Usage
@@ -85,7 +86,7 @@ class RoutingEnv(gym.Env[str, np.int64]):
         env_options = {"expert_plan": self.pool.needs_plan}
         if "task" in options:
             env_options["task"] = options["task"]
-        observation, info = self.env.reset(seed=seed, options=env_options)
+        observation, info = aside(self.env.reset, seed=seed, options=env_options)
         self._task, self._task_text = str(info["task"]), str(info["task_text"])
         self._first, self._plan = observation, tuple(info.get("expert_plan", ()))
         self._sample = int(options.get("sample", 0))
@@ -126,7 +127,7 @@ class RoutingEnv(gym.Env[str, np.int64]):
         terminated = truncated = False
         if act:
             self._needs_reset = True
-            observation, _, terminated, truncated, self._last = self.env.step(act)
+            observation, _, terminated, truncated, self._last = aside(self.env.step, act)
             self._needs_reset = False
         else:
             observation = FEEDBACK

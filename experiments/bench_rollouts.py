@@ -5,9 +5,9 @@
 * ours: `collect` over `GroupEnvRunner`s, with call store, ledger and a learned router, as in a run;
 * naive: the same runners in lock-step, as a vector environment steps: nobody goes on before the slowest has answered;
 * limit: the lesser of two bounds, which stand below it. By latency: episodes in flight / mean latency of a call, as if
-  nothing else took any time. By CPU: what each runner's process does in one thread, all of them at once, when models
-  answer at once: router, desk and harness of as many episodes as it has lanes, nothing waits, and there is no Ray;
-  measured just before and after ours.
+  nothing else took any time. By CPU: what each runner's process does on one thread, all of them at once, when models
+  answer at once: router, desk and harness of as many episodes as it has lanes, nothing waits, no thread and no process
+  is talked to; measured just before and after ours.
 
 A model answers after a fixed time, or after one drawn from a log-normal distribution of that mean (sigma 1: one call in
 twenty takes more than three times as long). The environment itself costs nothing; its texts are as long as a
@@ -18,7 +18,6 @@ environments. Last stands how much of the machine's CPU ours took, and where a s
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import threading
 import time
@@ -35,16 +34,17 @@ import numpy as np
 import ray
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
+from bopo_ray.lanes import Lanes
 from bopo_ray.models.pool import resolve_pool
 from bopo_ray.models.pricing import Price, Usage, price_table
 from bopo_ray.models.protocol import Message, ModelPool, Reply, Request, Sampling
+from bopo_ray.models.sqlite import Database
 from bopo_ray.records import EpisodeSpec, Phase, spawn_seed
 from bopo_ray.rllib.bopo import BoPOConfig
 from bopo_ray.rllib.collect import collect
 from bopo_ray.rllib.open_desk import DeskConfig, open_desk
-from bopo_ray.rllib.runner import GroupEnvRunner, _Lane
+from bopo_ray.rllib.runner import GroupEnvRunner
 from bopo_ray.routers import LEARNED
-from bopo_ray.routers.decision import decide
 from bopo_ray.routing_env import RoutingEnv
 from envs.base import Split, Task, text_space
 from experiments.bench import Row
@@ -160,9 +160,8 @@ class TimedRunner(GroupEnvRunner):
         super().__init__(**kwargs)
         self.parts = Counter[str]()
         self.marks: list[Counter[str]] = []
-        self.numbers = itertools.count()
-        """Of the tasks of `alone`, none of which comes twice."""
-        self.lock = threading.Lock()
+        for name in ("read", "_write_all"):  # in this process, which is the runner's
+            setattr(Database, name, self._timed_method(getattr(Database, name)))
 
     def watch(self, at: Sequence[float]) -> None:
         """Notes the CPU times at these moments of the monotonic clock."""
@@ -176,29 +175,16 @@ class TimedRunner(GroupEnvRunner):
         return list(Waits.stamps), self.marks
 
     def alone(self, seconds: float) -> float:
-        """Steps per second of this thread, for so many episodes as there are lanes, when models answer at once."""
-        names = (f"0-0-{NEVER:.0f}/{os.getpid() % 1000}{n}" for n in self.numbers)
-        envs = [self._make_env(ID) for _ in self._lanes]
-        lanes = [_Lane(env) for env in envs]
-
-        def begin(lane: _Lane, env: RoutingEnv) -> None:
-            lane.view, info = env.reset(options={"task": next(names)})
-            lane.mask = info["action_mask"]
-
-        for lane, env in zip(lanes, envs, strict=True):
-            begin(lane, env)
-        steps, start = -len(lanes), time.monotonic()  # the first round warms up
-        while steps <= 0 or time.monotonic() < start + seconds:
-            for lane, env, p in zip(lanes, envs, self._probabilities(lanes), strict=True):
-                choice = decide(p, lane.mask, spawn_seed("alone", steps) / 2**63).model
-                lane.view, _, terminated, truncated, info = env.step(choice)
-                lane.mask = info["action_mask"]
-                if terminated or truncated:
-                    begin(lane, env)
-                steps += 1
-                if not steps:
-                    start = time.monotonic()
-        return steps / (time.monotonic() - start)
+        """Steps per second of so many episodes as there are lanes, when models answer at once on the lanes' thread."""
+        lanes, self._lanes = self._lanes, Lanes(workers=0)
+        begin = time.monotonic() + WARM_UP_S / 2
+        end = begin + seconds
+        prefix = f"0-0-{end * 1e6:.0f}/{os.getpid()}"
+        Waits.stamps.clear()
+        self.sample([_spec(f"{prefix}{n}") for n in range(int(3000 * (seconds + WARM_UP_S) / 8))])
+        self._lanes.close(WARM_UP_S)
+        self._lanes = lanes
+        return sum(begin <= t < end for t in Waits.stamps) / seconds
 
     def _now(self) -> Counter[str]:
         return Counter({**self.parts, "all": time.process_time()})
@@ -209,35 +195,39 @@ class TimedRunner(GroupEnvRunner):
         try:
             yield
         finally:
-            with self.lock:
-                self.parts[part] += time.thread_time() - start
+            self.parts[part] += time.thread_time() - start
+
+    def _timed_method(self, method: Any) -> Any:
+        def timed(database: Database, work: Any) -> Any:
+            with self.timed("store and ledger"):
+                return method(database, work)
+
+        return timed
 
     def _make_env(self, env_id: str) -> RoutingEnv:
         models = (Slow("small"), Slow("large"))
-        desk, runner = open_desk(self.config.env_config["desk"]), self
+        desk = open_desk(self.config.env_config["desk"])
+        return RoutingEnv(gym.make(env_id, disable_env_checker=True), ModelPool(models, "", "", ""), desk)
 
-        class Desk:
-            def call(self, *args: Any) -> Any:
-                with runner.timed("desk"):
-                    return desk.call(*args)
-
-        class Env(RoutingEnv):
-            def step(self, action: Any) -> Any:
-                with runner.timed("harness"):
-                    return super().step(action)
-
-        return Env(gym.make(env_id, disable_env_checker=True), ModelPool(models, "", "", ""), Desk())  # type: ignore[arg-type]
-
-    def _probabilities(self, lanes: list[_Lane]) -> list[tuple[float, ...]]:
+    def _decide(self, asked: Any) -> Any:
         with self.timed("router"):
-            return super()._probabilities(lanes)
+            return super()._decide(asked)
 
 
 class LockStep(TimedRunner):
     """Waits for all lanes before each decision."""
 
-    def _next(self, until: float) -> list[_Lane]:
-        return [self._ready.get() for _ in range(self._busy)]
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._lanes, self._at_most = Together(2 * self._n_lanes), self._n_lanes
+
+
+class Together(Lanes):
+    """The router is asked by all or by none."""
+
+    def _due(self) -> Any:
+        key = super()._due()
+        return key if key and (not key[0] or len(self._batches[key]) == self._alive) else None
 
 
 def run(seconds: float = 20.0, settings: Sequence[tuple[int, bool, int, int]] = SETTINGS) -> Sequence[Row]:
@@ -319,10 +309,7 @@ def _play(group: EnvRunnerGroup, weights: Any, ms: int, drawn: bool, flying: int
     rate = min(flying / ms * 1e3, 3000.0)  # at most: the rest of the episodes ends at once
     count = max(2 * flying, int(1.2 * rate * (span + WARM_UP_S) / 8))
     prefix = f"{ms}-{int(drawn)}-{end * 1e6:.0f}"
-    specs = [
-        EpisodeSpec(Task(ID, f"{prefix}/{n}", Split.TRAIN), Phase.POLICY, "bench", n, 0, 0, router=LEARNED)
-        for n in range(count)
-    ]
+    specs = [_spec(f"{prefix}/{n}") for n in range(count)]
     driver: list[float] = []
     for moment in (start, end):
         threading.Timer(moment - time.monotonic(), lambda: driver.append(time.process_time())).start()
@@ -334,11 +321,15 @@ def _play(group: EnvRunnerGroup, weights: Any, ms: int, drawn: bool, flying: int
     steps = sum(t >= start for t in stamps)
     total = cpu["all"] + cpu["driver"]
     parts = {
-        "router": cpu["router"], "desk": cpu["desk"], "harness": cpu["harness"] - cpu["desk"],
-        "driver": cpu["driver"], "threads, queues, Ray": cpu["all"] - cpu["router"] - cpu["harness"],
+        "router": cpu["router"], "store and ledger": cpu["store and ledger"], "driver": cpu["driver"],
+        "harness, turns, Ray": cpu["all"] - cpu["router"] - cpu["store and ledger"],
     }  # fmt: skip
     ms_per_step = {part: 1e3 * seconds / steps for part, seconds in parts.items()}
     return _Seen(steps / span, len(stamps) / (end - begin), 0.0, total / span, ms_per_step)
+
+
+def _spec(task: str) -> EpisodeSpec:
+    return EpisodeSpec(Task(ID, task, Split.TRAIN), Phase.POLICY, "bench", 0, 0, 0, router=LEARNED)
 
 
 def _fresh_weights(runner: Any) -> Any:

@@ -20,6 +20,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 from tenacity.wait import wait_random_exponential
 
 from bopo_ray.errors import AttemptError, ConfigError, ModelError, RefusedError, SpendLimitError
+from bopo_ray.lanes import aside
 from bopo_ray.method.budget import Ledger
 from bopo_ray.models.calls import StoredCall, call_key, owner_id
 from bopo_ray.models.pricing import Usage
@@ -128,7 +129,7 @@ class Desk:
                     mine = self._in_flight[key] = Future()
                     break
             try:
-                return self._saved(model, mate.result(), budget)
+                return self._saved(model, aside(mate.result), budget)
             except (ModelError, BudgetSpent):
                 continue  # the mate failed: this one tries for itself
         try:
@@ -164,7 +165,7 @@ class Desk:
                         "model or setting; give the settings that it was made with, or leave out --replay"
                     )
                 return None
-            time.sleep(pause_s)
+            aside(time.sleep, pause_s)
             pause_s = min(2 * pause_s, 0.2)
 
     def _saved(self, model: LanguageModel, call: StoredCall, budget: Ledger | None) -> Answer:
@@ -193,7 +194,7 @@ class Desk:
         p = self._retry
         retrying = Retrying(
             stop=stop_after_attempt(p.attempts) | stop_before_delay(p.age_s), wait=_Wait(p),
-            retry=retry_if_exception(again), reraise=True,
+            retry=retry_if_exception(again), reraise=True, sleep=lambda s: aside(time.sleep, s),
         )  # fmt: skip
         try:
             for attempt in retrying:
@@ -228,7 +229,7 @@ class Desk:
                 budget.release(handle)
             raise
         try:
-            reply = model.complete(request)
+            reply = aside(model.complete, request)
         except BaseException as error:
             charged = error.billed if isinstance(error, AttemptError) else not isinstance(error, RefusedError)
             if budget is not None and handle is not None:
@@ -269,7 +270,7 @@ class Desk:
             self._spend.recover(_unknown)  # of the dead; the run's start and end look up what was paid after all
             if not self._spend.totals().overall.reserved_microusd:
                 return self._spend.reserve(self._owner, key, model, worst)
-            time.sleep(pause_s)
+            aside(time.sleep, pause_s)
             pause_s = min(2 * pause_s, 1.0)
 
 

@@ -1,10 +1,11 @@
-"""One SQLite file that many threads and processes of one machine write to, and who those processes are.
+"""One SQLite file that many lanes, threads and processes of one machine write to, and who those processes are.
 
 Always true here: one transaction runs at a time over all of them, and none is ever half done; an error is a StoreError
 of one line; a file that was moved or deleted is never written to unseen.
 
 Each `Database` has one connection behind a lock. A connection per thread was no faster: SQLite has one writer at a
-time, and whoever finds it busy sleeps for up to 100 ms.
+time, and whoever finds it busy sleeps for up to 100 ms. What many lanes (see `bopo_ray.lanes`) change at the same
+moment is one transaction.
 
 Between processes a file lock beside the database (NAME-lock) is held around each transaction. Waiters are served sooner
 than by SQLite's own sleeping. Above all, a commit never meets another process's checkpoint: up to SQLite 3.51.2 that
@@ -26,14 +27,14 @@ import socket
 import sqlite3
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from bopo_ray.errors import StoreError
+from bopo_ray.lanes import together
 
 __all__ = ["LEASE_S", "DamageError", "Database", "Format", "lease_clock", "lease_over", "owner_alive", "owner_id"]
 
@@ -44,8 +45,6 @@ TIMEOUT_S = 60.0
 LOG_PAGES = 4096
 """So many pages (of 4 KiB) the write-ahead log takes before it is worked into the file, with a wait for the disk that
 all share: while other work keeps the disk busy, with SQLite's own 1,000 a third of a transaction's time."""
-MOST_TOGETHER = 256
-"""Changes in one transaction, so that other processes get their turn."""
 
 _TABLES = "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
 
@@ -98,36 +97,18 @@ def _start(pid: int) -> str:
     return "?"
 
 
-class _Change:
-    """What a thread wants to be written, and what came of it."""
-
-    def __init__(self, work: Callable[[sqlite3.Connection], object]) -> None:
-        self._work = work
-        self.turn = threading.Lock()
-        """Held until the thread has something to do: `leads` is set, or the change is `done`. Each thread waits at a
-        lock of its own: at a common one, hundreds wake each other in turn, and each must first have the interpreter."""
-        self.turn.acquire()
-        self.leads = False
-        self.done = False
-        self.result: object = None
-        self.error: Exception | None = None
-
-    def make(self, c: sqlite3.Connection) -> None:
-        """As a part of the transaction that is open; an error is the transaction's."""
-        self.result = self.error = None
-        self.result = self._work(c)
-
-    def make_apart(self, c: sqlite3.Connection) -> None:
-        """The same, but its own error undoes it alone; the file's all of them."""
-        c.execute("SAVEPOINT change")
-        try:
-            self.make(c)
-        except Exception as error:
-            if not _own(error):
-                raise
-            self.error = error
-            c.execute("ROLLBACK TO change")
-        c.execute("RELEASE change")
+def _apart(c: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T | Exception:
+    """A part of the transaction that is open; its own error undoes it alone, the file's undoes everything."""
+    c.execute("SAVEPOINT change")
+    try:
+        found: T | Exception = work(c)
+    except Exception as error:
+        if not _own(error):
+            raise
+        found = error
+        c.execute("ROLLBACK TO change")
+    c.execute("RELEASE change")
+    return found
 
 
 def _own(error: Exception) -> bool:
@@ -175,9 +156,6 @@ class Database:
         """
         self.path, self._form, self._replace, self._timeout_s = path, form, replace, timeout_s
         self._mutex = threading.RLock()
-        self._waiting: deque[_Change] = deque()
-        self._led, self._queue = False, threading.Lock()
-        """Whether a thread makes the changes of those that wait; `_queue` guards this and `_waiting`."""
         try:
             with self._explained():
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -214,31 +192,10 @@ class Database:
     def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """What `work` returns, all of its changes made or none; it is repeated when the file had to be replaced.
 
-        Whoever gets its turn makes the changes of all threads that wait, in one transaction: with hundreds of threads,
-        waiting for other processes and committing once for each would bound how many calls a second can be made.
+        Lanes that write at the same moment share a transaction: to wait for other processes and to commit once for
+        each would bound how many calls a second can be made.
         """
-        change = _Change(work)
-        with self._queue:
-            self._waiting.append(change)
-            change.leads, self._led = not self._led, True
-        try:
-            if not change.leads:
-                change.turn.acquire()
-            if change.leads:
-                with self._mutex:
-                    while not change.done:
-                        self._write_waiting()
-        except BaseException:  # Ctrl-C, of this thread alone
-            with self._queue, contextlib.suppress(ValueError):
-                self._waiting.remove(change)
-            raise
-        finally:
-            if change.leads:
-                self._hand_on()
-        if change.error is not None:
-            with self._explained():
-                raise change.error
-        return cast(T, change.result)
+        return together(self._write_all, work)
 
     def compact(self) -> None:
         """Gives the space of deleted rows back to the disk."""
@@ -248,58 +205,35 @@ class Database:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _hand_on(self) -> None:
-        """Lets another thread lead, where one waits."""
-        with self._queue:
-            self._led = bool(self._waiting)
-            if self._led:
-                self._waiting[0].leads = True
-                self._waiting[0].turn.release()
+    def _write_all(self, works: Sequence[Callable[[sqlite3.Connection], T]]) -> list[T | Exception]:
+        """What came of each; what fails for the file fails for all of them."""
+        with self._mutex, self._explained():
+            try:
+                found = self._write_together(works)
+            except sqlite3.DatabaseError as error:
+                self._start_anew(error)
+                found = self._write_together(works)
+        return [self._said(f) if isinstance(f, Exception) else f for f in found]
 
-    def _write_waiting(self) -> None:
-        """Makes the changes that wait; what fails for all of them is the error of each."""
-        changes: list[_Change] = []
-        try:
-            with self._explained():
-                try:
-                    self._write_together(changes)
-                except sqlite3.DatabaseError as error:
-                    self._start_anew(error)
-                    self._write_together(changes)
-        except Exception as error:
-            if not changes:  # it did not even begin
-                changes = [self._waiting.popleft() for _ in range(len(self._waiting))]
-            for change in changes:
-                change.error = error
-        except BaseException:
-            self._waiting.extendleft(reversed(changes))
-            raise
-        for change in changes:
-            change.done = True
-            if not change.leads:
-                change.turn.release()
-
-    def _write_together(self, changes: list[_Change]) -> None:
-        """One transaction, of `changes` and those that wait by the time it begins, which it adds to them."""
+    def _write_together(self, works: Sequence[Callable[[sqlite3.Connection], T]]) -> list[T | Exception]:
+        """One transaction; a change that fails by itself is undone alone."""
         with self._exclusive():
             if self._inode != _inode(self.path):
                 raise DamageError("it was moved or deleted while it was in use")
             c = self._connection
             c.execute("BEGIN IMMEDIATE")
             try:
-                while self._waiting and len(changes) < MOST_TOGETHER:
-                    changes.append(self._waiting.popleft())
+                found: list[T | Exception] = []
                 try:
-                    for change in changes:
-                        change.make(c)
+                    found += [work(c) for work in works]
                 except Exception as error:
                     if not _own(error):
                         raise
                     c.execute("ROLLBACK")  # it is rare; to guard each change against it is a quarter of all statements
                     c.execute("BEGIN IMMEDIATE")
-                    for change in changes:
-                        change.make_apart(c)
+                    found = [_apart(c, work) for work in works]
                 c.execute("COMMIT")
+                return found
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):  # on a full disk SQLite has rolled back by itself
                     c.execute("ROLLBACK")
@@ -383,25 +317,27 @@ class Database:
         """Turns what SQLite and the system say into a StoreError."""
         try:
             yield
-        except StoreError:
-            raise
         except (sqlite3.Error, OSError) as error:
-            code, path, said = _code(error), self.path, " ".join(str(error).split())
-            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise StoreError(f"{path}: this {self._form.what} is damaged ({said}); {self._form.mend}") from error
-            if code == sqlite3.SQLITE_FULL:
-                raise StoreError(
-                    f"{path} can't be written (the disk is full); free some space, then run the same command with "
-                    "--resume: what was finished before is kept"
-                ) from error
-            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or "is locked" in said:
-                raise StoreError(
-                    f"{path} was locked by another process for {self._timeout_s:g} s; end that process (perhaps a "
-                    "database browser), then run the same command with --resume"
-                ) from error
-            raise StoreError(
-                f"{path} can't be used ({said}); it must be a writable file on a local disk with space left"
-            ) from error
+            raise self._said(error) from error
+
+    def _said(self, error: Exception) -> Exception:
+        """For people, where SQLite or the system said it."""
+        if not isinstance(error, sqlite3.Error | OSError):
+            return error
+        code, path, said = _code(error), self.path, " ".join(str(error).split())
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return StoreError(f"{path}: this {self._form.what} is damaged ({said}); {self._form.mend}")
+        if code == sqlite3.SQLITE_FULL:
+            return StoreError(
+                f"{path} can't be written (the disk is full); free some space, then run the same command with "
+                "--resume: what was finished before is kept"
+            )
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or "is locked" in said:
+            return StoreError(
+                f"{path} was locked by another process for {self._timeout_s:g} s; end that process (perhaps a "
+                "database browser), then run the same command with --resume"
+            )
+        return StoreError(f"{path} can't be used ({said}); it must be a writable file on a local disk with space left")
 
 
 @cache

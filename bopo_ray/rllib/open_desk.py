@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayError
 
 from bopo_ray.errors import ModelError
+from bopo_ray.lanes import Lanes, aside
 from bopo_ray.models.calls import CallStore
 from bopo_ray.models.desk import Desk
 from bopo_ray.models.spend import SpendLedger
@@ -81,10 +82,12 @@ class _Served:
     def __init__(self, config: DeskConfig) -> None:
         self.calls = CallStore(Path(config.calls), config.max_bytes)
         self.spend = SpendLedger(Path(config.spend), config.cap_microusd)
+        self.lanes = Lanes(workers=0)
+        """What is asked at the same moment shares a transaction."""
 
     def ask(self, part: str, method: str, *args: Any) -> Any:
         """One call of a method of `calls` or `spend`."""
-        return getattr(getattr(self, part), method)(*args)
+        return self.lanes.ask(lambda: getattr(getattr(self, part), method)(*args))
 
 
 def serve_desk(config: DeskConfig) -> Any:
@@ -106,7 +109,8 @@ class _Remote:
     def __getattr__(self, method: str) -> Any:
         def ask(*args: Any) -> Any:
             try:
-                return ray.get(self._handle.ask.remote(self._part, method, *args), timeout=DEADLINE_S)
+                answer = self._handle.ask.remote(self._part, method, *args)
+                return aside(ray.get, answer, timeout=DEADLINE_S)
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None
             except (RayError, TimeoutError) as error:

@@ -2,18 +2,19 @@
 
 RLlib's own runner passes no options to `reset`, so it can't be told which task to play, and steps its environments
 in lock-step, so the slowest model call holds all. This one takes a list of episode specs, runs each in a lane of
-its own (a thread that waits for the model and the environment), and lets the router decide for whatever lanes are
-ready, in one forward pass. Episodes are handed over as they finish, and more are taken in exchange.
+its own (see `bopo_ray.lanes`), and lets the router decide for whatever lanes are ready, in one forward pass. Episodes
+are handed over as they finish, and more are taken in exchange.
 """
 
 from __future__ import annotations
 
+import gc
 import queue
+import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,7 @@ from ray.rllib.utils.checkpoints import Checkpointable
 
 import envs  # noqa: F401 (registers the benchmarks)
 from bopo_ray.errors import ConfigError, EngineError, ModelError
+from bopo_ray.lanes import Lanes, aside, together
 from bopo_ray.models import build_pool
 from bopo_ray.models.pool import PoolSpec
 from bopo_ray.models.protocol import ModelPool
@@ -53,6 +55,13 @@ HAND_IN_S = 0.05
 """So long an episode that has ended waits for others to go to the driver with, while there is more to begin with."""
 PATIENCE_S = 1.0
 """After so long a runner answers its driver although nothing has ended, to be told what is new."""
+GARBAGE = 100_000
+"""New objects between two searches for garbage, which hundreds of lanes would otherwise cause all the time: they took a
+tenth of a step's CPU time."""
+GRACE_S = 5.0
+"""So long a runner that is stopped waits for the calls of its lanes."""
+DECISIONS = 16
+"""At most so many at a time: more of them together are hardly cheaper, and those that wait for them call no model."""
 PASS_TOKENS = 2048
 """Of a forward pass, padding included: more of them together no longer fit into a core's cache."""
 
@@ -85,20 +94,23 @@ def _pool(config: dict[str, Any]) -> ModelPool:
 
 
 @dataclass
-class _Lane:
-    """One environment and the episode that it plays."""
+class _Session:
+    """Episodes that were asked for together."""
 
-    env: RoutingEnv | None = None
-    spec: EpisodeSpec | None = None
-    attempt: int = 0
-    view: str = ""
-    mask: tuple[bool, ...] = ()
-    fixed: tuple[float, ...] = ()
-    """What a router without weights says; empty for the learned one."""
-    probabilities: tuple[float, ...] = ()
-    router_s: float = 0.0
-    first: dict[str, Any] = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
+    name: str = ""
+    waiting: deque[EpisodeSpec] = field(default_factory=deque)
+    """To be begun; only the lanes' thread changes it."""
+    lanes: int = 0
+    """That play them."""
+    ended: queue.SimpleQueue[Episode | Failure | BaseException] = field(default_factory=queue.SimpleQueue)
+    left: int = 0
+    """Results that nobody has been given yet."""
+    over: bool = False
+    """Whether nobody wants them any more."""
+
+
+class _AbandonedError(Exception):
+    """Nobody wants the episode any more."""
 
 
 class GroupEnvRunner(EnvRunner, Checkpointable):
@@ -107,24 +119,30 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
         torch.set_num_threads(1)
-        self._lanes = [_Lane() for _ in range(self.config.num_envs_per_env_runner)]
-        self._free = list(self._lanes)
-        self._ready: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
-        self._waiting: deque[EpisodeSpec] = deque()
-        self._session = ""
-        """Whose episodes are being played."""
-        self._threads = ThreadPoolExecutor(len(self._lanes), thread_name_prefix="lane")
+        if (
+            self.worker_index
+        ):  # a process of its own: what it has loaded by now is never garbage, so need not be searched
+            gc.freeze()
+            gc.set_threshold(GARBAGE)
+        self._n_lanes = self.config.num_envs_per_env_runner
+        self._lanes = Lanes(2 * self._n_lanes)  # those of an abandoned session may still wait for their models
+        self._at_most = DECISIONS
+        self._session = _Session()
+        self._open: set[RoutingEnv] = set()
+        self._free: list[RoutingEnv] = []
         self._routers: dict[str, Router] = {}
         self._version = -1
         self._n_models = len(_pool(self.config.env_config))
         self._read = Reader.of(ROUTER_DEFAULTS | self.config.router_shape)
         self.module: Any = None
         self._memory: Memory | None = None
+        self._loading = threading.Lock()
+        """Held while weights are changed, or decided by."""
 
     # -- RLlib's contract -------------------------------------------------------------------------------------------
 
     def assert_healthy(self) -> None:
-        assert self._threads is not None
+        assert self._lanes is not None
 
     def make_module(self) -> None:
         spec = self.config.get_multi_rl_module_spec(spaces=self.get_spaces(), inference_only=True)
@@ -155,11 +173,10 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
         return []
 
     def stop(self) -> None:
-        for lane in self._lanes:
-            if lane.env is not None:
-                lane.env.close()
-                lane.env = None
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._session.over = True
+        self._lanes.close(GRACE_S)
+        while self._open:
+            self._open.pop().close()
 
     # -- sampling ---------------------------------------------------------------------------------------------------
 
@@ -183,7 +200,7 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
                     yield result
                 specs = ()
         finally:
-            if left and self._session == session:
+            if left and self._session.name == session:
                 self._abandon()
 
     def exchange(
@@ -192,186 +209,148 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
     ) -> list[Episode | Failure]:  # fmt: skip
         """Takes more specs to play, and returns what has ended: nothing when that takes longer than `PATIENCE_S`.
 
-        Whoever asks again and again keeps all lanes busy: they go on while nobody asks, as far as they need no
-        decision. Another `session` than that of the last call abandons what that one left in the middle.
+        Whoever asks again and again keeps all lanes busy, and they go on while nobody asks. Another `session` than that
+        of the last call abandons what that one left in the middle.
 
         `weights` (a module state) with `version` are the learned router's; loaded when the version is a new one.
         `routers` are those that their names alone don't make, by name.
         A result depends on its spec and the weights, not on what runs beside it (but for the last bits of the learned
         router's probabilities, which vary with the batch and can flip a choice about once in 10^8 steps).
         """
-        if session != self._session:
-            self._abandon()
-            self._session = session
+        if session != self._session.name:
+            self._abandon(session)
         if weights is not None and version != self._version:
             self._load(weights)
             self._version = version
         self._routers.update(routers or {})
-        self._waiting.extend(specs)
+        mine = self._session
+        if specs:
+            mine.left += len(specs)
+            self._lanes.start(lambda: self._enlist(mine, specs))
         ended: list[Episode | Failure] = []
         begun = time.monotonic()
         try:
-            while (self._waiting or self._busy) and (self._waiting or not ended):
-                self._fill()
+            while mine.left and (mine.waiting or not ended):
                 until = begun + (HAND_IN_S if ended else PATIENCE_S)
-                if time.monotonic() > until:
+                try:
+                    result = mine.ended.get(timeout=max(0.0, until - time.monotonic()))
+                except queue.Empty:
                     break
-                deciding = []
-                for lane in self._next(until):
-                    result = self._result(lane)
-                    if result is not None:
-                        ended.append(result)
-                        self._free.append(lane)
-                    elif lane.view:
-                        deciding.append(lane)
-                self._fill()
-                if deciding:
-                    self._decide(deciding)
+                if isinstance(result, BaseException):
+                    raise result
+                ended.append(result)
+                mine.left -= 1
         except BaseException:
             self._abandon()
             raise
         return ended
 
-    @property
-    def _busy(self) -> int:
-        """Lanes that play."""
-        return len(self._lanes) - len(self._free)
+    def _abandon(self, name: str = "") -> None:
+        """Forgets what is being played: its lanes end when they have stored and paid the call that they wait for."""
+        self._session.over = True
+        self._session = _Session(name)
 
-    def _fill(self) -> None:
-        while self._free and self._waiting:
-            self._begin(self._free.pop(), self._waiting.popleft())
+    # -- in lanes ---------------------------------------------------------------------------------------------------
 
-    def _abandon(self) -> None:
-        """Forgets what is being played: its threads may still hold the lanes, so gives these up."""
-        self._session = ""
-        self._waiting.clear()
-        if self._busy:
-            for lane in self._lanes:
-                if lane.env is not None:
-                    self._threads.submit(lane.env.close)
-            self._lanes = [_Lane() for _ in self._lanes]
-            self._free = list(self._lanes)
-            self._ready = queue.SimpleQueue()
+    def _enlist(self, session: _Session, specs: Sequence[EpisodeSpec]) -> None:
+        session.waiting.extend(specs)
+        for _ in range(min(len(specs), self._n_lanes - session.lanes)):
+            session.lanes += 1
+            self._lanes.start(lambda: self._play(session))
 
-    def _next(self, until: float) -> list[_Lane]:
-        """Whatever busy lanes are ready; waits for one, or until then."""
+    def _play(self, session: _Session) -> None:
+        """One episode after the other, as long as any wait."""
+        env: RoutingEnv | None = None
         try:
-            lanes = [self._ready.get(timeout=max(0.0, until - time.monotonic()))]
-        except queue.Empty:
-            return []
-        while not self._ready.empty():
-            lanes.append(self._ready.get())
-        return lanes
+            while session.waiting and not session.over:
+                spec = session.waiting.popleft()
+                env = env or self._an_env(spec.task.env_id)
+                session.ended.put(self._result(session, env, spec))
+        except _AbandonedError:
+            pass
+        except BaseException as error:
+            session.ended.put(error)
+        finally:
+            session.lanes -= 1
+            if env:
+                self._free.append(env)
+
+    def _an_env(self, env_id: str) -> RoutingEnv:
+        if self._free:
+            return self._free.pop()
+        env = aside(self._make_env, env_id)
+        self._open.add(env)
+        return env
 
     def _make_env(self, env_id: str) -> RoutingEnv:
         return make_routing_env(env_id, self.config.env_config)
 
-    def _begin(self, lane: _Lane, spec: EpisodeSpec, attempt: int = 0) -> None:
-        lane.spec, lane.attempt, lane.steps, lane.view, lane.first = spec, attempt, [], "", {}
-        self._threads.submit(self._reset, lane, self._ready)
+    def _result(self, session: _Session, env: RoutingEnv, spec: EpisodeSpec) -> Episode | Failure:
+        """The episode, tried again after a failure."""
+        for _ in range(ATTEMPTS):
+            try:
+                return self._episode(session, env, spec)
+            except (EngineError, ModelError) as error:
+                reason = f"{type(error).__name__}: {error}"
+        return Failure(spec, reason)
 
-    def _reset(self, lane: _Lane, ready: queue.SimpleQueue[_Lane]) -> None:
-        spec = lane.spec
-        assert spec is not None
-        try:
-            if lane.env is None:
-                lane.env = self._make_env(spec.task.env_id)
-            options = {"task": spec.task.name, "sample": spec.call_sample, "budget": spec.budget}
-            lane.view, info = lane.env.reset(seed=spawn_seed(spec.seed, spec.task.name) % 2**31, options=options)
-            lane.first, lane.mask = info, info["action_mask"]
-            self._consult(lane)
-        except Exception as error:
-            lane.first = {"error": error}
-        ready.put(lane)
-
-    def _step(self, lane: _Lane, choice: int, ready: queue.SimpleQueue[_Lane]) -> None:
-        assert lane.env is not None
-        try:
-            lane.view, outcome, _, _, info = lane.env.step(choice)
+    def _episode(self, session: _Session, env: RoutingEnv, spec: EpisodeSpec) -> Episode:
+        options = {"task": spec.task.name, "sample": spec.call_sample, "budget": spec.budget}
+        view, info = env.reset(seed=spawn_seed(spec.seed, spec.task.name) % 2**31, options=options)
+        task_text, first, steps = info["task_text"], info["first_observation"], list[Step]()
+        while "stop" not in info:
+            mask, router_s = info["action_mask"], 0.0
+            if spec.router == LEARNED:
+                p, router_s = together(self._decide, (view, id(env)), at_most=self._at_most)
+            else:
+                moment = Moment(view, len(steps), self._n_models, spec.task.name, spec.member, env.ask)
+                p = self._router(spec.router)(moment)
+                mask = env.mask  # a question may have left less
+            if session.over:
+                raise _AbandonedError
+            draw = None if spec.greedy else spawn_seed(spec.stream, len(steps)) / 2**63
+            decision = decide(p, mask, draw)
+            view, outcome, _, _, info = env.step(decision.model)
             if "reply" in info:
                 fields = ("model", "reply", "action", "observation", "prompt_tokens", "cached_tokens",
                           "completion_tokens", "cost_microusd", "lost_microusd", "latency_s", "question")  # fmt: skip
-                own = {"probabilities": lane.probabilities, "mask": lane.mask, "router_s": lane.router_s}
-                lane.steps.append(Step(**own, **{f: info[f] for f in fields}))
-            lane.mask = info["action_mask"]
-            if "stop" in info:
-                lane.first |= {"stop": info["stop"], "outcome": outcome, "success": info["success"],
-                               "score": info["score"]}  # fmt: skip
-            else:
-                self._consult(lane)
-        except Exception as error:
-            lane.first = {"error": error}
-        ready.put(lane)
-
-    def _consult(self, lane: _Lane) -> None:
-        """Asks a router without weights, in the lane's thread, since it may wait for a model."""
-        spec = lane.spec
-        assert spec is not None
-        if spec.router != LEARNED:
-            assert lane.env is not None
-            moment = Moment(lane.view, len(lane.steps), self._n_models, spec.task.name, spec.member, lane.env.ask)
-            lane.fixed = self._router(spec.router)(moment)
-            lane.mask = lane.env.mask  # a question may have left less
-
-    def _result(self, lane: _Lane) -> Episode | Failure | None:
-        """The lane's episode when it is over, None when it goes on (or starts again after a failure)."""
-        spec, first = lane.spec, lane.first
-        assert spec is not None
-        if "error" in first:
-            error = first["error"]
-            if not isinstance(error, EngineError | ModelError):
-                raise error
-            if lane.attempt + 1 < ATTEMPTS:
-                self._begin(lane, spec, lane.attempt + 1)
-                return None
-            return Failure(spec, f"{type(error).__name__}: {error}")
-        if "stop" not in first:
-            return None
-        assert lane.env is not None
+                own = {"probabilities": decision.probabilities, "mask": mask, "router_s": router_s}
+                steps.append(Step(**own, **{f: info[f] for f in fields}))
         return Episode(
-            spec, first["task_text"], first["first_observation"], lane.env.max_steps, tuple(lane.steps),
-            float(first["outcome"]), bool(first["success"]), float(first["score"]), StopReason(first["stop"]),
+            spec, task_text, first, env.max_steps, tuple(steps), float(outcome), bool(info["success"]),
+            float(info["score"]), StopReason(info["stop"]),
         )  # fmt: skip
-
-    def _decide(self, lanes: list[_Lane]) -> None:
-        learned = [lane for lane in lanes if lane.spec is not None and lane.spec.router == LEARNED]
-        started = time.perf_counter()
-        by_lane = dict(zip(map(id, learned), self._probabilities(learned), strict=True))
-        share_s = (time.perf_counter() - started) / max(1, len(learned))
-        for lane in lanes:
-            assert lane.spec is not None
-            p = by_lane.get(id(lane)) or lane.fixed
-            draw = None if lane.spec.greedy else spawn_seed(lane.spec.stream, len(lane.steps)) / 2**63
-            decision = decide(p, lane.mask, draw)
-            lane.probabilities = decision.probabilities
-            lane.view = ""
-            lane.router_s = share_s if id(lane) in by_lane else 0.0
-            self._threads.submit(self._step, lane, decision.model, self._ready)
 
     def _router(self, name: str) -> Router:
         if name not in self._routers:
             self._routers[name] = fixed_router(name)
         return self._routers[name]
 
-    def _probabilities(self, lanes: list[_Lane]) -> list[tuple[float, ...]]:
-        if not lanes:
-            return []
-        if self.module is None:
-            raise ValueError("a learned router was asked for and no weights have been given: pass weights to stream()")
-        read = [self._read(lane.view) for lane in lanes]
-        if self._memory is not None:
-            logits = self._memory.logits(read, list(map(id, lanes)))
-        else:
-            lengths = np.array([int((ids != self._read.padding).sum()) for ids in read])
-            logits = torch.empty(len(read), self._n_models)
-            with torch.inference_mode():
-                for rows in passes(lengths, PASS_TOKENS):
-                    ids = torch.from_numpy(np.stack([read[i] for i in rows]))
-                    logits[torch.from_numpy(rows)] = self.module.policy(ids)
-        return [tuple(row) for row in torch.softmax(logits, -1).double().tolist()]
+    def _decide(self, asked: Sequence[tuple[str, int]]) -> list[tuple[tuple[float, ...], float]]:
+        """The learned router's probabilities for each view, and its share of the seconds that this took."""
+        start = time.perf_counter()
+        with self._loading:
+            if self.module is None:
+                raise ValueError(
+                    "a learned router was asked for and no weights have been given: pass weights to stream()"
+                )
+            read = [self._read(view) for view, _ in asked]
+            if self._memory is not None:
+                logits = self._memory.logits(read, [lane for _, lane in asked])
+            else:
+                lengths = np.array([int((ids != self._read.padding).sum()) for ids in read])
+                logits = torch.empty(len(read), self._n_models)
+                with torch.inference_mode():
+                    for rows in passes(lengths, PASS_TOKENS):
+                        ids = torch.from_numpy(np.stack([read[i] for i in rows]))
+                        logits[torch.from_numpy(rows)] = self.module.policy(ids)
+        rows_p = torch.softmax(logits, -1).double().tolist()
+        share_s = (time.perf_counter() - start) / len(asked)
+        return [(tuple(row), share_s) for row in rows_p]
 
     def _load(self, weights: Any) -> None:
-        if self.module is None:
-            self.make_module()
-        self.module.set_state(weights)
-        self._memory = self.module.memory()
+        with self._loading:
+            if self.module is None:
+                self.make_module()
+            self.module.set_state(weights)
+            self._memory = self.module.memory()

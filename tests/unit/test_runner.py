@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -151,13 +152,13 @@ def test_a_dead_engine_is_a_failure_after_its_attempts_while_the_others_finish(
     runner: GroupEnvRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resets: Counter[str] = Counter()
-    begin = runner._begin
+    episode = runner._episode
 
-    def counting(lane: Any, spec: EpisodeSpec, *args: Any) -> None:
+    def counting(session: Any, env: Any, spec: EpisodeSpec) -> Episode:
         resets[spec.task.name] += 1
-        begin(lane, spec, *args)
+        return episode(session, env, spec)
 
-    monkeypatch.setattr(runner, "_begin", counting)
+    monkeypatch.setattr(runner, "_episode", counting)
     dead = [toy_spec(f"fault-dead/{i}", "random(1)") for i in range(6)]  # more than there are lanes
     found = runner.sample([dead[0], *SPECS[:8], *dead[1:]])
     failures = [r for r in found if isinstance(r, Failure)]
@@ -232,6 +233,21 @@ def test_episodes_that_end_go_together_while_more_wait_and_at_once_otherwise(run
     while left:
         left -= len(runner.exchange("s"))
     assert runner.exchange("s") == []
+
+
+def test_episodes_go_on_while_nobody_asks_and_an_abandoned_one_ends(runner: GroupEnvRunner) -> None:
+    left = 12 - len(runner.exchange("s", SPECS[:12]))
+    mine = runner._session
+    until = time.monotonic() + 60
+    while mine.ended.qsize() < left and time.monotonic() < until:
+        time.sleep(0.01)
+    assert mine.ended.qsize() == left
+    runner.exchange("s", [toy_spec("long/1", "random(0.5)", m) for m in range(8)])
+    (other,) = runner.exchange("t", SPECS[:1])
+    assert other.spec == SPECS[0] and mine.over
+    while mine.lanes and time.monotonic() < until:
+        time.sleep(0.01)
+    assert mine.lanes == 0 and len(mine.waiting) >= 3  # the rest is never begun
 
 
 def test_a_fleet_that_has_enough_goes_on_with_the_rest(runner: GroupEnvRunner) -> None:

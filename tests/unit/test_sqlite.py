@@ -1,15 +1,16 @@
-"""Changes of many threads in one transaction: each is made once, or none of it, whatever the others do."""
+"""Changes of many lanes in one transaction, and of threads: each is made once, or none of it, whatever others do."""
 
 from __future__ import annotations
 
 import sqlite3
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from bopo_ray.errors import StoreError
+from bopo_ray.lanes import Lanes
 from bopo_ray.models.sqlite import Database, Format
 
 FORM = Format("list", 77, 1, "CREATE TABLE rows (id INTEGER PRIMARY KEY, thread INTEGER)", False, "mend it")
@@ -39,25 +40,19 @@ def test_each_change_is_made_once_and_answers_its_own_thread(database: Database)
     assert rows(database) == sorted(row for answer in answers for row in answer)
 
 
-def together(database: Database, count: int, work: list[object]) -> list[object]:
-    """What came of each of `work`, begun while the file is locked, so that all of them wait for the same turn."""
-    done: list[object] = [None] * count
+def together(database: Database, work: list[object]) -> list[object]:
+    """What came of each of `work`, which lanes write at the same moment."""
+    done: list[Future[object]] = [Future() for _ in work]
 
     def run(i: int) -> None:
         try:
-            done[i] = database.write(work[i])  # type: ignore[arg-type]
+            done[i].set_result(database.write(work[i]))  # type: ignore[arg-type]
         except Exception as error:
-            done[i] = error
+            done[i].set_exception(error)
 
-    with database._mutex:
-        threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
-        for thread in threads:
-            thread.start()
-        while len(database._waiting) < count:
-            pass
-    for thread in threads:
-        thread.join()
-    return done
+    lanes = Lanes(workers=0)
+    lanes.ask(lambda: [lanes.start(partial(run, i)) for i in range(len(work))])
+    return [future.exception() or future.result() for future in done]
 
 
 def test_they_share_a_transaction_and_one_that_fails_is_undone_alone(database: Database) -> None:
@@ -69,7 +64,7 @@ def test_they_share_a_transaction_and_one_that_fails_is_undone_alone(database: D
         raise ValueError("no")
 
     work = [*(lambda c, i=i: insert(c, i) for i in range(8)), fails, lambda c: insert(c, 50), lambda c: insert(c, 50)]
-    done = together(database, 11, work)
+    done = together(database, work)
     assert commits == ["COMMIT"]
     assert done[:8] == list(range(8)) and isinstance(done[8], ValueError)
     assert done[9:].count(50) == 1 and sum(isinstance(d, StoreError) for d in done[9:]) == 1  # one came second
@@ -80,7 +75,7 @@ def test_what_fails_for_the_file_fails_for_all_and_nothing_is_left(database: Dat
     def full(c: sqlite3.Connection) -> None:
         raise sqlite3.OperationalError("disk I/O error")
 
-    done = together(database, 3, [lambda c: insert(c, 1), full, lambda c: insert(c, 2)])
+    done = together(database, [lambda c: insert(c, 1), full, lambda c: insert(c, 2)])
     assert all(isinstance(d, StoreError) and "disk I/O error" in str(d) for d in done)
     assert rows(database) == []
     assert database.write(lambda c: insert(c, 3)) == 3
@@ -89,18 +84,18 @@ def test_what_fails_for_the_file_fails_for_all_and_nothing_is_left(database: Dat
 def test_a_lock_that_is_not_given_back_fails_all_that_wait(database: Database, tmp_path: Path) -> None:
     other = Database(tmp_path / "list.db", FORM)
     with other._exclusive():
-        done = together(database, 4, [lambda c, i=i: insert(c, i) for i in range(4)])
+        done = together(database, [lambda c, i=i: insert(c, i) for i in range(4)])
     assert all(isinstance(d, StoreError) and "locked by another process for 0.3 s" in str(d) for d in done)
-    assert not database._waiting and database.write(lambda c: insert(c, 9)) == 9 and rows(database) == [9]
+    assert database.write(lambda c: insert(c, 9)) == 9 and rows(database) == [9]
 
 
-def test_an_interrupt_is_of_its_own_thread(database: Database) -> None:
+def test_an_interrupted_change_is_undone(database: Database) -> None:
     def interrupted(c: sqlite3.Connection) -> None:
         insert(c, 1)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         database.write(interrupted)
-    assert not database._waiting and rows(database) == []
+    assert rows(database) == []
     database.write(lambda c: insert(c, 1))
     assert rows(database) == [1]

@@ -1,0 +1,153 @@
+"""Lanes take turns on one thread: who waits, who goes on, what is shared, and where an error arrives."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+
+import pytest
+
+from bopo_ray import lanes as module
+from bopo_ray.lanes import Lanes, aside, together
+
+
+@pytest.fixture
+def lanes() -> Iterator[Lanes]:
+    made = Lanes(workers=8)
+    yield made
+    assert made.close(10)
+
+
+def play(lanes: Lanes, *work: Callable[[], object]) -> list[object]:
+    """What came of each, all begun before any of them goes on."""
+    done: list[Future[object]] = [Future() for _ in work]
+
+    def run(i: int) -> None:
+        try:
+            done[i].set_result(work[i]())
+        except BaseException as error:
+            done[i].set_exception(error)
+
+    lanes.ask(lambda: [lanes.start(lambda i=i: run(i)) for i in range(len(work))])  # type: ignore[misc]
+    return [future.exception(10) or future.result() for future in done]
+
+
+def double(items: Sequence[int]) -> list[int]:
+    BATCHES.append(list(items))
+    return [2 * item for item in items]
+
+
+BATCHES: list[list[int]] = []
+
+
+@pytest.fixture(autouse=True)
+def no_batches() -> None:
+    BATCHES.clear()
+
+
+def test_outside_of_a_lane_both_just_call() -> None:
+    assert aside(threading.get_ident) == threading.get_ident()
+    assert together(double, 4) == 8 and BATCHES == [[4]]
+    with pytest.raises(ZeroDivisionError):
+        aside(divmod, 1, 0)
+    with pytest.raises(KeyError, match="one"):
+        together(lambda _: [KeyError("one")], 1)
+
+
+def test_all_lanes_are_on_one_thread_and_what_takes_its_time_is_not(lanes: Lanes) -> None:
+    def work() -> tuple[int, int, int]:
+        return threading.get_ident(), aside(threading.get_ident), threading.get_ident()
+
+    seen = play(lanes, *[work] * 5)
+    (own,) = {before for before, _, _ in seen}  # type: ignore[misc]
+    assert {after for _, _, after in seen} == {own} and own != threading.get_ident()  # type: ignore[misc]
+    assert all(elsewhere not in (own, threading.get_ident()) for _, elsewhere, _ in seen)  # type: ignore[misc]
+
+
+def test_a_lane_that_waits_holds_nobody(lanes: Lanes) -> None:
+    order: list[str] = []
+    free = threading.Event()
+
+    def slow() -> None:
+        aside(free.wait, 10)
+        order.append("slow")
+
+    def quick() -> None:
+        aside(time.sleep, 0.001)
+        order.append("quick")
+        free.set()
+
+    play(lanes, slow, quick)
+    assert order == ["quick", "slow"]
+
+
+def test_what_is_wanted_at_the_same_moment_is_one_call(lanes: Lanes) -> None:
+    answers = play(lanes, *[lambda i=i: together(double, i) for i in range(6)])
+    assert answers == [0, 2, 4, 6, 8, 10] and BATCHES == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_of_a_bounded_call_the_first_are_on_their_way_before_the_next(lanes: Lanes) -> None:
+    def work(i: int) -> int:
+        return together(double, 100 + together(double, i, at_most=2))
+
+    answers = play(lanes, *[lambda i=i: work(i) for i in range(5)])
+    assert answers == [2 * (100 + 2 * i) for i in range(5)]
+    assert BATCHES == [[0, 1], [100, 102], [2, 3], [104, 106], [4], [108]]
+
+
+def test_a_bounded_call_waits_a_little_for_more(lanes: Lanes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GATHER_S", 30.0)
+
+    def late() -> int:
+        aside(time.sleep, 0.2)
+        return together(double, 1, at_most=9)
+
+    assert play(lanes, lambda: together(double, 0, at_most=9), late) == [0, 2]
+    assert BATCHES == [[0, 1]]  # at once when no lane is left that could come
+    monkeypatch.setattr(module, "GATHER_S", 0.01)
+    assert play(lanes, lambda: together(double, 2, at_most=9), late) == [4, 2]
+    assert BATCHES[1:] == [[2], [1]]
+
+
+def test_errors_arrive_where_the_lane_waits(lanes: Lanes) -> None:
+    def some(items: Sequence[int]) -> list[int | Exception]:
+        return [ValueError(item) if item % 2 else item for item in items]
+
+    def none(items: Sequence[int]) -> list[int]:
+        raise OSError("the file's")
+
+    def caught() -> str:
+        try:
+            aside(divmod, 1, 0)
+        except ZeroDivisionError:
+            return "caught"
+        return "missed"
+
+    def left() -> None:
+        aside(exit, 3)
+
+    work = [caught, left, *(lambda i=i: together(some, i) for i in range(4)), *[lambda: together(none, 1)] * 2]
+    found = play(lanes, *work)
+    assert found[0] == "caught" and isinstance(found[1], SystemExit)
+    assert found[2:6:2] == [0, 2] and all(isinstance(e, ValueError) for e in found[3:6:2])
+    assert all(isinstance(e, OSError) for e in found[6:])
+    assert play(lanes, lambda: 5) == [5]  # and the others live on
+
+
+def test_without_workers_all_is_done_on_the_spot() -> None:
+    lanes = Lanes(workers=0)
+    own, elsewhere = play(lanes, threading.get_ident, lambda: aside(threading.get_ident))
+    assert own == elsewhere != threading.get_ident()
+    assert lanes.close(10)
+
+
+def test_it_is_closed_when_the_last_lane_has_ended() -> None:
+    lanes, free = Lanes(workers=1), threading.Event()
+    ended = Future[int]()
+    lanes.start(lambda: ended.set_result(aside(free.wait, 10) + 1))
+    assert not lanes.close(0.05)
+    free.set()
+    assert lanes.close(10) and ended.result(0) == 2
+    assert Lanes(workers=3).close(0)  # one that never had a lane
