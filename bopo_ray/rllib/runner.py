@@ -119,9 +119,7 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
         torch.set_num_threads(1)
-        if (
-            self.worker_index
-        ):  # a process of its own: what it has loaded by now is never garbage, so need not be searched
+        if self.worker_index:  # a process of its own; what it has loaded by now will never be garbage
             gc.freeze()
             gc.set_threshold(GARBAGE)
         self._n_lanes = self.config.num_envs_per_env_runner
