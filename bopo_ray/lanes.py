@@ -5,11 +5,11 @@ them wake each other and fight over the interpreter, and a step takes twice the 
 thread they never meet, and what several want at the same moment (a change of the ledger, the router's decision) is done
 for all of them at once.
 
-Code that runs in a lane waits in two ways, `aside` and `together`. Outside of a lane both just call, so that the same
-desk and the same environment serve a program with one episode, or with threads of its own.
+Code that runs in a lane waits in three ways, `aside`, `together` and `result`. Outside of a lane they just call, so
+that the same desk and the same environment serve a program with one episode, or with threads of its own.
 
-Always true here: a lane gives way in `aside` and `together` and nowhere else; what was raised there is raised where the
-lane waits; nobody waits for a batch while nothing else could go on.
+Always true here: a lane gives way in these three and nowhere else; what was raised there is raised where the lane
+waits.
 
 The turns are greenlets: with coroutines, whatever waits somewhere below must be written twice, for programs with an
 event loop and without.
@@ -26,7 +26,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from greenlet import getcurrent, greenlet
 
-__all__ = ["Lanes", "aside", "together"]
+__all__ = ["Lanes", "aside", "result", "together"]
 
 GATHER_S = 0.003
 """So long a call of few together waits for more: where lanes are ready one by one, that saves a quarter of the CPU time
@@ -42,6 +42,14 @@ def aside(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     if isinstance(lane, _Lane):
         return cast(R, lane.lanes._aside(lane, lambda: function(*args, **kwargs)))
     return function(*args, **kwargs)
+
+
+def result(future: Future[R]) -> R:
+    """What comes of a future that somebody else fulfils, perhaps another lane."""
+    lane = getcurrent()
+    if isinstance(lane, _Lane):
+        lane.lanes._wait(lane, future)
+    return future.result()
 
 
 def together(function: Callable[[Sequence[T]], Sequence[R | Exception]], item: T, at_most: int = 0) -> R:
@@ -180,17 +188,14 @@ class Lanes:
     def _aside(self, lane: _Lane, function: Callable[[], Any]) -> Any:
         if self._workers is None:
             return function()
+        future = self._workers.submit(function)
+        self._wait(lane, future)
+        return future.result()
 
-        def work() -> None:
-            try:
-                answer, turn = function(), lane.switch
-            except BaseException as error:
-                answer, turn = error, lane.throw
-            self._ready.put(lambda: turn(answer))
-
-        self._workers.submit(work)
+    def _wait(self, lane: _Lane, future: Future[Any]) -> None:
+        future.add_done_callback(lambda _: self._ready.put(lane.switch))
         assert self._hub is not None
-        return self._hub.switch()
+        self._hub.switch()
 
     def _together(
         self, lane: _Lane, function: Callable[[Sequence[Any]], Sequence[Any]], item: Any, at_most: int

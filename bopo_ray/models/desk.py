@@ -20,7 +20,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 from tenacity.wait import wait_random_exponential
 
 from bopo_ray.errors import AttemptError, ConfigError, ModelError, RefusedError, SpendLimitError
-from bopo_ray.lanes import aside
+from bopo_ray.lanes import aside, result
 from bopo_ray.method.budget import Ledger
 from bopo_ray.models.calls import StoredCall, call_key, owner_id
 from bopo_ray.models.pricing import Usage
@@ -129,7 +129,7 @@ class Desk:
                     mine = self._in_flight[key] = Future()
                     break
             try:
-                return self._saved(model, aside(mate.result), budget)
+                return self._saved(model, result(mate), budget)
             except (ModelError, BudgetSpent):
                 continue  # the mate failed: this one tries for itself
         try:

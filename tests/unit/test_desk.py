@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bopo_ray.errors import AttemptError, ConfigError, ModelError, RefusedError, SpendLimitError, StoreError
+from bopo_ray.lanes import Lanes
 from bopo_ray.method.budget import Ledger
 from bopo_ray.models.calls import CallStore, StoredCall
 from bopo_ray.models.desk import Answer, BudgetSpent, Desk, RetryPolicy
@@ -204,6 +205,25 @@ def test_desks_that_ask_the_same_at_once_pay_once(office: Office, threads: Threa
     answers = together(threads, model, [office.desk() for _ in range(4)])
     assert {a.result(LONG_S).reply.text for a in answers} == {"reply 0"}
     assert (model.calls, office.bill.paid_calls, office.bill.saved_calls) == (1, 1, 3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_lanes_that_ask_the_same_at_once_pay_once_with_hardly_a_thread(office: Office, workers: int) -> None:
+    model, desk, lanes = Fake(failed(retry=False), USAGE), office.desk(), Lanes(workers)
+    answers = [Future[Answer]() for _ in range(8)]
+
+    def lane(answer: Future[Answer]) -> None:
+        try:
+            answer.set_result(ask(desk, model))
+        except ModelError as error:
+            answer.set_exception(error)
+
+    lanes.ask(lambda: [lanes.start(lambda a=a: lane(a)) for a in answers])  # type: ignore[misc]
+    outcomes = [a.exception(LONG_S) or a.result() for a in answers]
+    assert isinstance(outcomes[0], AttemptError)  # the others try again, together
+    assert {str(o) for o in outcomes[1:]} == {str(Answer(Reply("reply 1", USAGE, 0.25), COST, 0))}
+    assert (model.calls, office.bill.paid_calls, office.bill.saved_calls) == (2, 1, 6)
+    assert lanes.close(LONG_S)
 
 
 def test_a_mate_whose_maker_failed_tries_for_itself(office: Office, threads: ThreadPoolExecutor) -> None:

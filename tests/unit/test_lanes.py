@@ -10,7 +10,7 @@ from concurrent.futures import Future
 import pytest
 
 from bopo_ray import lanes as module
-from bopo_ray.lanes import Lanes, aside, together
+from bopo_ray.lanes import Lanes, aside, result, together
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def no_batches() -> None:
     BATCHES.clear()
 
 
-def test_outside_of_a_lane_both_just_call() -> None:
+def test_outside_of_a_lane_they_just_call() -> None:
     assert aside(threading.get_ident) == threading.get_ident()
     assert together(double, 4) == 8 and BATCHES == [[4]]
     with pytest.raises(ZeroDivisionError):
@@ -134,6 +134,23 @@ def test_errors_arrive_where_the_lane_waits(lanes: Lanes) -> None:
     assert found[2:6:2] == [0, 2] and all(isinstance(e, ValueError) for e in found[3:6:2])
     assert all(isinstance(e, OSError) for e in found[6:])
     assert play(lanes, lambda: 5) == [5]  # and the others live on
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_lane_may_wait_for_another_however_few_threads_there_are(workers: int) -> None:
+    lanes, given = Lanes(workers), Future[int]()
+
+    def gives() -> int:
+        given.set_result(together(double, aside(divmod, 9, 2)[0]))
+        return 0
+
+    assert play(lanes, *[lambda: result(given)] * 5, gives) == [8] * 5 + [0]
+    assert lanes.close(10)
+    broken = Future[int]()
+    broken.set_exception(KeyError("x"))
+    for where in (result, lambda f: Lanes(workers).ask(lambda: result(f))):
+        with pytest.raises(KeyError):
+            where(broken)
 
 
 def test_without_workers_all_is_done_on_the_spot() -> None:

@@ -242,12 +242,12 @@ def test_episodes_go_on_while_nobody_asks_and_an_abandoned_one_ends(runner: Grou
     while mine.ended.qsize() < left and time.monotonic() < until:
         time.sleep(0.01)
     assert mine.ended.qsize() == left
-    runner.exchange("s", [toy_spec("long/1", "random(0.5)", m) for m in range(8)])
+    runner.exchange("s", [toy_spec("long/1", "random(0.5)", m) for m in range(60)])
     (other,) = runner.exchange("t", SPECS[:1])
     assert other.spec == SPECS[0] and mine.over
     while mine.lanes and time.monotonic() < until:
         time.sleep(0.01)
-    assert mine.lanes == 0 and len(mine.waiting) >= 3  # the rest is never begun
+    assert mine.lanes == 0 and mine.waiting  # the rest is never begun
 
 
 def test_a_fleet_that_has_enough_goes_on_with_the_rest(runner: GroupEnvRunner) -> None:
