@@ -22,7 +22,7 @@ PAUSE_S = (4.0, 20.0)
 CALM_S = 60 * MINUTES / 6
 """At the end nothing is killed for so long, and the memory of each process is watched."""
 OLD_S = 120.0
-"""So old a process must be at the middle of the calm for its memory to be compared: a younger one may still be loading."""
+"""So old a process must be at the middle of the calm for its memory to be compared: a younger one is still loading."""
 GROWTH = 1.1
 """At the end of the calm it takes at most so many times what it took at the middle."""
 
