@@ -253,12 +253,15 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
         "max_steps": 30, "train_tasks": 180, "test_tasks": 120, "lambdas": (0.03, 0.1, 0.3, 0.8, 1.5),
         "train_lambdas": (0.3,), "updates": 24, "offsets": (-1.25, -0.5, 0.0, 0.75, 1.5, 2.5),
     },
-    "AppWorld-v0": {"updates": 6, "tasks_per_update": 6},
+    "AppWorld-v0": {
+        "updates": 6, "tasks_per_update": 6, "lambdas": (0.03, 0.1, 0.3, 0.8), "train_lambdas": (0.3,),
+        "offsets": (-1.0, 0.0, 1.0, 2.0, 3.0),
+    },
 }  # fmt: skip
 """What each benchmark changes: real models, where there are some; the paper's step limits, where they are not the
 default; and, since all must fit into the same minutes, more of everything where the engine is fast, less where it is
-slow. With real models BoSFT begins with routings that win reliably, and dev tasks choose how much of the large model a
-lambda wants. Observations are long: with fewer tokens the router does not see what lies on a table, and learns to play
+slow. Dev tasks choose how much of the large model a lambda wants; with real models BoSFT begins with routings that win
+reliably. Observations are long: with fewer tokens the router does not see what lies on a table, and learns to play
 always-small. Chosen on dev tasks, ALFWorld's."""
 DECIDE = ("greedy", "sample")
 """What `Settings.decide` may be."""
