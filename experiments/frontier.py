@@ -6,8 +6,8 @@
     python -m experiments.frontier --env all                # the three benchmarks, and their frontiers in one figure
 
 Expect progress and a table on the screen, and results/<run>/: report.html, frontier.csv, .png and .svg, summary.json,
-episodes as Parquet, the trained routers, and TensorBoard logs. The default pair of models is simulated, and labelled
-so.
+episodes as Parquet, the trained routers, and TensorBoard logs. The default pair of models was trained by this project,
+AppWorld's is simulated; both are labelled so.
 """
 
 from __future__ import annotations
