@@ -56,7 +56,7 @@ QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of runners beside the one whose error ends the run
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_task_events_max_num_task_in_gcs": "5000",  # Ray remembers 100,000 for its dashboard, some 2 kB each
+    "RAY_task_events_max_num_task_in_gcs": "5000",  # else 100,000, for the dashboard: its head process grows with them
     "RAY_TRAIN_V2_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # else a sweep that Ctrl-C stopped looks like one that has ended
