@@ -61,7 +61,8 @@ tenth of a step's CPU time."""
 GRACE_S = 5.0
 """So long a runner that is stopped waits for the calls of its lanes."""
 DECISIONS = 16
-"""At most so many at a time: more of them together are hardly cheaper, and those that wait for them call no model."""
+"""At most so many at a time, and fewer where there are few lanes: more of them together are hardly cheaper, and those
+that wait for them call no model."""
 PASS_TOKENS = 2048
 """Of a forward pass, padding included: more of them together no longer fit into a core's cache."""
 
@@ -124,7 +125,7 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
             gc.set_threshold(GARBAGE)
         self._n_lanes = self.config.num_envs_per_env_runner
         self._lanes = Lanes(2 * self._n_lanes)  # those of an abandoned session may still wait for their models
-        self._at_most = DECISIONS
+        self._at_most = min(DECISIONS, max(4, self._n_lanes // 8))
         self._session = _Session()
         self._open: set[RoutingEnv] = set()
         self._free: list[RoutingEnv] = []

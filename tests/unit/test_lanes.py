@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
 
@@ -97,18 +98,61 @@ def test_of_a_bounded_call_the_first_are_on_their_way_before_the_next(lanes: Lan
     assert BATCHES == [[0, 1], [100, 102], [2, 3], [104, 106], [4], [108]]
 
 
-def test_a_bounded_call_waits_a_little_for_more(lanes: Lanes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_thread_is_busy_more_share_a_bounded_call(lanes: Lanes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WINDOW_S", 60.0)
+    monkeypatch.setattr(module, "CROWD", 3)
+    lanes._busy = 0.75  # half way from 1 to 3 times 2
+    answers = play(lanes, *[lambda i=i: together(double, i, at_most=2) for i in range(5)])
+    assert answers == [0, 2, 4, 6, 8] and BATCHES == [[0, 1, 2, 3], [4]]
+
+
+def test_where_the_thread_is_busy_a_bounded_call_waits_a_little_for_more(
+    lanes: Lanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WINDOW_S", 60.0)
     monkeypatch.setattr(module, "GATHER_S", 30.0)
+    free = threading.Event()
+
+    def soon() -> int:
+        answer = together(double, 0, at_most=9)
+        free.set()
+        return answer
 
     def late() -> int:
-        aside(time.sleep, 0.2)
+        aside(free.wait, 0.2)
         return together(double, 1, at_most=9)
 
-    assert play(lanes, lambda: together(double, 0, at_most=9), late) == [0, 2]
-    assert BATCHES == [[0, 1]]  # at once when no lane is left that could come
+    assert play(lanes, soon, late) == [0, 2]
+    assert BATCHES == [[0], [1]]  # it has time, and waits for nobody
+    free.clear()
+    lanes._busy = 1.0
+    assert play(lanes, soon, late) == [0, 2]
+    assert BATCHES[2:] == [[0, 1]]  # at once when no lane is left that could come
+    free.clear()
     monkeypatch.setattr(module, "GATHER_S", 0.01)
-    assert play(lanes, lambda: together(double, 2, at_most=9), late) == [4, 2]
-    assert BATCHES[1:] == [[2], [1]]
+    lanes._busy = 0.75
+    assert play(lanes, lambda: together(double, 0, at_most=9), late) == [0, 2]
+    assert BATCHES[3:] == [[0], [1]]
+
+
+def test_the_thread_sees_how_busy_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    class Turns:
+        def get(self, block: bool, timeout_s: float | None) -> None:
+            nonlocal now
+            now += 0.2  # so long nothing is to be done
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    lanes = Lanes(workers=0)
+    lanes._ready = Turns()  # type: ignore[assignment]
+    seen = []
+    for work_s in (0.1, 0.1, 0.8, 0.0):
+        lanes._next(None)
+        seen.append(lanes._busy)
+        now += work_s
+    # Windows end when a quarter of a second is over: 0.4 of 0.5 s idle, 0.2 of 0.3, 0.2 of 1.0.
+    assert seen == pytest.approx([0.0, 0.2, 1 / 3, 0.8])
 
 
 def test_errors_arrive_where_the_lane_waits(lanes: Lanes) -> None:
