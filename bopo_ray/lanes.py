@@ -33,7 +33,7 @@ GATHER_S = 0.003
 not at all where it has half of it. The larger calls save a quarter of a step's CPU time (50 ms models, 16 lanes), and
 the wait costs an eighth of the steps where nobody lacks that time."""
 CROWD = 8
-"""So many times as many share a bounded call where the thread is always busy: then the lanes wait for it in any case."""
+"""So many times as many share a bounded call where the thread is always busy: its lanes wait in any case."""
 WINDOW_S = 0.25
 """Over which the thread sees how busy it is."""
 P = ParamSpec("P")
