@@ -134,33 +134,44 @@ class _Router(nn.Module):
 
     def forward(self, ids_BT: Tensor, asks_BT: Tensor | None = None) -> Tensor:
         assert asks_BT is None, "one decision for each reading"
-        ids_BT = ids_BT.long()
         mask_BT = ids_BT != self.pad
         length = max(1, int(mask_BT.sum(-1).max()))
         ids_BT, mask_BT = ids_BT[:, :length], mask_BT[:, :length]
-        hidden_BTD = self._encoded(ids_BT, mask_BT)
-        keep_BT1 = mask_BT.unsqueeze(-1).to(hidden_BTD.dtype)
-        mean_BD = (hidden_BTD * keep_BT1).sum(1) / keep_BT1.sum(1).clamp(min=1)
-        logits: Tensor = self.head(torch.cat([hidden_BTD[:, 0], mean_BD], -1))
-        return logits.float()
+        if bool(mask_BT.all()):
+            hidden_BTD = self._encoded(ids_BT, None)
+            mean_BD = hidden_BTD.sum(1) / length
+        else:
+            hidden_BTD = self._encoded(ids_BT, mask_BT)
+            keep_BT1 = mask_BT.unsqueeze(-1).to(hidden_BTD.dtype)
+            mean_BD = (hidden_BTD * keep_BT1).sum(1) / keep_BT1.sum(1).clamp(min=1)
+        return _dense(torch.cat([hidden_BTD[:, 0], mean_BD], -1), self.head).float()
 
-    def _encoded(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """The encoder's last hidden states [B, T, D].
+    def _encoded(self, ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """The encoder's last hidden states [B, T, D]; without a mask all tokens are seen.
 
-        As its own forward, without what that looks up and checks for other uses of it, which for a single view takes as
-        long as the arithmetic: a runner decides for whatever is ready, and often that is one.
+        As its own forward, without what that looks up and checks for other uses of it, and without calling modules,
+        which for a single view takes as long as the arithmetic: a runner decides for whatever is ready, and often that
+        is one.
         """
         (B, T), D, heads = ids_BT.shape, self.head.in_features // 2, self.encoder.config.num_attention_heads
         embed = self.encoder.embeddings
-        x_BTD = (
-            embed.word_embeddings(ids_BT) + embed.position_embeddings.weight[:T] + embed.token_type_embeddings.weight[0]
-        )
-        x_BTD = embed.LayerNorm(x_BTD)
-        seen_B11T = None if bool(mask_BT.all()) else mask_BT[:, None, None, :]
+        words_BTD = F.embedding(ids_BT, embed.word_embeddings.weight, self.pad)
+        placed_BTD = words_BTD + embed.position_embeddings.weight[:T] + embed.token_type_embeddings.weight[0]
+        x_BTD = _normed(placed_BTD, embed.LayerNorm)
+        seen_B11T = None if mask_BT is None else mask_BT[:, None, None, :]
         for layer in self.encoder.encoder.layer:
-            read, write = layer.attention.self, layer.attention.output
-            q, k, v = (f(x_BTD).view(B, T, heads, -1).transpose(1, 2) for f in (read.query, read.key, read.value))
+            read, write, inner, outer = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
+            asks = (read.query, read.key, read.value)
+            q, k, v = (_dense(x_BTD, f).view(B, T, heads, -1).transpose(1, 2) for f in asks)
             said_BTD = F.scaled_dot_product_attention(q, k, v, seen_B11T).transpose(1, 2).reshape(B, T, D)
-            x_BTD = write.LayerNorm(write.dense(said_BTD) + x_BTD)
-            x_BTD = layer.output.LayerNorm(layer.output.dense(F.gelu(layer.intermediate.dense(x_BTD))) + x_BTD)
+            x_BTD = _normed(_dense(said_BTD, write.dense) + x_BTD, write.LayerNorm)
+            x_BTD = _normed(_dense(F.gelu(_dense(x_BTD, inner.dense)), outer.dense) + x_BTD, outer.LayerNorm)
         return x_BTD
+
+
+def _dense(x: Tensor, layer: nn.Linear) -> Tensor:
+    return F.linear(x, layer.weight, layer.bias)
+
+
+def _normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
