@@ -114,6 +114,10 @@ class Lanes:
 
     def ask(self, work: Callable[[], R]) -> R:
         """What a lane of its own returns, or raises; the calling thread waits for it."""
+        return self.submit(work).result()
+
+    def submit(self, work: Callable[[], R]) -> Future[R]:
+        """What a lane of its own will return, or raise."""
         answer = Future[R]()
 
         def lane() -> None:
@@ -123,7 +127,7 @@ class Lanes:
                 answer.set_exception(error)
 
         self.start(lane)
-        return answer.result()
+        return answer
 
     def close(self, timeout_s: float) -> bool:
         """Waits so long for the lanes to end, and says whether they have; the thread ends with the last of them."""

@@ -5,6 +5,7 @@
     python -m experiments.bench envs --seconds 60 # longer, steadier
     python -m experiments.bench executors         # the language models that come with the project
     python -m experiments.bench rollouts          # env runners under models that take their time
+    python -m experiments.bench desk              # the call store and the ledger, on their node and from others
     python -m experiments.bench growth            # an update's cost to its driver, of 100 to 10,000 episodes
     python -m experiments.bench learner router    # the router's updates, and its decisions
 
@@ -62,6 +63,7 @@ def interleave(ways: dict[str, Callable[[], None]], seconds: float) -> dict[str,
 
 
 BENCHES = {
+    "desk": "experiments.bench_desk",
     "envs": "experiments.bench_envs",
     "executors": "experiments.bench_executors",
     "growth": "experiments.bench_growth",

@@ -29,6 +29,9 @@ SAMPLES = (0, 0, 1, 2, 0, 3)
 """One after the other: three are paid, two are stored by then; for the last one the rest is too little."""
 
 
+CROWD = 40
+
+
 class Model:
     """Always the same usage; the text says which process answered."""
 
@@ -59,7 +62,8 @@ def cluster_script(folder: Path) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from bopo_ray.rllib.open_desk import DeskConfig, node_id, open_desk, serve_desk
+    from bopo_ray.lanes import Lanes
+    from bopo_ray.rllib.open_desk import DeskConfig, _Line, node_id, open_desk, serve_desk
 
     def call(config: DeskConfig, sample: int) -> tuple[str, str, str, bool]:
         """What came of a call, the text or the error; which process and node asked; whether through the actor."""
@@ -74,6 +78,19 @@ def cluster_script(folder: Path) -> None:
 
     def fail(config: DeskConfig) -> None:
         open_desk(config).call(Model(), request(99), 100)
+
+    def crowd(config: DeskConfig) -> tuple[list[str], str, list[int]]:
+        """What comes of CROWD calls at the same moment and of a question that fails; how many went together."""
+        sizes, send = list[int](), _Line._send
+        _Line._send = lambda self, asked: [sizes.append(len(asked)), send(self, asked)][1]  # type: ignore
+        desk, lanes = open_desk(config), Lanes(workers=8)
+        calls = [
+            lanes.submit(lambda s=s: desk.call(Model(), request(s), 100).reply.text)  # type: ignore[misc]
+            for s in range(1000, 1000 + CROWD)
+        ]
+        assert desk._spend
+        unknown = lanes.submit(lambda: desk._spend.settle(10**9, Usage(1, 1), 1))  # type: ignore[union-attr]
+        return [c.result().partition(" by")[0] for c in calls], repr(unknown.exception()), sizes
 
     def actors() -> list[str]:
         return [a["name"] for a in ray.util.list_named_actors(all_namespaces=True)]
@@ -103,6 +120,7 @@ def cluster_script(folder: Path) -> None:
         absent = ray.get(there.remote(second, 0), timeout=60)
         kept = serve_desk(second)  # noqa: F841 (it ends with its handle)
         after_restart = ray.get(there.remote(second, 0), timeout=60)
+        many, failed, sizes = ray.get(ray.remote(resources={"other": 1})(crowd).remote(second), timeout=60)
         head = node_id()
         ray.shutdown()  # the job ends, the cluster stays
         ray.init(**options)
@@ -114,7 +132,8 @@ def cluster_script(folder: Path) -> None:
         ray.shutdown()
         cluster.shutdown()
     print(json.dumps({"there": there_all, "here": here_one, "crossed": crossed, "during": during, "dead": dead,
-                      "absent": absent, "second": after_restart, "left": left, "head": head}))  # fmt: skip
+                      "absent": absent, "second": after_restart, "left": left, "head": head,
+                      "many": many, "failed": failed, "sizes": sizes}))  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -146,12 +165,13 @@ def test_it_stores_and_is_answered_from_the_store(happened: dict[str, Any], fold
     assert first == again == third == f"sample 0 by {maker}"
     assert one.startswith("sample 1 by ") and two.startswith("sample 2 by ")
     assert happened["here"][0] == one  # the same store, opened as a file
-    assert CallStore(folder / "calls.db").stats().calls == 3
+    assert CallStore(folder / "calls.db").stats().calls == 3 + CROWD
 
 
 def test_the_ledger_on_the_head_counts_it(happened: dict[str, Any], folder: Path) -> None:
     bill = SpendLedger(folder / "spend.db", None).totals().overall
-    assert (bill.paid_calls, bill.paid_microusd, bill.prompt_tokens) == (3, 3 * COST, 180)
+    paid = 3 + CROWD
+    assert (bill.paid_calls, bill.paid_microusd, bill.prompt_tokens) == (paid, paid * COST, paid * 60)
     assert (bill.saved_calls, bill.saved_microusd) == (4, 4 * COST)  # two there, one here, one through the second actor
     assert (bill.lost_calls, bill.reserved_microusd) == (0, 0)
 
@@ -159,6 +179,13 @@ def test_the_ledger_on_the_head_counts_it(happened: dict[str, Any], folder: Path
 def test_the_limit_crosses_the_cluster(happened: dict[str, Any]) -> None:
     assert happened["there"][-1][0].startswith("SpendLimitError: the next call of model may cost $0.000150")
     assert happened["crossed"] == "SpendLimitError"
+
+
+def test_what_a_crowd_asks_goes_together_and_fails_alone(happened: dict[str, Any]) -> None:
+    assert happened["many"] == [f"sample {s}" for s in range(1000, 1000 + CROWD)]
+    assert happened["failed"].startswith("ValueError('reservation 1000000000: never made")
+    sizes = happened["sizes"]
+    assert sum(sizes) == 4 * CROWD + 1 and max(sizes) > 10  # a claim, a reservation, a reply and a bill for each
 
 
 def test_an_actor_that_is_gone_fails_the_episode_only(happened: dict[str, Any]) -> None:
