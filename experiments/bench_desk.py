@@ -24,38 +24,20 @@ from typing import Any
 import ray
 
 from bopo_ray.lanes import Lanes
-from bopo_ray.models.pricing import Price, Usage
-from bopo_ray.models.protocol import Message, Reply, Request, Sampling
+from bopo_ray.models.protocol import Message, Request
 from bopo_ray.rllib.open_desk import DeskConfig, node_id, open_desk, serve_desk
 from experiments.bench import Row
+from experiments.bench_rollouts import Slow
 
 __all__ = ["run"]
 
 LANES, CLIENTS = 128, 2
 QUESTIONS = 4
 """That a call asks the files: a claim, a reservation, the reply, the bill."""
+AT_ONCE = "0-0-0/desk"
+"""A task whose models take no time, see `Clockwork`."""
 TEXT = "Thought: The next one is behind this door.\nAction: open door"
-
-
-class Instant:
-    """A language model that takes no time."""
-
-    needs_plan = False
-    sampling = Sampling()
-    price = Price(400_000, 100_000, 1_600_000)
-    name = identity = "instant"
-
-    def bound(self, messages: tuple[Message, ...]) -> int:
-        return 1_000
-
-    def check(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-    def complete(self, request: Request) -> Reply:
-        return Reply(TEXT, Usage(500, 24), 0.0)
+"""Of about the length of theirs."""
 
 
 class Client:
@@ -69,7 +51,7 @@ class Client:
     def calls_per_second(self, lanes: int, seconds: float) -> float:
         """With so many episodes in flight, each of which makes a call when its last one has come back."""
         desk = open_desk(self._config) if self._config else None
-        model, end, done = Instant(), time.monotonic() + seconds, [0] * lanes
+        model, end, done = Slow("small"), time.monotonic() + seconds, [0] * lanes
 
         def episode(i: int) -> None:
             while time.monotonic() < end:
@@ -79,7 +61,7 @@ class Client:
                 else:
                     self._made += 1
                     text = f"{self._name} {self._made}"
-                    request = Request((Message("user", text),), sample=0, temperature=0.7, max_tokens=64, task=text)
+                    request = Request((Message("user", text),), sample=0, temperature=0.7, max_tokens=64, task=AT_ONCE)
                     desk.call(model, request, 1_000)
                 done[i] += 1
 

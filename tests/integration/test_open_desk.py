@@ -199,5 +199,16 @@ def test_the_actor_ends_with_its_job(happened: dict[str, Any]) -> None:
     assert happened["left"] == []
 
 
+def test_the_bench_measures_both_ways_to_the_files() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.bench", "desk", "--seconds", "1", "--json"], cwd=ROOT,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads(done.stdout[done.stdout.index("[\n") :])
+    assert [row["name"].partition(",")[0] for row in rows] == ["on the node", "through the actor"]
+    assert all(row[way] > 0 for row in rows for way in ("ours", "naive", "limit"))
+
+
 if __name__ == "__main__":
     cluster_script(Path(sys.argv[1]))
