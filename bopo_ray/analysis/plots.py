@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from bopo_ray.analysis.canvas import (
@@ -64,7 +65,10 @@ def frontier_figure(
         _legend(figure, ends, 2)
     else:
         figure.subplots_adjust(left=0.075, right=0.80, top=0.88, bottom=0.09)
-        _label_methods(axes, ends)
+        names = _label_methods(axes, ends)
+        figure.draw_without_rendering()
+        widest = max((name.get_window_extent().x1 for name in names), default=0.0) / figure.bbox.width
+        figure.subplots_adjust(right=0.80 - max(0.0, widest - 0.99))
     points = pd.DataFrame(summary["operating_points"])
     _label_lambdas(figure, axes, points, str(summary.get("headline") or ""))
     return figure
@@ -288,8 +292,9 @@ def _draw_random_line(axes: Axes, points: pd.DataFrame) -> None:
         axes.plot(line["cost_usd"], line["success"], color=MUTED, linewidth=1.2, linestyle="--", zorder=1)
 
 
-def _label_methods(axes: Axes, ends: Mapping[str, tuple[float, float]]) -> None:
+def _label_methods(axes: Axes, ends: Mapping[str, tuple[float, float]]) -> list[Text]:
     """Names in the right margin, kept apart, each with a thin line to the end of its front."""
+    names = []
     low, high = axes.get_ylim()
     wanted = [(ends[name][1] - low) / (high - low) for name in ends]
     placed = spread(wanted, gap=0.046, low=0.02, high=0.98)
@@ -300,10 +305,11 @@ def _label_methods(axes: Axes, ends: Mapping[str, tuple[float, float]]) -> None:
             arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.35, "linewidth": 0.8},
         )  # fmt: skip
         axes.plot([1.028], [y], marker, color=colour, markersize=7, transform=axes.transAxes, clip_on=False)
-        axes.text(
+        names.append(axes.text(
             1.045, y, name, transform=axes.transAxes, color=colour, va="center",
             fontweight="bold" if name == "bopo-hybrid" else "normal",
-        )  # fmt: skip
+        ))  # fmt: skip
+    return names
 
 
 def _label_lambdas(figure: Figure, axes: Axes, points: pd.DataFrame, headline: str) -> None:

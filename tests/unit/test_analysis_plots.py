@@ -89,6 +89,17 @@ def test_only_the_boundary_policies_can_be_drawn() -> None:
     assert to_svg(figure, "d").startswith("<svg")
 
 
+def test_long_names_stay_on_the_figure() -> None:
+    episodes = synthetic_episodes(n_tasks=10)
+    long = "without the normalised cost of an episode"
+    episodes["method"] = episodes["method"].replace("grpo-vanilla", long)
+    assert long in set(episodes["method"])
+    figure = frontier_figure(frontier(episodes), summary(episodes), "t", "l")
+    figure.draw_without_rendering()
+    (name,) = [text for text in figure.findobj(matplotlib.text.Text) if text.get_text() == long]
+    assert name.get_window_extent().x1 <= figure.bbox.width
+
+
 def test_svg_stands_in_a_page_and_is_reproducible() -> None:
     description = 'cost < "success" & more'
     svg = to_svg(curves_frontier(), description)
