@@ -64,8 +64,8 @@ def together(function: Callable[[Sequence[T]], Sequence[R | Exception]], item: T
         function: answers each of several items, in their order, by a value or by an exception to raise.
         item: one of them.
         at_most: so many of them in one call, whose lanes are on their way again before the next one, so that not all of
-            them march in step. A busy thread takes up to `CROWD` times as many, and waits for up to `GATHER_S` for more
-            to come. 0: as many as there are, at once, and first.
+            them march in step. A busy thread waits for them for up to `GATHER_S`, and takes up to `CROWD` times as many
+            where they are there. 0: as many as there are, at once, and first.
     """
     lane = getcurrent()
     if isinstance(lane, _Lane):
@@ -180,9 +180,9 @@ class Lanes:
         return int(key[0] * (1 + (CROWD - 1) * self._hurry))
 
     def _patience(self, key: Any) -> float:
-        """Seconds until the batch is called although more lanes may yet come to it; 0 when it is full."""
-        room = self._room(key)
-        if not room or not self._workers or not self._hurry or len(self._batches[key]) >= min(room, self._alive):
+        """Seconds until the batch is called although more lanes may yet come to it; 0 when enough are there."""
+        enough = min(key[0], self._alive)
+        if not self._workers or not self._hurry or len(self._batches[key]) >= enough:
             return 0.0
         return max(0.0, self._since[key] + self._hurry * GATHER_S - time.monotonic())
 

@@ -135,6 +135,27 @@ def test_where_the_thread_is_busy_a_bounded_call_waits_a_little_for_more(
     assert BATCHES[3:] == [[0], [1]]
 
 
+def test_where_the_thread_is_busy_a_bounded_call_of_enough_waits_for_nobody(
+    lanes: Lanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WINDOW_S", 60.0)
+    monkeypatch.setattr(module, "GATHER_S", 30.0)
+    free = threading.Event()
+    lanes._busy = 1.0
+
+    def soon(i: int) -> int:
+        answer = together(double, i, at_most=2)
+        free.set()
+        return answer
+
+    def late() -> int:
+        assert aside(free.wait, 20)
+        return together(double, 2, at_most=2)
+
+    assert play(lanes, lambda: soon(0), lambda: soon(1), late) == [0, 2, 4]
+    assert BATCHES == [[0, 1], [2]]
+
+
 def test_the_thread_sees_how_busy_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
 
