@@ -7,8 +7,9 @@
 * limit: of episodes, the environment alone, replaying the same actions; of tokens, the matrix products of the weights
   alone, without attention or anything between them.
 
-Episodes are greedy, the small and the large model take turns, and all ways play the same ones; so many processes as
-there are cores play eight at a time each, as the env runners of a run do. One thread of torch in each process.
+Episodes are greedy boundary rollouts, always-small and always-large in turn, and all ways play the same ones; so many
+processes as there are cores play eight at a time each, as the env runners of a run do. One thread of torch in each
+process. ScienceWorld's pair, and ALFWorld's where that is installed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from importlib.util import find_spec
 from multiprocessing import get_context
 from typing import Any
 
@@ -36,9 +38,10 @@ from bopo_ray.routing_env import RoutingEnv
 from envs.base import Split
 from experiments.bench import Row, interleave
 
-__all__ = ["decoding", "episode_rates", "run"]
+__all__ = ["decoding", "episode_rates", "rows_of", "run"]
 
-ENV_ID, FAMILY = "ScienceWorld-v0", "embedded:scienceworld"
+SCIENCEWORLD, ALFWORLD = ("ScienceWorld-v0", "embedded:scienceworld"), ("ALFWorld-v0", "embedded:alfworld")
+"""Benchmark and the models that come for it."""
 AT_ONCE = 8
 """Episodes that a process plays at the same time."""
 MAX_STEPS = 30
@@ -48,14 +51,15 @@ CROWDS = (1, 8)
 """Texts at the same time."""
 
 
-def run(
-    seconds: float = 20.0, spec: PoolSpec | None = None, env_id: str = ENV_ID, max_steps: int = MAX_STEPS
-) -> Sequence[Row]:
-    """Measure for about `seconds`, after a warm-up; the pair that comes with the project unless `spec` has another.
+def run(seconds: float = 20.0) -> Sequence[Row]:
+    """Measures for about `seconds`, after a warm-up. Raises ConfigError where the models are not installed."""
+    pairs = [SCIENCEWORLD, ALFWORLD] if find_spec("fast_downward") else [SCIENCEWORLD]
+    return [row for pair in pairs for row in rows_of(*pair, seconds / len(pairs))]
 
-    Raises ConfigError where the models are not installed.
-    """
-    spec = spec or resolve_pool(FAMILY, "", "", price_table())
+
+def rows_of(env_id: str, models: str | PoolSpec, seconds: float, max_steps: int = MAX_STEPS) -> Sequence[Row]:
+    """Of a pair of embedded models on a benchmark. Raises ConfigError where they are not installed."""
+    spec = resolve_pool(models, "", "", price_table()) if isinstance(models, str) else models
     for model in build_pool(spec).models:
         model.check()
     processes = os.cpu_count() or 1
@@ -65,7 +69,7 @@ def run(
     ours, naive, limit = (60 * sum(rate[way] for rate in rates) for way in ("ours", "naive", "limit"))
     each = seconds * 0.3 / (len(spec.models) * len(CROWDS))
     return [
-        Row(f"embedded episodes, {env_id} (small and large in turn)", "episodes/min", ours, naive, limit),
+        Row(f"{env_id}, boundary rollouts", "episodes/min", ours, naive, limit),
         *(decoding(model, crowd, each) for model in spec.models for crowd in CROWDS),
     ]
 
@@ -102,7 +106,7 @@ def episode_rates(
     def by_models(pool: ModelPool) -> Callable[[int, gym.Env[str, str]], None]:
         def play(number: int, env: gym.Env[str, str]) -> None:
             task = tasks[number % len(tasks)].name
-            actions = _route(RoutingEnv(env, pool, temperature=0.0), task, number)
+            actions = _boundary(RoutingEnv(env, pool, temperature=0.0), task, number % len(pool.models))
             if pool is ours:
                 played[number] = task, actions
 
@@ -155,12 +159,12 @@ def decoding(spec: ModelSpec, crowd: int, seconds: float) -> Row:
     return Row(name, "tokens/s", *(rates[way] * tokens for way in ("ours", "naive", "limit")))
 
 
-def _route(env: RoutingEnv, task: str, number: int) -> list[str]:
-    """The actions of an episode whose models take turns; episodes begin with either of them."""
+def _boundary(env: RoutingEnv, task: str, model: int) -> list[str]:
+    """The actions of an episode in which `model` writes all of them."""
     env.reset(options={"task": task})
     actions, info = list[str](), dict[str, Any]()
     while "stop" not in info:
-        *_, info = env.step((number + len(actions)) % 2)
+        *_, info = env.step(model)
         actions.append(info["action"])
     return [action for action in actions if action]
 

@@ -551,7 +551,7 @@ def test_the_pool_says_what_it_is(folder: Path) -> None:
 def test_the_bench_measures_a_pair(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     pair = (spec_of(folder), spec_of(make_embedded(tmp_path / "toy-large", seed=1)))
-    episodes, *writing = bench_executors.run(0.01, PoolSpec(pair), ID, max_steps=3)
+    episodes, *writing = bench_executors.rows_of(ID, PoolSpec(pair), 0.01, max_steps=3)
     assert ID in episodes.name and episodes.unit == "episodes/min"
     assert [row.name for row in writing] == [
         f"toy-{size}, writing {crowd} after 288 tokens"
