@@ -41,8 +41,9 @@ from bopo_ray.rllib.batch import (
     bopo_batch,
 )
 from bopo_ray.rllib.bopo import BoPOConfig
-from bopo_ray.rllib.encode import Reader, Reading
+from bopo_ray.rllib.encode import Reader
 from bopo_ray.rllib.learner import BoPOTorchLearner
+from bopo_ray.rllib.reading import Reading
 from bopo_ray.rllib.router_module import ASKS, ROUTER_DEFAULTS, RouterModule
 from experiments.bench import Row, interleave
 from experiments.bench_router_parts import STEPS, episodes, make_backbone

@@ -23,7 +23,8 @@ from transformers.utils import logging
 
 from bopo_ray.errors import ConfigError
 from bopo_ray.models.hf_files import loading, model_path, one_line
-from bopo_ray.rllib.prompt import NOTHING, Prompt, described, is_causal, prompt_of, spec_of
+from bopo_ray.rllib.prompt import Prompt, described, is_causal, prompt_of, spec_of
+from bopo_ray.rllib.reading import NOTHING
 
 __all__ = ["ROUTER_FILE", "Backbone", "BackboneCopy", "Trunk", "check_backbone"]
 

@@ -20,7 +20,8 @@ from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from bopo_ray.agent import episode_views
 from bopo_ray.method.synthesis import Expert
 from bopo_ray.records import Difficulty, Episode
-from bopo_ray.rllib.encode import Reader, Reading
+from bopo_ray.rllib.encode import Reader
+from bopo_ray.rllib.reading import Reading
 from bopo_ray.rllib.router_module import ASKS
 
 __all__ = [

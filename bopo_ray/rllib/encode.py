@@ -9,38 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bopo_ray.models.tokens import CLS, PAD, SEP, encode, tokenizer
+from bopo_ray.rllib.reading import NOTHING, Reading
 
-__all__ = ["NOTHING", "TASK_TOKENS", "Reader", "Reading", "encode_view", "visible"]
+__all__ = ["TASK_TOKENS", "Reader", "encode_view", "visible"]
 
 TASK_TOKENS, BUDGET_TOKENS, NEWEST_TOKENS, OLDER_TOKENS = 36, 16, 24, 10
 """At most so many tokens of the task, the budget, the newest and each older history line ..."""
 NEWEST_SHARE, OLDER_SHARE = 4, 10
 """... or, where that is more, one in so many of the context's tokens for the newest and each older line."""
-
-
-NOTHING = -1
-"""Stands behind what a backbone reads, up to a fixed length: no token has this id."""
-
-
-class Reading(NamedTuple):
-    """Token ids [T], and where in them is decided."""
-
-    ids: NDArray[np.int32]
-    """Without padding."""
-    asks: NDArray[np.int32] | None = None
-    """[T]: k > 0 at the tokens of the k-th question, behind whose last one is decided; they are seen by each other
-    alone. None: one decision, by all of it."""
-
-    @property
-    def decisions(self) -> int:
-        """How many there are, one for each step."""
-        return 1 if self.asks is None else int(self.asks.max())
 
 
 @dataclass(frozen=True, slots=True)

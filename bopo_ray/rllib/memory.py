@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from bopo_ray.rllib.backbone import Backbone
-from bopo_ray.rllib.encode import NOTHING
+from bopo_ray.rllib.reading import NOTHING
 
 __all__ = ["Memory"]
 

@@ -24,9 +24,9 @@ from bopo_ray.errors import ConfigError
 from bopo_ray.models.hf_files import find_model, loading, model_path, one_line
 from bopo_ray.models.pool import ModelSpec
 from bopo_ray.models.pricing import Price
-from bopo_ray.rllib.encode import NOTHING, Reading
+from bopo_ray.rllib.reading import NOTHING, Reading
 
-__all__ = ["NOTHING", "Prompt", "action_letters", "is_causal", "prompt_of", "spec_of", "windows"]
+__all__ = ["Prompt", "action_letters", "is_causal", "prompt_of", "spec_of", "windows"]
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 INSTRUCTION = (

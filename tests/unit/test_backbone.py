@@ -21,7 +21,8 @@ from bopo_ray.method.loss import bosft_loss
 from bopo_ray.pipeline.settings import resolve
 from bopo_ray.rllib.backbone import ROUTER_FILE, check_backbone
 from bopo_ray.rllib.encode import Reader
-from bopo_ray.rllib.prompt import INSTRUCTION, NOTHING, Prompt
+from bopo_ray.rllib.prompt import INSTRUCTION, Prompt
+from bopo_ray.rllib.reading import NOTHING
 from bopo_ray.rllib.router_module import ROUTER_DEFAULTS, RouterModule
 from bopo_ray.rllib.saved import acting_module
 from tests.tiny_router import make_encoder, make_qwen

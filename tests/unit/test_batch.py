@@ -16,7 +16,8 @@ from bopo_ray.method.synthesis import Expert
 from bopo_ray.models.tokens import PAD, tokenizer
 from bopo_ray.records import Budget, CostMode, Difficulty, Episode
 from bopo_ray.rllib.batch import ADVANTAGE, ANCHOR, BEHAVIOUR, LABEL, LENGTH, MASK, WEIGHT, Group, bopo_batch, sft_batch
-from bopo_ray.rllib.encode import Reader, Reading, encode_view
+from bopo_ray.rllib.encode import Reader, encode_view
+from bopo_ray.rllib.reading import Reading
 from bopo_ray.rllib.router_module import ASKS
 from tests.toy import play, toy_spec
 

@@ -17,9 +17,10 @@ from bopo_ray.agent import Turn, router_view
 from bopo_ray.inference import EPISODES
 from bopo_ray.method.loss import bosft_loss
 from bopo_ray.rllib.batch import passes
-from bopo_ray.rllib.encode import NOTHING, Reader, Reading
+from bopo_ray.rllib.encode import Reader
 from bopo_ray.rllib.memory import Memory
 from bopo_ray.rllib.prompt import KEPT, windows
+from bopo_ray.rllib.reading import NOTHING, Reading
 from bopo_ray.rllib.router_module import RouterModule
 from bopo_ray.rllib.saved import acting_module
 from tests.tiny_router import make_qwen
