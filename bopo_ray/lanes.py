@@ -20,7 +20,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -89,7 +90,9 @@ class Lanes:
 
     def __init__(self, workers: int) -> None:
         """`workers`: most threads for what is done `aside`; with none, it is done on the spot."""
-        self._workers = ThreadPoolExecutor(workers, thread_name_prefix="aside") if workers else None
+        self._workers, self._threads, self._away = workers, 0, 0
+        """Most threads, how many there are, and lanes that wait for them."""
+        self._aside_jobs: SimpleQueue[tuple[_Lane, Callable[[], Any]] | None] = SimpleQueue()
         self._ready: SimpleQueue[Callable[[], None]] = SimpleQueue()
         """Turns that can be taken."""
         self._batches: dict[Hashable, list[tuple[_Lane, Any]]] = {}
@@ -150,8 +153,8 @@ class Lanes:
                 turn()
             else:
                 self._call(due)
-        if self._workers:
-            self._workers.shutdown(wait=False)
+        for _ in range(self._threads):
+            self._aside_jobs.put(None)
 
     def _next(self, wait_s: float | None) -> Callable[[], None] | None:
         """A turn that can be taken; None after so long without one."""
@@ -214,14 +217,34 @@ class Lanes:
         finally:
             self._alive -= 1
 
+    # -- on threads of their own ------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        """As an executor's worker, at half the CPU time: no future, and no lock that both sides take."""
+        while job := self._aside_jobs.get():
+            lane, function = job
+            try:
+                turn = partial(lane.switch, function())
+            except BaseException as error:
+                turn = partial(lane.throw, error)
+            self._ready.put(turn)
+            del job, lane, function, turn  # nothing is kept alive by a thread that waits
+
     # -- in a lane --------------------------------------------------------------------------------------------------
 
     def _aside(self, lane: _Lane, function: Callable[[], Any]) -> Any:
-        if self._workers is None:
+        if not self._workers:
             return function()
-        future = self._workers.submit(function)
-        self._wait(lane, future)
-        return future.result()
+        self._away += 1
+        if self._threads < min(self._away, self._workers):
+            self._threads += 1
+            threading.Thread(target=self._work, name=f"aside {self._threads}", daemon=True).start()
+        self._aside_jobs.put((lane, function))
+        assert self._hub is not None
+        try:
+            return self._hub.switch()
+        finally:
+            self._away -= 1
 
     def _wait(self, lane: _Lane, future: Future[Any]) -> None:
         future.add_done_callback(lambda _: self._ready.put(lane.switch))

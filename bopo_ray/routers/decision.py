@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from itertools import accumulate
 
 __all__ = ["Decision", "decide"]
 
@@ -28,11 +27,14 @@ def decide(probabilities: Sequence[float], mask: Sequence[bool], draw: float | N
         mask: one flag per model, False = masked; those left share alike where the router gives them nothing.
         draw: a uniform number in [0, 1] to sample with; None takes the most probable model.
     """
-    masked = np.where(mask, probabilities, 0.0)
-    total = masked.sum()
-    masked = masked / total if total > 0 else np.asarray(mask, float) / max(1, sum(mask))
+    masked = [float(p) if open_ else 0.0 for p, open_ in zip(probabilities, mask, strict=True)]
+    total = sum(masked)
+    if not total > 0:  # nothing is left, or nothing is known (NaN)
+        masked, total = [float(open_) for open_ in mask], max(1, sum(mask))
+    masked = [p / total for p in masked]
     if draw is None:
-        model = int(masked.argmax())
+        model = masked.index(max(masked))
     else:
-        model = min(int((masked.cumsum() <= draw).sum()), max(np.flatnonzero(masked).tolist(), default=0))
-    return Decision(model, tuple(masked.tolist()))
+        below = sum(bound <= draw for bound in accumulate(masked))
+        model = min(below, max((i for i, p in enumerate(masked) if p), default=0))
+    return Decision(model, tuple(masked))

@@ -233,3 +233,27 @@ def test_it_is_closed_when_the_last_lane_has_ended() -> None:
     free.set()
     assert lanes.close(10) and ended.result(0) == 2
     assert Lanes(workers=3).close(0)  # one that never had a lane
+
+
+def test_threads_are_as_many_as_are_waited_for_but_no_more_than_allowed_and_end_with_the_lanes() -> None:
+    lanes, gate, inside, before = Lanes(workers=3), threading.Event(), list[str](), set(threading.enumerate())
+
+    def threads() -> list[threading.Thread]:
+        return [t for t in threading.enumerate() if t not in before and t.name.startswith("aside ")]
+
+    def wait() -> str:
+        inside.append(threading.current_thread().name)
+        gate.wait(10)
+        return threading.current_thread().name
+
+    lanes.ask(lambda: [aside(lambda: None) for _ in range(5)])
+    assert len(threads()) == 1  # one lane, so one at a time
+    begun = [lanes.submit(lambda: aside(wait)) for _ in range(6)]
+    while len(inside) < 3:
+        time.sleep(0.01)
+    assert not any(future.done() for future in begun) and len(threads()) == 3
+    gate.set()
+    assert len({future.result(10) for future in begun}) <= 3 and len(inside) == 6
+    assert lanes.close(10)
+    while threads():
+        time.sleep(0.01)
