@@ -9,8 +9,8 @@ share one call store, and the ablation and the pairs share the frontier's run. T
 pair, or those that --models, or --small and --large, name. Expect those scripts' output, with a line like "2 of 18:
 ..." before each, and at the end reproduce.html, with every figure and an honest table, and reproduce.csv. The same
 command goes on where it was stopped, and does nothing again that is finished. --max-spend bounds the dollars of all
-runs together. ScienceWorld alone, with one seed, took 81 minutes on 2 cores that ran the tests beside; the other two
-benchmarks were not timed.
+runs together. ScienceWorld alone, with one seed, took 81 minutes on 2 cores that ran the tests beside, ALFWorld about
+two hours beside a run as long; AppWorld was not timed.
 """
 
 from __future__ import annotations
