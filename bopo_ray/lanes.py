@@ -235,10 +235,10 @@ class Lanes:
     def _aside(self, lane: _Lane, function: Callable[[], Any]) -> Any:
         if not self._workers:
             return function()
-        self._away += 1
-        if self._threads < min(self._away, self._workers):
+        if self._threads < min(self._away + 1, self._workers):
+            threading.Thread(target=self._work, name=f"aside {self._threads + 1}", daemon=True).start()
             self._threads += 1
-            threading.Thread(target=self._work, name=f"aside {self._threads}", daemon=True).start()
+        self._away += 1
         self._aside_jobs.put((lane, function))
         assert self._hub is not None
         try:
