@@ -249,11 +249,17 @@ def test_threads_are_as_many_as_are_waited_for_but_no_more_than_allowed_and_end_
     lanes.ask(lambda: [aside(lambda: None) for _ in range(5)])
     assert len(threads()) == 1  # one lane, so one at a time
     begun = [lanes.submit(lambda: aside(wait)) for _ in range(6)]
-    while len(inside) < 3:
-        time.sleep(0.01)
+    until(lambda: len(inside) == 3)
     assert not any(future.done() for future in begun) and len(threads()) == 3
     gate.set()
     assert len({future.result(10) for future in begun}) <= 3 and len(inside) == 6
     assert lanes.close(10)
-    while threads():
+    until(lambda: not threads())
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Waits for it; fails where it does not come."""
+    end = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < end
         time.sleep(0.01)
