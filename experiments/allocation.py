@@ -1,8 +1,8 @@
-"""Which tasks each method spends its dollars on: shares on Easy, Hard and Intractable tasks (figure 3).
+"""Which tasks each method spends its dollars on, and calls the large model on: Easy, Hard, Intractable (figure 3).
 
     python -m experiments.allocation results/RUN          # of a finished experiments.frontier
 
-Expect a table on the screen, at once, and allocation.html, .csv, .png and .svg in figures/ of the run's folder.
+Expect two tables on the screen, at once, and allocation.html, .csv, .png and .svg in figures/ of the run's folder.
 """
 
 from __future__ import annotations
@@ -23,8 +23,13 @@ NOTES = (
     "the tasks.",
     "A task is Easy where always-small mostly succeeds, Intractable where no policy of this evaluation ever did, Hard "
     "otherwise. This is hindsight: no router was told. With few episodes per task the labels are rough.",
+    "A success ends an episode, so who wins Hard tasks early spends less on them than who loses them: the share of "
+    "dollars on Hard falls as success rises. What a router prefers shows in the steps that a larger model writes.",
     "Intervals: 95% percentile bootstrap over tasks.",
 )
+
+
+PERCENT = "{:.1%}".format
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,8 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         run = open_finished(args.folder)
         shares = allocation(run.evaluation())
-        shown = shares.pivot(index="method", columns="difficulty", values="spend_share")
-        print(shown.to_string(float_format="{:.1%}".format))
+        for column, title in (("spend_share", "share of dollars"), ("large_share", "steps with a larger model")):
+            print(f"{title}:")
+            print(shares.pivot(index="method", columns="difficulty", values=column).to_string(float_format=PERCENT))
         written = write_study(
             args.out or run.figures, "allocation", f"Where the dollars go: {run.env}",
             f"{run.label}. {run.summary['note']}", shares, allocation_figure(shares, run.label), NOTES,

@@ -6,13 +6,15 @@ over tasks, as in `bopo_ray.analysis.bootstrap`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from bopo_ray.analysis.bootstrap import bootstrap_ci, interval_of, resample_weights
+from bopo_ray.analysis.bootstrap import Interval, bootstrap_ci, interval_of, resample_weights
 from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL, BOUNDARY, ORACLE
 from bopo_ray.records import Difficulty
 
@@ -26,6 +28,7 @@ EASY_SHARE = 0.6
 N_RESAMPLES = 2000
 KEPT = 0.95
 """Share of always-large's success at which `pair_row` says what is saved."""
+FloatArray = npt.NDArray[np.float64]
 
 
 def inversions(boundaries: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -72,31 +75,46 @@ def task_difficulty(episodes: pd.DataFrame) -> pd.Series:
 
 
 def allocation(episodes: pd.DataFrame) -> pd.DataFrame:
-    """Per method and difficulty: share of its dollars, with an interval over tasks, beside the share of the tasks.
+    """Per method and difficulty: what it spends there, what it wins, and how often it calls the larger models.
 
-    A method's episodes are those of all its policies. A task counts in every resample with all of its dollars.
+    `spend_share` is a share of the method's dollars, to be seen beside `task_share`, and `large_share` of its steps on
+    those tasks. A success ends an episode, so whoever wins Hard tasks early spends less there than who loses them: only
+    the second says what the router prefers. Intervals are over tasks; a task counts in every resample with all of its
+    dollars and steps. A method's episodes are those of all its policies; NaN where it has no step.
 
     Args:
-        episodes: columns method, task, success, cost_usd.
+        episodes: columns method, task, success, cost_usd, large_calls, steps.
     """
     labels = task_difficulty(episodes)
     tasks = labels.index
-    weights = resample_weights(len(tasks), N_RESAMPLES)
+    weights_RT = resample_weights(len(tasks), N_RESAMPLES)
     rows = []
     for method, own in episodes.groupby("method"):
-        spent_T = own.groupby("task")["cost_usd"].sum().reindex(tasks).fillna(0.0).to_numpy()
-        totals_R = weights @ spent_T
+        sums = own.groupby("task")[["cost_usd", "large_calls", "steps", "success"]].sum().reindex(tasks).fillna(0.0)
+        spent_T, large_T, steps_T, won_T = sums.to_numpy(dtype=float).T
+        played_T = own.groupby("task").size().reindex(tasks).fillna(0).to_numpy(dtype=float)
         for difficulty in Difficulty:
             is_T = (labels == str(difficulty)).to_numpy(dtype=float)
-            share = float(spent_T @ is_T / spent_T.sum()) if spent_T.sum() else 0.0
-            samples_R = np.divide(weights @ (spent_T * is_T), totals_R, out=np.zeros(N_RESAMPLES), where=totals_R > 0)
-            interval = interval_of(share, samples_R)
+            spend = _ratio(spent_T * is_T, spent_T, weights_RT, of_nothing=0.0)
+            large = _ratio(large_T * is_T, steps_T * is_T, weights_RT, of_nothing=math.nan)
+            played = float(played_T @ is_T)
             rows.append(
-                {"method": method, "difficulty": str(difficulty), "spend_share": share,
-                 "spend_share_low": interval.low, "spend_share_high": interval.high,
-                 "spend_usd": float(spent_T @ is_T), "task_share": float(is_T.mean()), "tasks": int(is_T.sum())}
+                {"method": method, "difficulty": str(difficulty), "spend_share": spend.estimate,
+                 "spend_share_low": spend.low, "spend_share_high": spend.high, "spend_usd": float(spent_T @ is_T),
+                 "task_share": float(is_T.mean()), "tasks": int(is_T.sum()), "large_share": large.estimate,
+                 "large_share_low": large.low, "large_share_high": large.high,
+                 "success": float(won_T @ is_T) / played if played else math.nan}
             )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _ratio(part_T: FloatArray, whole_T: FloatArray, weights_RT: FloatArray, of_nothing: float) -> Interval:
+    """sum(part) / sum(whole) with its interval over tasks; resamples without anything are left out of it."""
+    parts_R, wholes_R = weights_RT @ part_T, weights_RT @ whole_T
+    if not whole_T.sum():
+        return Interval(of_nothing, of_nothing, of_nothing)
+    there_R = wholes_R > 0
+    return interval_of(part_T.sum() / whole_T.sum(), parts_R[there_R] / wholes_R[there_R])
 
 
 def hard_budget(episodes: pd.DataFrame) -> pd.DataFrame:

@@ -42,7 +42,8 @@ def inversion_figure(inverted: pd.DataFrame, rates: pd.DataFrame, label: str) ->
 
 @styled
 def allocation_figure(shares: pd.DataFrame, label: str) -> Figure:
-    """Where each method's dollars go: bars of shares by difficulty, above them the share of the tasks.
+    """Two panels of a row per method: shares of its dollars by difficulty, above them the share of the tasks; and on
+    how many of its steps it calls the larger models, on tasks of each difficulty, with the share of Hard tasks won.
 
     Args:
         shares: of `studies.allocation`.
@@ -52,27 +53,38 @@ def allocation_figure(shares: pd.DataFrame, label: str) -> Figure:
     tasks = shares[shares["method"] == methods[0]].set_index("difficulty")["task_share"]
     rows = ["share of tasks", *methods]
     height = 0.42 * len(rows) + 2.1
-    figure, axes = canvas(10.0, height)
-    figure.subplots_adjust(left=0.17, right=0.97, top=1 - 1.1 / height, bottom=0.75 / height)
+    figure, (dollars, calls) = canvas(13.0, height, 1, 2, width_ratios=(5, 3))
+    figure.subplots_adjust(left=0.13, right=0.92, top=1 - 1.1 / height, bottom=0.75 / height, wspace=0.1)
     left = np.zeros(len(rows))
     for name, colour in DIFFICULTY_COLOURS.items():
-        by_method = shares[shares["difficulty"] == name].set_index("method")["spend_share"]
-        values = np.array([tasks[name], *(by_method[m] for m in methods)])
-        bars = axes.barh(rows, values, left=left, color=colour, height=0.7)
+        own = shares[shares["difficulty"] == name].set_index("method")
+        values = np.array([tasks[name], *(own["spend_share"][m] for m in methods)])
+        bars = dollars.barh(rows, values, left=left, color=colour, height=0.7)
         bars[0].set_alpha(0.45)
         for y, (start, value) in enumerate(zip(left, values, strict=True)):
             if value >= 0.06:
                 text = INK if y == 0 else "white"
-                axes.text(start + value / 2, y, f"{value:.0%}", ha="center", va="center", color=text, fontsize=9)
+                dollars.text(start + value / 2, y, f"{value:.0%}", ha="center", va="center", color=text, fontsize=9)
         left += values
-    axes.invert_yaxis()
-    axes.axhline(0.5, color=MUTED, linewidth=0.8)
-    axes.set_xlim(0, 1)
-    axes.grid(False, axis="y")
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_xlabel("share of dollars")
+        large = own["large_share"].reindex(methods).to_numpy()
+        calls.scatter(large, np.arange(1, len(rows)), color=colour, s=52, zorder=3, clip_on=False)
+    for y, method in enumerate(methods, 1):
+        own = shares[shares["method"] == method].set_index("difficulty")
+        calls.plot([own["large_share"].min(), own["large_share"].max()], [y, y], color=MUTED, linewidth=1.2)
+        if own["tasks"]["hard"]:
+            calls.text(1.17, y, f"{own['success']['hard']:.0%}", ha="right", va="center", fontsize=9)
+    calls.text(1.17, 0, "Hard won", ha="right", va="center", color=DIFFICULTY_COLOURS["hard"], fontsize=9)
+    for axes in (dollars, calls):
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.axhline(0.5, color=MUTED, linewidth=0.8)
+        axes.set_xlim(0, 1)
+        axes.grid(False, axis="y")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    dollars.set_xlabel("share of dollars")
+    calls.set_yticks([])
+    calls.set_xlabel("steps on which a larger model is called")
     handles = [Line2D([], [], color=c, linewidth=6, label=d) for d, c in DIFFICULTY_COLOURS.items()]
-    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.16, 1 - 0.72 / height), ncols=3, fontsize=10)
+    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.12, 1 - 0.72 / height), ncols=3, fontsize=10)
     count = int(shares[shares["method"] == methods[0]]["tasks"].sum())
     head(figure, "Where the dollars go", f"{count} held-out tasks, labelled in hindsight", label)
     return figure

@@ -48,13 +48,16 @@ def test_inversion_is_strict_and_counted_by_benchmark_and_difficulty() -> None:
     assert math.isnan(rates.loc[("B-v0", "all")]["rate_low"]), "one task leaves nothing to resample"
 
 
-def episodes(*rows: tuple[str, str, bool, float]) -> pd.DataFrame:
-    return pd.DataFrame([dict(zip(["method", "task", "success", "cost_usd"], row, strict=True)) for row in rows])
+def episodes(*rows: tuple[str, str, bool, float], large: tuple[int, ...] = ()) -> pd.DataFrame:
+    """Of ten steps each, of which the large model wrote so many; none where that is not said."""
+    frame = pd.DataFrame([dict(zip(["method", "task", "success", "cost_usd"], row, strict=True)) for row in rows])
+    return frame.assign(large_calls=large or 0, steps=10)
 
 
 EPISODES = episodes(
     ("always-small", "e", True, 1.0), ("always-small", "h", False, 2.0), ("always-small", "i", False, 1.0),
     ("bopo", "e", True, 1.0), ("bopo", "h", True, 5.0), ("bopo", "h", False, 3.0), ("bopo", "i", False, 1.0),
+    large=(0, 0, 0, 1, 4, 8, 0),
 )  # fmt: skip
 
 
@@ -72,11 +75,24 @@ def test_allocation_by_hand() -> None:
         ("always-small", "easy"): 0.25, ("always-small", "hard"): 0.5, ("always-small", "intractable"): 0.25,
         ("bopo", "easy"): 0.1, ("bopo", "hard"): 0.8, ("bopo", "intractable"): 0.1,
     }  # fmt: skip
+    assert found["large_share"].to_dict() == {
+        ("always-small", "easy"): 0.0, ("always-small", "hard"): 0.0, ("always-small", "intractable"): 0.0,
+        ("bopo", "easy"): 0.1, ("bopo", "hard"): 0.6, ("bopo", "intractable"): 0.0,
+    }  # fmt: skip
+    assert found["success"].to_dict() == {
+        ("always-small", "easy"): 1.0, ("always-small", "hard"): 0.0, ("always-small", "intractable"): 0.0,
+        ("bopo", "easy"): 1.0, ("bopo", "hard"): 0.5, ("bopo", "intractable"): 0.0,
+    }  # fmt: skip
+    one = found.loc[("bopo", "hard")]
+    interval = one["large_share_low"], one["large_share_high"]
+    assert interval == pytest.approx((0.6, 0.6)), "one Hard task: each resample that has it says so"
     assert set(found["task_share"]) == {1 / 3} and set(found["tasks"]) == {1}
     assert (found["spend_share_low"] <= found["spend_share"]).all()
     assert (found["spend_share"] <= found["spend_share_high"]).all()
     free = allocation(EPISODES.assign(cost_usd=0.0))
     assert set(free["spend_share"]) == {0.0}, "nothing spent is no error"
+    easy = allocation(EPISODES[EPISODES["task"] == "e"]).set_index(["method", "difficulty"]).loc[("bopo", "hard")]
+    assert easy["tasks"] == 0 and math.isnan(easy["large_share"]) and math.isnan(easy["success"])
 
 
 def played(policy: str, cap: float, task: str, success: bool, used: float, unit: str = "calls") -> dict[str, object]:
@@ -110,7 +126,7 @@ def test_figures_say_what_they_show() -> None:
     assert any(t.startswith("A-v0: inverted on 25% [") for t in texts(inverted)) and label in texts(inverted)
     assert any("small costs more: 1 of 4 tasks" in t for t in texts(inverted))
     spent = allocation_figure(allocation(EPISODES), label)
-    assert {"80%", "33%", label, "3 held-out tasks, labelled in hindsight"} <= set(texts(spent))
+    assert {"80%", "33%", label, "3 held-out tasks, labelled in hindsight", "Hard won", "50%"} <= set(texts(spent))
     capped = hard_budget_figure(hard_budget(CAPPED), label)
     assert label in texts(capped) and any("1 overspends" in t for t in texts(capped))
     lines = [line.get_xydata().tolist() for axes in capped.axes for line in axes.lines]
