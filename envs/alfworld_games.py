@@ -105,12 +105,12 @@ class OwnGames:
     """Games of our own, in one file."""
 
     def __init__(self, path: Path) -> None:
-        self.label = "ALFWorld engine, own layouts"
         self._path = path
         self._tasks: dict[Split, tuple[Task, ...]] = {}
         self._records: dict[str, dict[str, Any]] = {}
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            data = path.read_bytes()
+            record = json.loads(data)
             self._made_for, known = str(record["alfworld"]), record["format"] == FORMAT
             for split in Split:
                 self._records |= record[split]
@@ -118,6 +118,9 @@ class OwnGames:
         except (OSError, ValueError, KeyError, TypeError) as error:
             why = f"{type(error).__name__}: {error}"
             raise ConfigError(f"{path} can't be read ({why}): python -m envs.alfworld generate --out FOLDER") from None
+        # Two files may name two games alike: the label tells them apart, in results and when a run is continued.
+        other = "" if path.parent == SHIPPED else f" ({hashlib.sha256(data).hexdigest()[:8]})"
+        self.label = f"ALFWorld engine, own layouts{other}"
         if not known:
             raise ConfigError(
                 f"{path} has format {record['format']}, not {FORMAT}: python -m envs.alfworld generate --out FOLDER"

@@ -29,7 +29,8 @@ from bopo_ray.pipeline.command import exit_code, script_parser
 from bopo_ray.pipeline.evaluate import evaluate_stage, report_stage
 from bopo_ray.pipeline.jobs import Job
 from bopo_ray.pipeline.run import Run
-from bopo_ray.pipeline.settings import Settings, check_same, field_docs, load_settings, resolve
+from bopo_ray.pipeline.same import check_same
+from bopo_ray.pipeline.settings import Settings, field_docs, load_settings, resolve
 from bopo_ray.pipeline.shared import is_uri, local_folder, shared_folder
 from bopo_ray.pipeline.side_by_side import ALL, run_all
 from bopo_ray.pipeline.stages import bosft_stage, boundary_stage

@@ -18,7 +18,8 @@ from bopo_ray.errors import ConfigError
 from bopo_ray.models.pool import read_pool, resolve_pool
 from bopo_ray.models.pricing import price_table
 from bopo_ray.pipeline.baselines import Policy, specs, trained_routers
-from bopo_ray.pipeline.run import Run, check_same_models
+from bopo_ray.pipeline.run import Run
+from bopo_ray.pipeline.same import check_same_models
 from bopo_ray.pipeline.settings import load_settings
 from bopo_ray.pipeline.stages import load_policy
 from bopo_ray.records import Budget, CostMode

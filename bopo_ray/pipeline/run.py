@@ -26,13 +26,14 @@ from bopo_ray.benchmarks import check_ready, env_class, fair_tasks, select_tasks
 from bopo_ray.errors import ConfigError, EngineError, StoreError
 from bopo_ray.models import build_pool, host_pool
 from bopo_ray.models.calls import CallStore
-from bopo_ray.models.pool import PoolSpec, read_pool, resolve_pool, save_pool
+from bopo_ray.models.pool import read_pool, resolve_pool, save_pool
 from bopo_ray.models.pricing import Usage, price_table
 from bopo_ray.models.protocol import LanguageModel
 from bopo_ray.models.spend import SpendLedger
 from bopo_ray.pipeline.board import board_command
 from bopo_ray.pipeline.preflight import preflight
-from bopo_ray.pipeline.settings import Settings, check_same, load_settings, save
+from bopo_ray.pipeline.same import check_same, check_same_models, check_same_tasks, task_lists
+from bopo_ray.pipeline.settings import Settings, load_settings, save
 from bopo_ray.records import CostMode, Episode, EpisodeSpec
 from bopo_ray.rllib.backbone import check_backbone
 from bopo_ray.rllib.bopo import BoPOConfig
@@ -91,6 +92,8 @@ class Run:
                 raise StoreError(f"{out} holds a run already; continue it with --resume, or choose another --out")
             check_same(load_settings(path), settings, path)
             check_same_models(read_pool(out / "pool.yaml", self.prices), self.models, out)
+        tasks = task_lists(settings.env, self.train, self.test)
+        check_same_tasks(out / "tasks.json", tasks)
         preflight(self.pool, settings, out)
         if settings.backbone:
             check_backbone(settings.router_shape, len(self.pool))
@@ -100,6 +103,7 @@ class Run:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not path.exists():
                 save_pool(self.models, out / "pool.yaml")
+            write_json(out / "tasks.json", tasks)
             save(settings, path.with_suffix(".tmp"))
             path.with_suffix(".tmp").replace(path)
         except BlockingIOError as error:
@@ -359,22 +363,6 @@ def check_learners(s: Settings, there: Mapping[str, float]) -> None:
         raise ConfigError(
             f"num_gpus_per_learner={s.num_gpus_per_learner:g}: this torch ({torch.__version__}) finds no GPU; install "
             "one built for it, or give --num-gpus-per-learner 0"
-        )
-
-
-def check_same_models(old: PoolSpec, new: PoolSpec, out: Path) -> None:
-    """Raises StoreError when a continuation would mix two pools in one folder; limits and key variables may differ."""
-    for a, b in zip(old.models, new.models, strict=False):
-        for field in ("model", "label", "base_url", "extra_body", "query", "temperature", "max_completion_tokens",
-                      "max_prompt_tokens", "price"):  # fmt: skip
-            if getattr(a, field) != getattr(b, field):
-                raise StoreError(
-                    f"{out} holds a run whose model {a.label} has {field}={getattr(a, field)!r}, now it is "
-                    f"{getattr(b, field)!r}; restore it to continue, or choose another --out"
-                )
-    if len(old.models) != len(new.models):
-        raise StoreError(
-            f"{out} holds a run of {len(old.models)} models, now there are {len(new.models)}; choose another --out"
         )
 
 

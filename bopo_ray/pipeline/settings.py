@@ -21,7 +21,7 @@ from bopo_ray.method.synthesis import FIRST_LARGE
 from bopo_ray.records import Budget, CostMode
 from bopo_ray.routers import parse_router
 
-__all__ = ["SCALES", "Settings", "check_same", "field_docs", "load_settings", "resolve", "save"]
+__all__ = ["SCALES", "Settings", "field_docs", "load_settings", "resolve", "save"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,13 +275,6 @@ _OPTIONAL = {"budget_calls": int, "budget_usd": float}
 """Fields that may be None."""
 _EMPTY: dict[str, type] = {"router": str, "train_lambdas": float}
 """Fields that hold nothing by default, and what of."""
-_NOT_RESULTS = {
-    "cpus", "lanes", "ignore_gate", "max_spend", "calls", "router", "num_learners", "num_gpus_per_learner",
-    "pass_tokens",
-}  # fmt: skip
-"""Fields that may differ between a run and its continuation."""
-_MAY_GROW = ("lambdas", "seeds", "advantage")
-"""Fields to which a continuation may add: more points of the same sweep."""
 
 
 def resolve(file: Path | None, given: dict[str, Any]) -> Settings:
@@ -351,22 +344,6 @@ def save(settings: Settings, path: Path) -> None:
     """Writes the resolved settings."""
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items()}
     path.write_text(yaml.safe_dump(values, sort_keys=False))
-
-
-def check_same(old: Settings, new: Settings, path: Path) -> None:
-    """Raises StoreError when a continuation would mix two settings in one folder.
-
-    It may add lambdas, seeds and advantages to a sweep: what they share with the others is there already.
-    """
-    for f in fields(Settings):
-        a, b = getattr(old, f.name), getattr(new, f.name)
-        if f.name in _MAY_GROW and set(a) <= set(b):
-            continue
-        if a != b and f.name not in _NOT_RESULTS:
-            raise StoreError(
-                f"{path.parent} holds a run with {f.name}={a!r}, this one has {b!r}; "
-                "give the same settings to continue it, or choose another --out"
-            )
 
 
 @cache

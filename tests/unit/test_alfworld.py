@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -72,6 +73,7 @@ def test_a_layout_survives_the_file_and_the_generator_is_seeded(tmp_path: Path) 
     (tmp_path / games.FILE).write_text(games.encode({Split.TRAIN: named, Split.DEV: empty, Split.TEST: empty}))
     own = games.OwnGames(tmp_path / games.FILE)
     assert [own.layout(task.name) for task in own.tasks(Split.TRAIN)] == drawn
+    assert re.fullmatch(r"ALFWorld engine, own layouts \([0-9a-f]{8}\)", own.label), "not those that ship with us"
     assert own.game(own.tasks(Split.TRAIN)[0].name).plan == ("look", "go to bed 1")
 
 

@@ -9,7 +9,7 @@ import pytest
 import ray
 from rich.console import Console
 
-from bopo_ray.errors import BudgetError
+from bopo_ray.errors import BudgetError, StoreError
 from bopo_ray.models import load_pool
 from bopo_ray.models.pricing import Usage
 from bopo_ray.pipeline.preflight import cheapest_call, preflight
@@ -18,7 +18,7 @@ from bopo_ray.pipeline.settings import Settings, resolve
 from experiments.frontier import main
 from tests.endpoint import Endpoint
 from tests.tiny_router import make_qwen
-from tests.toy import ID, Scripted, scripted_pool
+from tests.toy import ID, Scripted, Toy, scripted_pool
 
 TOY = ["--env", ID, "--scale", "tiny"]
 REAL = [*TOY, "--small", "openai:gpt-4.1-mini", "--large", "openai:gpt-4.1"]
@@ -149,6 +149,20 @@ def test_looking_at_an_endpoint_costs_nothing(tmp_path: Path, monkeypatch: pytes
             assert run.ledger().totals().models == ()
         assert (tmp_path / "out" / "pool.yaml").exists()
         assert not endpoint.bill
+
+
+def test_a_run_is_not_continued_on_tasks_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, out, quiet = resolve(None, {"env": ID, "scale": "tiny"}), tmp_path / "out", Console(quiet=True)
+    with Run(settings, out, False, quiet) as run:
+        first = run.train[0].name
+    kept = (out / "tasks.json").read_bytes()
+    with Run(settings, out, True, quiet):
+        pass
+    real = Toy.tasks
+    monkeypatch.setattr(Toy, "tasks", lambda split: tuple(t for t in real(split) if t.name != first))
+    with pytest.raises(StoreError, match=f"'{first}' is a task of one of them; .* choose another --out"):
+        Run(settings, out, True, quiet)
+    assert (out / "tasks.json").read_bytes() == kept
 
 
 def test_a_backbone_without_a_needed_token_stops_before_anything_is_played(

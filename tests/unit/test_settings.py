@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bopo_ray.errors import ConfigError, StoreError
-from bopo_ray.pipeline.settings import SCALES, Settings, check_same, field_docs, load_settings, resolve, save
+from bopo_ray.pipeline.same import check_same, check_same_tasks, task_lists
+from bopo_ray.pipeline.settings import SCALES, Settings, field_docs, load_settings, resolve, save
 from bopo_ray.records import Budget, CostMode
+from envs.base import Split, Task
 from experiments.frontier import parser
 
 
@@ -220,6 +223,30 @@ def test_a_continuation_must_not_mix_settings(tmp_path: Path) -> None:
             in text
         )
         assert "choose another --out" in text
+
+
+def test_a_continuation_must_not_mix_tasks(tmp_path: Path) -> None:
+    path, env = tmp_path / "run" / "tasks.json", "ScienceWorld-v0"
+    names = {"train": ("boil/1", "boil/2"), "test": ("boil/9",)}
+    train, test = ([Task(env, n, split) for n in names[split]] for split in (Split.TRAIN, Split.TEST))
+    own = task_lists(env, train, test)
+    check_same_tasks(path, own)  # a folder of before the file
+    path.parent.mkdir()
+    path.write_text(json.dumps(own))
+    check_same_tasks(path, own)
+    for other, said in (
+        (task_lists(env, train[:1], test), "'boil/2' is a task of one of them"),
+        (task_lists(env, train[::-1], test), "these are of ScienceWorld-v0; set what names them"),
+        (own | {"source": "others"}, "run on tasks of ScienceWorld-v0, these are of others; set"),
+    ):
+        with pytest.raises(StoreError) as error:
+            check_same_tasks(path, other)
+        assert said in str(error.value) and str(tmp_path / "run") in str(error.value)
+        assert "ALFWORLD_DATA" in str(error.value) and "choose another --out" in str(error.value)
+    for broken in ("", "{}", "[1]", '{"train": 1, "test": []}'):
+        path.write_text(broken)
+        with pytest.raises(StoreError, match=r"tasks\.json can't be read .* choose another --out"):
+            check_same_tasks(path, own)
 
 
 def test_routers_are_named_one_by_one_or_together() -> None:
