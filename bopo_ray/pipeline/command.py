@@ -1,21 +1,28 @@
-"""How a script is called, and how it ends: exit code 0, or one line that says what is wrong, and 1, 2, 3 or 130."""
+"""How a script is called, and how it ends: exit code 0, or one line that says why not, and 1, 2, 3, 130 or 143."""
 
 from __future__ import annotations
 
 import argparse
 import errno
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ray.exceptions import RayTaskError
 
 from bopo_ray.errors import ConfigError, EngineError, ModelError, SpendLimitError
 
-__all__ = ["exit_code", "finished_parser", "script_parser"]
+__all__ = ["Terminated", "exit_code", "finished_parser", "script_parser"]
 
 _FAILURES = (ConfigError, EngineError, ModelError, SpendLimitError, OSError)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, by which `kill` and schedulers end a process: a run ends as it does with Ctrl-C."""
 
 
 def script_parser(name: str, doc: str | None, **more: Any) -> argparse.ArgumentParser:
@@ -42,7 +49,7 @@ def exit_code(
     kept: str = "what is finished is kept; run the same command again to go on",
 ) -> int:  # fmt: skip
     """What `work` returns; 1 when the machine failed, 2 for the user's mistake, 3 when --max-spend is reached, 130 when
-    interrupted, each with one line, on stderr.
+    interrupted, 143 when terminated, each with one line, on stderr.
 
     Args:
         work: the script.
@@ -50,13 +57,33 @@ def exit_code(
         again: how to go on when the disk was full.
         kept: how to go on when it was interrupted.
     """
+    received: list[int] = []
     try:
-        return work()
+        with _ended_by_sigterm(received):
+            return work()
     except (*_FAILURES, RayTaskError) as error:
         return _ended(error, spent, again)
     except KeyboardInterrupt:
-        print(f"interrupted: {kept}", file=sys.stderr)
-        return 130
+        print(f"{'terminated' if received else 'interrupted'}: {kept}", file=sys.stderr)
+        return 128 + (signal.SIGTERM if received else signal.SIGINT)
+
+
+@contextmanager
+def _ended_by_sigterm(received: list[int]) -> Iterator[None]:
+    """Has SIGTERM raise `Terminated`, and noted, since Tune makes of it a plain interrupt; in a main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, _: object) -> NoReturn:
+        received.append(number)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _ended(error: Exception, spent: Callable[[], str] | None, again: str) -> int:

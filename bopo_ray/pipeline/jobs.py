@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,11 +14,15 @@ from pathlib import Path
 
 from bopo_ray.analysis.finished import FinishedRun, open_finished
 from bopo_ray.models.spend import SpendLedger
+from bopo_ray.pipeline.command import Terminated
 
 __all__ = ["Job", "compare_runs", "run_jobs", "run_process", "spent_usd"]
 
 PATIENCE_S = 30.0
 """A process that was interrupted has so long to end in order."""
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+"""Loaded before a fork: nothing may be imported after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +76,25 @@ def compare_runs(
 
 
 def run_process(command: Sequence[str]) -> int:
-    """Runs a command to its end; returns its exit code. Ctrl-C reaches it as well, and it may then end in order."""
-    process = subprocess.Popen(command)
+    """Runs a command to its end; returns its exit code.
+
+    It never goes on, and spends, without this process: Ctrl-C reaches both, SIGTERM is handed on, and where this
+    process is killed the command gets SIGTERM (on Linux). It may then end in order.
+    """
+    process = subprocess.Popen(command, preexec_fn=_end_with_parent if _libc else None)
     try:
         return process.wait()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if isinstance(stop, Terminated):
+            process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(PATIENCE_S)
         raise
+
+
+def _end_with_parent() -> None:
+    assert _libc
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def spent_usd(folder: Path) -> float:

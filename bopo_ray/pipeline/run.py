@@ -8,6 +8,8 @@ import json
 import logging
 import math
 import os
+import signal
+import threading
 import time
 import uuid
 import warnings
@@ -187,10 +189,13 @@ class Run:
         os.environ.update({k: v for k, v in QUIET.items() if k not in os.environ})
         address = os.environ.get("RAY_ADDRESS", "local")
         local = {"num_cpus": self.settings.cpus or os.cpu_count()} if address == "local" else {}
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         context = ray.init(
             address=address, logging_level=logging.ERROR, log_to_driver=False,
             runtime_env={"env_vars": QUIET}, **local,
         )  # fmt: skip
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # which Ray has set: it would end the process on the spot
         check_learners(self.settings, ray.cluster_resources())
         if len(ray.nodes()) > 1 or address != "local":
             self.desk = dataclasses.replace(self.desk, node=node_id(), actor=f"desk-{uuid.uuid4().hex[:8]}")

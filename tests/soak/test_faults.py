@@ -96,11 +96,12 @@ def test_a_run_killed_at_every_stage_ends_as_one_that_was_not(
     assert before
     stored = frontier.rows("policy")
 
-    # Ctrl-C in the sweep.
+    # SIGTERM in the sweep.
     process = frontier.start("--resume", hold=0)
     wait_for(lambda: len(frontier.held()) == 2, process)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(120) == 130
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 143
+    assert frontier.said().splitlines()[-1].startswith("terminated: ")
     assert "--resume" in frontier.said().splitlines()[-1]
     assert weights(frontier, done) == before
 

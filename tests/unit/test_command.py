@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -134,3 +135,44 @@ def test_an_interrupted_run_may_end_in_order() -> None:
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     os.killpg(process.pid, signal.SIGINT)
     assert process.communicate(timeout=20)[0] == "ended in order\n" and process.returncode != 0
+
+
+WORK = """
+import sys, time
+from bopo_ray.pipeline.command import exit_code
+def work():
+    print("ready", flush=True)
+    time.sleep(60)
+sys.exit(exit_code(work, kept="the child's"))
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_no_run_goes_on_without_the_script_that_started_it(how: signal.Signals) -> None:
+    parent = f"""
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from bopo_ray.pipeline.command import exit_code
+from bopo_ray.pipeline.jobs import run_process
+sys.exit(exit_code(lambda: run_process([sys.executable, "-c", {WORK!r}]), kept="the parent's"))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(how)  # to the parent alone
+    said = process.communicate(timeout=30)[1]  # ends when nobody writes any more
+    by_kill = how is signal.SIGKILL
+    assert said == "terminated: the child's\n" + ("" if by_kill else "terminated: the parent's\n")
+    assert process.returncode == (-how if by_kill else 143)
+
+
+def test_what_sigterm_does_is_restored() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert exit_code(lambda: 7) == 7 and signal.getsignal(signal.SIGTERM) is before
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(exit_code, lambda: 7).result() == 7, "and not touched outside of the main thread"
