@@ -3,6 +3,10 @@
 What is chosen is one number, added to the logit of model i of the pool i times. It moves a router along its own
 frontier without training: a router says where the large model is worth more, and only then how much of it is wanted.
 The router that is evaluated has the number in its weights; it is a folder of its own beside the trained one.
+
+By "price" a lambda gets the number that earns the most at it. Where success costs much the same all along a router's
+frontier, each lambda then chooses one end, and what lies between is never played; by "front" the lambdas share the
+numbers whose points have the largest hypervolume together.
 """
 
 from __future__ import annotations
@@ -10,27 +14,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ray.rllib.core.rl_module import RLModule
 
+from bopo_ray.analysis.pareto import Reference, hypervolume
+from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL
 from bopo_ray.method.reward import CostScale
 from bopo_ray.pipeline.baselines import Policy, best_policy, play_dev, specs
 from bopo_ray.pipeline.card import describe
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.pipeline.settings import Settings
 from bopo_ray.pipeline.stages import load_policy
-from bopo_ray.records import Phase
+from bopo_ray.records import Episode, Phase
 from bopo_ray.rllib.router_module import RouterModule
 from bopo_ray.rllib.saved import about
 
-__all__ = ["calibrated", "for_each_lambda"]
+__all__ = ["calibrated", "for_each_lambda", "front_choice"]
 
 FILE = "calibration.json"
 """In a run's folder: the number chosen for each policy."""
+_BOUNDARIES = (ALWAYS_SMALL, ALWAYS_LARGE)
 BIAS = "policy.head.bias"
 """Of the acting router's state: what is added to its logits, [n_models]."""
 
@@ -39,8 +47,9 @@ def calibrated(run: Run, policies: Sequence[Policy]) -> list[Policy]:
     """The policies with the offset that suits their lambda best; one that was trained at none, or at one of
     `Settings.train_lambdas`, becomes one for each.
 
-    Plays each on dev tasks with each of `Settings.offsets`; the best mean of u - lambda * C_norm is taken, the smallest
-    offset where several are as good. The policies as they are, where 0 is the only offset.
+    Plays each on dev tasks with each of `Settings.offsets`; by "price" the best mean of u - lambda * C_norm is taken,
+    the smallest offset where several are as good, and by "front" what `front_choice` says. The policies as they are,
+    where 0 is the only offset.
     """
     s = run.settings
     if tuple(s.offsets) == (0.0,):
@@ -77,14 +86,52 @@ def _choose(run: Run, policies: Sequence[Policy], wanted: Sequence[Policy]) -> d
                 run.play(f"calibrating {tried.name}", store, todo, weights, 1 + i * len(s.offsets) + j)
     played = list(store.read(Phase.SELECTION))
     order, scale = sorted(s.offsets, key=abs), CostScale(s.cost_scale)
+    points = _points(played) if s.offset_rule == "front" else {}
     chosen = {}
     for policy in wanted:
         assert policy.folder is not None and policy.lam is not None
         names = {_tried(policy.folder, offset): offset for offset in order}
-        chosen[policy.name] = names[best_policy(played, list(names), policy.lam, run.mode, scale)]
+        if points:
+            name = front_choice({n: points[n] for n in names}, [points[b] for b in _BOUNDARIES], s.lambdas)[policy.lam]
+        else:
+            name = best_policy(played, list(names), policy.lam, run.mode, scale)
+        chosen[policy.name] = names[name]
     said = ", ".join(f"{name} {offset:+g}" for name, offset in chosen.items())
     run.console.print(f"offsets of the larger models' logits, chosen on {len(tasks)} dev tasks: {said}")
     return chosen
+
+
+def front_choice(
+    points: Mapping[str, tuple[float, float]], boundaries: Sequence[tuple[float, float]], lambdas: Sequence[float]
+) -> dict[float, str]:
+    """By lambda, one of the points of which as many as there are lambdas have the largest hypervolume together.
+
+    They stand beside the boundary policies' points, which everyone has; the reference is the dearer of these. The
+    smaller the lambda, the dearer its point; where there are fewer points than lambdas, the largest lambdas share the
+    cheapest.
+
+    Args:
+        points: (cost, success) on dev tasks, by name; of sets that are as good, the first in this order is taken.
+        boundaries: of always-small and always-large.
+        lambdas: in any order.
+    """
+    reference = Reference(max(cost for cost, _ in boundaries))
+
+    def volume(names: Sequence[str]) -> float:
+        return hypervolume(*zip(*boundaries, *(points[n] for n in names), strict=True), reference)
+
+    best = max(combinations(points, min(len(lambdas), len(points))), key=volume)
+    dearest_first = sorted(best, key=lambda name: points[name], reverse=True)
+    return {lam: dearest_first[min(i, len(best) - 1)] for i, lam in enumerate(sorted(lambdas))}
+
+
+def _points(episodes: Sequence[Episode]) -> dict[str, tuple[float, float]]:
+    """Mean cost in USD and success over tasks, by policy."""
+    by: dict[str, dict[str, list[tuple[float, bool]]]] = {}
+    for e in episodes:
+        by.setdefault(e.spec.policy, {}).setdefault(e.spec.task.name, []).append((e.cost_microusd / 1e6, e.success))
+    means = {name: np.mean([np.mean(own, 0) for own in tasks.values()], 0) for name, tasks in by.items()}
+    return {name: (float(cost), float(success)) for name, (cost, success) in means.items()}
 
 
 def _tried(folder: Path, offset: float) -> str:

@@ -100,6 +100,8 @@ class Settings:
     """how trained routers decide in the evaluation: greedy (the most probable model) or sample (as in training)"""
     offsets: tuple[float, ...] = (0.0,)
     """numbers to choose from on dev tasks, per router and lambda: what is added to the large model's logit"""
+    offset_rule: str = "price"
+    """which of them a lambda gets: price (the best u - lambda * C_norm) or front (those of the largest hypervolume)"""
     eval_samples: int = 1
     """evaluation episodes per test task and policy"""
     budget_calls: int | None = None
@@ -162,6 +164,9 @@ class Settings:
             ("cost", self.cost in set(CostMode), f"need one of {', '.join(CostMode)}"),
             ("cost_scale", self.cost_scale in set(CostScale), f"need one of {', '.join(CostScale)}"),
             ("decide", self.decide in DECIDE, f"need one of {', '.join(DECIDE)}"),
+            ("offset_rule", self.offset_rule in OFFSET_RULES, f"need one of {', '.join(OFFSET_RULES)}"),
+            ("offset_rule", self.offset_rule == "price" or bool(self.train_lambdas),
+             "a front needs a router that serves all of --lambdas: set --train-lambdas"),
             ("scale", self.scale in SCALES, f"need one of {', '.join(SCALES)}"),
             ("temperature", 0 <= self.temperature < math.inf, "need a number >= 0"),
             ("beta", 0 <= self.beta < math.inf, "need a number >= 0"),
@@ -263,6 +268,7 @@ default; and, since all must fit into the same minutes, more of everything where
 slow. Dev tasks choose how much of the large model a lambda wants; with real models BoSFT begins with routings that win
 reliably. Observations are long: with fewer tokens the router does not see what lies on a table, and learns to play
 always-small. Chosen on dev tasks, ALFWorld's."""
+OFFSET_RULES = ("price", "front")
 DECIDE = ("greedy", "sample")
 """What `Settings.decide` may be."""
 

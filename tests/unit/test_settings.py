@@ -105,6 +105,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("cost", "eur", "need one of calls, usd"),
     ("cost_scale", "log", "need one of boundaries, absolute"),
     ("decide", "softly", "need one of greedy, sample"),
+    ("offset_rule", "best", "need one of price, front"),
+    ("offset_rule", "front", "set --train-lambdas"),
     ("scale", "huge", "need one of tiny, quick, paper"),
     ("temperature", -0.1, "need a number >= 0"),
     ("temperature", float("nan"), "need a number >= 0"),

@@ -12,7 +12,7 @@ from typing import cast
 import pytest
 
 from bopo_ray.pipeline.baselines import Policy
-from bopo_ray.pipeline.calibrate import for_each_lambda
+from bopo_ray.pipeline.calibrate import for_each_lambda, front_choice
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.pipeline.settings import Settings
 from bopo_ray.pipeline.sweep import CONTENTS, Point, Sweep
@@ -90,3 +90,18 @@ def test_a_router_of_a_training_lambda_stands_for_each_lambda(tmp_path: Path) ->
     for one in (s, dataclasses.replace(s, train_lambdas=())):
         assert [(p.name, p.lam) for p in for_each_lambda(bosft, one)] == [("bosft_lam0.1", 0.1), ("bosft_lam0.8", 0.8)]
     assert for_each_lambda(router, dataclasses.replace(s, train_lambdas=())) == [router]
+
+
+def test_a_straight_frontier_is_shared_by_the_lambdas() -> None:
+    """On a straight line each price chooses one of its ends; a front has what lies between, too."""
+    small, large = (1.0, 0.2), (5.0, 0.8)
+    points = {"a": (2.0, 0.4), "b": (3.0, 0.54), "c": (4.0, 0.7), "dominated": (4.5, 0.3)}
+    by_price = {lam: max(points, key=lambda n: points[n][1] - lam * points[n][0]) for lam in (0.1, 0.14, 0.16, 0.3)}
+    assert set(by_price.values()) == {"a", "c"}
+    lambdas = (0.3, 0.1, 0.2)
+    assert front_choice(points, [small, large], lambdas) == {0.1: "c", 0.2: "b", 0.3: "a"}
+    # areas: a and b 0.2 + 0.4 + 2 * 0.54 = 1.68, a and c 0.2 + 2 * 0.4 + 0.7 = 1.7, b and c 2 * 0.2 + 0.54 + 0.7 = 1.64
+    assert front_choice(points, [small, large], (0.2, 0.1)) == {0.1: "c", 0.2: "a"}
+    # a 0.2 + 3 * 0.4 = 1.4, b 2 * 0.2 + 2 * 0.54 = 1.48, c 3 * 0.2 + 0.7 = 1.3
+    assert front_choice(points, [small, large], (0.5,)) == {0.5: "b"}
+    assert front_choice({"a": points["a"]}, [small, large], lambdas) == dict.fromkeys(lambdas, "a")
