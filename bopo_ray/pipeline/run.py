@@ -88,14 +88,13 @@ class Run:
                 f"{len(left_out):,} tasks are not asked: the models were not made for their kind, or learned from them"
             )
         self._group: EnvRunnerGroup | None = None
-        path = out / "settings.yaml"
+        path, tasks = out / "settings.yaml", task_lists(settings.env, self.train, self.test)
         if path.exists():
             if not resume:
                 raise StoreError(f"{out} holds a run already; continue it with --resume, or choose another --out")
             check_same(load_settings(path), settings, path)
             check_same_models(read_pool(out / "pool.yaml", self.prices), self.models, out)
-        tasks = task_lists(settings.env, self.train, self.test)
-        check_same_tasks(out / "tasks.json", tasks)
+            check_same_tasks(out / "tasks.json", tasks)
         preflight(self.pool, settings, out)
         if settings.backbone:
             check_backbone(settings.router_shape, len(self.pool))

@@ -269,6 +269,7 @@ slow. Dev tasks choose how much of the large model a lambda wants; with real mod
 reliably. Observations are long: with fewer tokens the router does not see what lies on a table, and learns to play
 always-small. Chosen on dev tasks, ALFWorld's."""
 OFFSET_RULES = ("price", "front")
+"""What `Settings.offset_rule` may be."""
 DECIDE = ("greedy", "sample")
 """What `Settings.decide` may be."""
 
