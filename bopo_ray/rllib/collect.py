@@ -1,9 +1,10 @@
-"""One queue of episodes over all runners, whatever dies on the way.
+"""The episodes that all runners share, whatever dies on the way.
 
 Always true here: every spec ends as exactly one episode or one counted failure; a runner that dies or goes silent is
 replaced by Ray, and the specs it had not finished go back to the queue; a runner gets an episode for each that it
 hands in, so that none waits for another's slowest, and none before it has answered once: one on a node that is still
-being started holds nothing.
+being started holds nothing; the episodes of a task are a runner's own until another has nothing left, since a process
+makes no engine step that it has met before (`bopo_ray.recall`).
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +21,11 @@ import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
-from bopo_ray.records import Episode, EpisodeSpec
+from bopo_ray.records import Episode, EpisodeSpec, spawn_seed
 from bopo_ray.rllib.runner import ATTEMPTS, Failure
 from bopo_ray.routers import Router
 
-__all__ = ["Fleet", "collect"]
+__all__ = ["Fleet", "Lines", "collect"]
 
 log = logging.getLogger(__name__)
 SILENCE_S = 600.0
@@ -35,6 +36,8 @@ ANSWER_S = 2.0
 """At the start so long is waited for all runners to answer, so that a few episodes don't all go to the first one."""
 AHEAD = 8
 """One episode per so many lanes waits in a runner for a free lane."""
+NOBODY = -1
+"""Whose line it is while there are no runners."""
 QUESTIONS = 2
 """So many calls wait in a runner: while one answer travels, the next is being worked at."""
 
@@ -69,6 +72,57 @@ def collect(
     fleet.add(specs)
     fleet.play((weights, version, routers))
     return [results[s.id] for s in specs]
+
+
+class Lines:
+    """Episodes that wait, in a line for each runner: a task's all in the same one, also at the next time and after a
+    resume. Who has an empty line takes from the end of the longest."""
+
+    def __init__(self) -> None:
+        self._lines: dict[int, deque[tuple[int, EpisodeSpec]]] = defaultdict(deque)
+        """By runner; with when they came."""
+        self._came = 0
+        self._runners: tuple[int, ...] = ()
+        self._owners: dict[str, int] = {}
+        """By task."""
+
+    def __len__(self) -> int:
+        return sum(map(len, self._lines.values()))
+
+    def extend(self, specs: Iterable[EpisodeSpec]) -> None:
+        """They come after those that wait."""
+        for spec in specs:
+            self._put(self._came, spec)
+            self._came += 1
+
+    def share_among(self, runners: Iterable[int]) -> None:
+        """Whose lines there are, by index; a task moves only where its runner is gone or a new one is its own."""
+        if (now := tuple(sorted(runners))) == self._runners:
+            return
+        waiting = sorted((item for line in self._lines.values() for item in line), key=lambda item: item[0])
+        self._runners, self._owners = now, {}
+        self._lines.clear()
+        for came, spec in waiting:
+            self._put(came, spec)
+
+    def take(self, count: int, runner: int = NOBODY) -> list[EpisodeSpec]:
+        """So many for this runner, or as many as there are."""
+        taken = []
+        for _ in range(min(count, len(self))):
+            own = self._lines[runner]
+            _, spec = own.popleft() if own else max(self._lines.values(), key=len).pop()
+            taken.append(spec)
+        return taken
+
+    def owner(self, spec: EpisodeSpec) -> int:
+        """Whose line it waits in: by rendezvous hashing, the runner with the largest hash together with the task."""
+        task = spec.task.name
+        if task not in self._owners:
+            self._owners[task] = max(self._runners, key=lambda runner: spawn_seed(task, runner), default=NOBODY)
+        return self._owners[task]
+
+    def _put(self, came: int, spec: EpisodeSpec) -> None:
+        self._lines[self.owner(spec)].append((came, spec))
 
 
 @dataclass
@@ -111,7 +165,7 @@ class Fleet:
         self.arrived, self.silence_s = arrived, silence_s
         self.due: dict[str, EpisodeSpec] = {}
         """All that have not arrived, by id."""
-        self.waiting, self.losses = deque[EpisodeSpec](), Counter[str]()
+        self.waiting, self.losses = Lines(), Counter[str]()
         self.router: tuple[Any, int, Mapping[str, Router] | None] = (None, 0, None)
         self.calls: dict[Any, int] = {}
         """Unanswered calls, and whose they are."""
@@ -134,8 +188,7 @@ class Fleet:
         self.router = router
         if self.local is not None:
             while self.due and not enough():
-                unit = tuple(self.waiting)
-                self.waiting.clear()
+                unit = self.waiting.take(len(self.waiting))
                 for result in self.local.exchange(self.session, unit, *self.router):
                     self._arrive(result)
             return
@@ -177,11 +230,12 @@ class Fleet:
         awake = [(index, seat) for index, seat in self.seats.items() if seat.session]
         left = len(self.waiting) + sum(len(seat.playing) for _, seat in awake)
         share = min(self.lanes + -(-self.lanes // AHEAD), -(-left // max(1, len(awake))))
+        self.waiting.share_among(index for index, _ in awake)
         for index, seat in awake:
             if not seat.playing:
                 seat.heard = time.monotonic()
             room = max(0, share - len(seat.playing))
-            unit = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
+            unit = self.waiting.take(room, index)
             seat.playing |= {spec.id: spec for spec in unit}
             while unit or seat.questions < min(QUESTIONS, len(seat.playing)):
                 router = (None, 0, None) if seat.told else self.router
@@ -216,7 +270,7 @@ class Fleet:
             if self.losses[spec.id] >= ATTEMPTS:
                 self._arrive(Failure(spec, f"lost with its runner {ATTEMPTS} times: {reason}"))
             else:
-                self.waiting.append(spec)
+                self.waiting.extend([spec])
         self.seats[index] = _Seat(seat.actor)
         self._probe(index)
 

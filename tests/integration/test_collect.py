@@ -73,6 +73,22 @@ def test_two_runners_play_what_one_does(group: RunnerGroup, folder: Path) -> Non
     assert collect(group, []) == []
 
 
+def test_a_task_is_played_where_it_was_played_before(group: RunnerGroup) -> None:
+    """A process makes no engine step twice; another one would have to."""
+    specs = [toy_spec(f"mix/{n}", member=m) for n in range(300, 340) for m in range(4)]
+    for _ in range(2):
+        assert all(isinstance(r, Episode) for r in collect(group, specs))
+    first, second = ask_runners(group, known_tasks)
+    assert len(first | second) == 40 and len(first & second) < 15  # which one took from the other's line
+
+
+def known_tasks(_: Any) -> set[str]:
+    """In a runner: the new tasks whose steps it knows."""
+    from bopo_ray.rllib.runner import TRANSCRIPTS
+
+    return {key for key in TRANSCRIPTS._begins if '"mix/3' in key and '"mix/3"' not in key}
+
+
 def test_a_killed_runner_is_replaced_and_its_episodes_are_played_once(group: RunnerGroup, folder: Path) -> None:
     marked = toy_spec("fault-hang/1", ALWAYS_LARGE)  # its first attempt hangs, and says where
     marker, found = folder / "fault-hang-1", list[Any]()
