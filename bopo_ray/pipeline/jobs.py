@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bopo_ray.analysis.finished import FinishedRun, open_finished
 from bopo_ray.models.spend import SpendLedger
 from bopo_ray.pipeline.command import Terminated
 
-__all__ = ["Job", "compare_runs", "run_jobs", "run_process", "spent_usd"]
+__all__ = ["Job", "compare_runs", "end_with", "run_jobs", "run_process", "spent_usd"]
 
 PATIENCE_S = 30.0
 """A process that was interrupted has so long to end in order."""
@@ -81,7 +83,7 @@ def run_process(command: Sequence[str]) -> int:
     It never goes on, and spends, without this process: Ctrl-C reaches both, SIGTERM is handed on, and where this
     process is killed the command gets SIGTERM (on Linux). It may then end in order.
     """
-    process = subprocess.Popen(command, preexec_fn=_end_with_parent if _libc else None)
+    process = subprocess.Popen(command, preexec_fn=partial(end_with, os.getpid()) if _libc else None)
     try:
         return process.wait()
     except KeyboardInterrupt as stop:
@@ -92,9 +94,12 @@ def run_process(command: Sequence[str]) -> int:
         raise
 
 
-def _end_with_parent() -> None:
+def end_with(parent: int) -> None:
+    """In a new child, before it begins: it gets SIGTERM when the process `parent` ends, also if it just has."""
     assert _libc
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(128 + signal.SIGTERM)  # a signal would come to this process's copy of our own handler
 
 
 def spent_usd(folder: Path) -> float:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +23,7 @@ from bopo_ray.models.pricing import Usage, price_table
 from bopo_ray.models.spend import SpendLedger
 from bopo_ray.pipeline import hard_budget
 from bopo_ray.pipeline.command import exit_code, finished_parser
-from bopo_ray.pipeline.jobs import spent_usd
+from bopo_ray.pipeline.jobs import end_with, spent_usd
 from bopo_ray.pipeline.settings import resolve, save
 from experiments import allocation, cost_inversion
 
@@ -169,6 +170,14 @@ sys.exit(exit_code(lambda: run_process([sys.executable, "-c", {WORK!r}]), kept="
     by_kill = how is signal.SIGKILL
     assert said == "terminated: the child's\n" + ("" if by_kill else "terminated: the parent's\n")
     assert process.returncode == (-how if by_kill else 143)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="as Linux does it")
+def test_a_run_whose_script_has_ended_before_it_begins_does_not_begin() -> None:
+    begun = [sys.executable, "-c", "print('begun')"]
+    for parent, said, code in ((os.getpid(), "begun\n", 0), (os.getpid() + 1, "", 143)):
+        process = subprocess.Popen(begun, stdout=subprocess.PIPE, text=True, preexec_fn=partial(end_with, parent))
+        assert (process.communicate()[0], process.returncode) == (said, code)
 
 
 def test_what_sigterm_does_is_restored() -> None:
