@@ -41,8 +41,8 @@ RUNS: dict[str, tuple[str, ...]] = {
         "0",
         "--reliability",
         "0",
-        "--offsets",
-        "0",
+        "--shares",
+        "",
         "--sharpness",
         "1",
         "--train-lambdas",
@@ -71,7 +71,7 @@ NOTES = (
 
 def runs_for(settings: Settings) -> dict[str, tuple[str, ...]]:
     """Those of RUNS that are different runs: "paper" is none where the settings have no additions of ours."""
-    added = settings.reliability > 0 or settings.sharpness != 1 or any((*settings.schedules, *settings.offsets))
+    added = settings.reliability > 0 or settings.sharpness != 1 or any((*settings.schedules, *settings.shares))
     return {folder: own for folder, own in RUNS.items() if folder != "paper" or added}
 
 

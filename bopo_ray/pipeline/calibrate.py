@@ -4,9 +4,13 @@ What is chosen is one number, added to the logit of model i of the pool i times.
 frontier without training: a router says where the large model is worth more, and only then how much of it is wanted.
 The router that is evaluated has the number in its weights; it is a folder of its own beside the trained one.
 
+Routers differ in scale, and in how much of the large model they were left with, so the numbers to choose from are each
+router's own: those with which it would call a larger model at given shares of the steps that it has met on dev tasks.
+
 By "price" a lambda gets the number that earns the most at it. Where success costs much the same all along a router's
-frontier, each lambda then chooses one end, and what lies between is never played; by "front" the lambdas share the
-numbers whose points have the largest hypervolume together.
+frontier, each lambda then chooses one end, and what lies between is never played; by "front" the lambdas that a router
+serves share the numbers whose points have the largest hypervolume together (one that was trained for a lambda of its
+own is chosen by price).
 """
 
 from __future__ import annotations
@@ -15,11 +19,12 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from ray.rllib.core.rl_module import RLModule
 
 from bopo_ray.analysis.pareto import Reference, hypervolume
@@ -33,8 +38,9 @@ from bopo_ray.pipeline.stages import load_policy
 from bopo_ray.records import Episode, Phase
 from bopo_ray.rllib.router_module import RouterModule
 from bopo_ray.rllib.saved import about
+from envs.base import Task
 
-__all__ = ["calibrated", "for_each_lambda", "front_choice"]
+__all__ = ["calibrated", "for_each_lambda", "front_choice", "offsets_at"]
 
 FILE = "calibration.json"
 """In a run's folder: the number chosen for each policy."""
@@ -47,18 +53,20 @@ def calibrated(run: Run, policies: Sequence[Policy]) -> list[Policy]:
     """The policies with the offset that suits their lambda best; one that was trained at none, or at one of
     `Settings.train_lambdas`, becomes one for each.
 
-    Plays each on dev tasks with each of `Settings.offsets`; by "price" the best mean of u - lambda * C_norm is taken,
-    the smallest offset where several are as good, and by "front" what `front_choice` says. The policies as they are,
-    where 0 is the only offset.
+    Plays each on dev tasks as it is, and with the offsets of `Settings.shares`; by "price" the best mean of
+    u - lambda * C_norm is taken, the smallest offset where several are as good, and by "front" what `front_choice`
+    says. The policies as they are, where there are no shares.
     """
     s = run.settings
-    if tuple(s.offsets) == (0.0,):
+    if not s.shares:
         return list(policies)
     wanted = [q for p in policies for q in for_each_lambda(p, s)]
     file = run.out / FILE
     offsets: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
     if new := [p for p in wanted if p.name not in offsets]:
-        offsets |= _choose(run, policies, new)
+        if s.share_rule == "front":  # which all lambdas of a router share
+            new = [p for p in wanted if p.folder in {q.folder for q in new}]
+        offsets |= _choose(run, new)
         write_json(file, offsets)
     return [_with_offset(run, p, offsets[p.name]) for p in wanted]
 
@@ -71,27 +79,29 @@ def for_each_lambda(policy: Policy, s: Settings) -> list[Policy]:
     return [dataclasses.replace(policy, name=f"{policy.name}_{word}{x:g}", lam=x) for x in s.lambdas]
 
 
-def _choose(run: Run, policies: Sequence[Policy], wanted: Sequence[Policy]) -> dict[str, float]:
+def _choose(run: Run, wanted: Sequence[Policy]) -> dict[str, float]:
     s = run.settings
-    tasks = play_dev(run, ())
-    store = run.store("dev")
-    for i, policy in enumerate(policies):
+    tasks, versions = play_dev(run, ()), count(1)
+    store, tried = run.store("dev"), dict[Path, list[float]]()
+    for policy in wanted:
         assert policy.folder is not None
-        for j, offset in enumerate(s.offsets):
-            tried = dataclasses.replace(policy, name=_tried(policy.folder, offset))
-            todo = [dataclasses.replace(x, phase=Phase.SELECTION) for x in specs(tasks, tried, s, None)]
-            if store.missing(todo):
-                weights = load_policy(run, policy.folder)
-                weights[BIAS] = weights[BIAS] + np.float32(offset) * np.arange(len(weights[BIAS]), dtype=np.float32)
-                run.play(f"calibrating {tried.name}", store, todo, weights, 1 + i * len(s.offsets) + j)
+        if policy.folder in tried:
+            continue
+        own = tried[policy.folder] = [0.0]
+        _play(run, policy.folder, 0.0, tasks, next(versions))
+        as_it_is = _tried(policy.folder, 0.0)
+        steps = [t.probabilities for e in store.read(Phase.SELECTION) if e.spec.policy == as_it_is for t in e.steps]
+        own += [x for x in offsets_at(steps, s.shares) if x]
+        for offset in own[1:]:
+            _play(run, policy.folder, offset, tasks, next(versions))
     played = list(store.read(Phase.SELECTION))
-    order, scale = sorted(s.offsets, key=abs), CostScale(s.cost_scale)
-    points = _points(played) if s.offset_rule == "front" else {}
+    scale = CostScale(s.cost_scale)
+    points = _points(played) if s.share_rule == "front" else {}
     chosen = {}
     for policy in wanted:
         assert policy.folder is not None and policy.lam is not None
-        names = {_tried(policy.folder, offset): offset for offset in order}
-        if points:
+        names = {_tried(policy.folder, offset): offset for offset in sorted(tried[policy.folder], key=abs)}
+        if points and policy.name != policy.folder.name:
             name = front_choice({n: points[n] for n in names}, [points[b] for b in _BOUNDARIES], s.lambdas)[policy.lam]
         else:
             name = best_policy(played, list(names), policy.lam, run.mode, scale)
@@ -99,6 +109,30 @@ def _choose(run: Run, policies: Sequence[Policy], wanted: Sequence[Policy]) -> d
     said = ", ".join(f"{name} {offset:+g}" for name, offset in chosen.items())
     run.console.print(f"offsets of the larger models' logits, chosen on {len(tasks)} dev tasks: {said}")
     return chosen
+
+
+def _play(run: Run, folder: Path, offset: float, tasks: Sequence[Task], version: int) -> None:
+    """A router's dev episodes with this offset, as far as they are not there."""
+    tried, store = Policy(_tried(folder, offset), ""), run.store("dev")
+    todo = [dataclasses.replace(x, phase=Phase.SELECTION) for x in specs(tasks, tried, run.settings, None)]
+    if store.missing(todo):
+        weights = load_policy(run, folder)
+        weights[BIAS] = weights[BIAS] + np.float32(offset) * np.arange(len(weights[BIAS]), dtype=np.float32)
+        run.play(f"calibrating {tried.name}", store, todo, weights, version)
+
+
+def offsets_at(p_NM: ArrayLike, shares: Sequence[float]) -> list[float]:
+    """The offsets with which a greedy router calls a model above the smallest on these shares of N steps.
+
+    Rounded to hundredths, so that the last bits of a probability, which vary, say nothing; each once, rising.
+
+    Args:
+        p_NM: its distributions over M models.
+        shares: in (0, 1).
+    """
+    log_p_NM = np.log(np.maximum(np.asarray(p_NM, float), np.finfo(float).tiny))
+    needed_N = ((log_p_NM[:, :1] - log_p_NM[:, 1:]) / np.arange(1, log_p_NM.shape[1])).min(1)
+    return sorted({round(float(x), 2) + 0.0 for x in np.quantile(needed_N, shares)})
 
 
 def front_choice(

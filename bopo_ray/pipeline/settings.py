@@ -49,7 +49,7 @@ class Settings:
     lambdas: tuple[float, ...] = (0.1, 0.3, 0.8)
     """prices of the normalised cost, in units of success; one point of the frontier each"""
     train_lambdas: tuple[float, ...] = ()
-    """train at these alone, each router then made to suit each of `lambdas` by --offsets; none: at all of those"""
+    """train at these alone, each router then made to suit each of `lambdas` by --shares; none: at all of those"""
     seeds: tuple[int, ...] = (0,)
     """training seeds"""
     advantage: tuple[str, ...] = ("hybrid", "vanilla")
@@ -98,10 +98,10 @@ class Settings:
     """learning rate of BoPO"""
     decide: str = "greedy"
     """how trained routers decide in the evaluation: greedy (the most probable model) or sample (as in training)"""
-    offsets: tuple[float, ...] = (0.0,)
-    """numbers to choose from on dev tasks, per router and lambda: what is added to the large model's logit"""
-    offset_rule: str = "price"
-    """which of them a lambda gets: price (the best u - lambda * C_norm) or front (those of the largest hypervolume)"""
+    shares: tuple[float, ...] = ()
+    """shares of large calls to choose from on dev tasks, per router and lambda; none: routers stay as trained"""
+    share_rule: str = "price"
+    """which of them a lambda gets: price (the best u - lambda * C_norm) or front (the largest hypervolume together)"""
     eval_samples: int = 1
     """evaluation episodes per test task and policy"""
     budget_calls: int | None = None
@@ -151,22 +151,20 @@ class Settings:
             ("sft_epochs", self.sft_epochs >= 0, "need 0 (no BoSFT) or more"),
             ("sft_patience", self.sft_patience >= 0, "need 0 (no early stop) or more"),
             ("schedules", _distinct(self.schedules), "need one or more different numbers of steps >= 0"),
-            ("offsets", all(map(math.isfinite, self.offsets)) and len(set(self.offsets)) == len(self.offsets) > 0,
-             "need one or more different numbers"),
+            ("shares", not self.shares or (_distinct(self.shares) and all(0 < x < 1 for x in self.shares)),
+             "need different numbers between 0 and 1"),
             ("reliability", 0 <= self.reliability <= 1, "need a share in [0, 1]"),
             ("lambdas", _distinct(self.lambdas), "need one or more different numbers >= 0"),
             ("train_lambdas", not self.train_lambdas or _distinct(self.train_lambdas), "need different numbers >= 0"),
-            ("train_lambdas", not self.train_lambdas or self.offsets != (0.0,),
-             "a router suits other lambdas by an offset: need some in --offsets, or --train-lambdas ''"),
+            ("train_lambdas", not self.train_lambdas or bool(self.shares),
+             "a router suits other lambdas by its share of large calls: need some --shares, or --train-lambdas ''"),
             ("seeds", _distinct(self.seeds), "need one or more different whole numbers >= 0"),
             ("advantage", len(set(self.advantage) & set(AdvantageMode)) == len(self.advantage) > 0,
              f"need some of {', '.join(AdvantageMode)}, each once"),
             ("cost", self.cost in set(CostMode), f"need one of {', '.join(CostMode)}"),
             ("cost_scale", self.cost_scale in set(CostScale), f"need one of {', '.join(CostScale)}"),
             ("decide", self.decide in DECIDE, f"need one of {', '.join(DECIDE)}"),
-            ("offset_rule", self.offset_rule in OFFSET_RULES, f"need one of {', '.join(OFFSET_RULES)}"),
-            ("offset_rule", self.offset_rule == "price" or bool(self.train_lambdas),
-             "a front needs a router that serves all of --lambdas: set --train-lambdas"),
+            ("share_rule", self.share_rule in SHARE_RULES, f"need one of {', '.join(SHARE_RULES)}"),
             ("scale", self.scale in SCALES, f"need one of {', '.join(SCALES)}"),
             ("temperature", 0 <= self.temperature < math.inf, "need a number >= 0"),
             ("beta", 0 <= self.beta < math.inf, "need a number >= 0"),
@@ -246,21 +244,21 @@ SCALES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """What each scale changes."""
-_SELF_TRAINED: dict[str, Any] = {
+_CALIBRATED: dict[str, Any] = {"shares": (0.08, 0.18, 0.3, 0.45, 0.62, 0.82), "share_rule": "front"}
+_SELF_TRAINED: dict[str, Any] = _CALIBRATED | {
     "models": "embedded", "context": 160, "strata": 5, "schedules": FIRST_LARGE, "reliability": 0.5,
 }  # fmt: skip
 BENCHMARKS: dict[str, dict[str, Any]] = {
     "ScienceWorld-v0": _SELF_TRAINED | {
         "train_tasks": 48, "test_tasks": 48, "lambdas": (0.03, 0.1, 0.3, 0.5, 0.8), "train_lambdas": (0.3,),
-        "updates": 8, "sharpness": 2.5, "offsets": (-1.875, 0.0, 1.875, 3.75, 6.0),
+        "updates": 8, "sharpness": 2.5,
     },
     "ALFWorld-v0": _SELF_TRAINED | {
         "max_steps": 30, "train_tasks": 180, "test_tasks": 120, "lambdas": (0.03, 0.1, 0.3, 0.8, 1.5),
-        "train_lambdas": (0.3,), "updates": 24, "offsets": (-1.25, -0.5, 0.0, 0.75, 1.5, 2.5),
+        "train_lambdas": (0.3,), "updates": 24,
     },
-    "AppWorld-v0": {
+    "AppWorld-v0": _CALIBRATED | {
         "updates": 6, "tasks_per_update": 6, "lambdas": (0.03, 0.1, 0.3, 0.8), "train_lambdas": (0.3,),
-        "offsets": (-1.0, 0.0, 1.0, 2.0, 3.0),
     },
 }  # fmt: skip
 """What each benchmark changes: real models, where there are some; the paper's step limits, where they are not the
@@ -268,8 +266,8 @@ default; and, since all must fit into the same minutes, more of everything where
 slow. Dev tasks choose how much of the large model a lambda wants; with real models BoSFT begins with routings that win
 reliably. Observations are long: with fewer tokens the router does not see what lies on a table, and learns to play
 always-small. Chosen on dev tasks, ALFWorld's."""
-OFFSET_RULES = ("price", "front")
-"""What `Settings.offset_rule` may be."""
+SHARE_RULES = ("price", "front")
+"""What `Settings.share_rule` may be."""
 DECIDE = ("greedy", "sample")
 """What `Settings.decide` may be."""
 
@@ -280,7 +278,7 @@ def _distinct(values: tuple[float, ...]) -> bool:
 
 _OPTIONAL = {"budget_calls": int, "budget_usd": float}
 """Fields that may be None."""
-_EMPTY: dict[str, type] = {"router": str, "train_lambdas": float}
+_EMPTY: dict[str, type] = {"router": str, "train_lambdas": float, "shares": float}
 """Fields that hold nothing by default, and what of."""
 
 

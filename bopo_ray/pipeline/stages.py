@@ -73,7 +73,7 @@ def boundary_stage(run: Run) -> dict[str, Boundary]:
 def _check_context(run: Run) -> None:
     """Raises ConfigError, before anything is paid for, where a task is too long for the backbone's context."""
     s = run.settings
-    tasks = (*run.train, *run.test, *(dev_tasks(run) if any(s.offsets) else ()))
+    tasks = (*run.train, *run.test, *(dev_tasks(run) if s.shares else ()))
     read = ray.remote(num_cpus=1, max_calls=1)(_task_texts)  # its process ends with it, and takes its engine along
     with run.progress("reading the tasks", len(tasks)) as advance:
         found = [read.remote(s.env, {"max_steps": s.max_steps}, tasks[i :: run.cpus]) for i in range(run.cpus)]

@@ -12,15 +12,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from ray.rllib.core.rl_module import RLModule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bopo_ray.analysis.bill import sharing
 from bopo_ray.benchmarks import check_ready
 from bopo_ray.errors import ConfigError
 from bopo_ray.pipeline.board import LAYOUT, board_command
+from bopo_ray.pipeline.calibrate import offsets_at
 from bopo_ray.pipeline.settings import load_settings
 from experiments.audit import main as audit_main
 from experiments.frontier import main
@@ -58,7 +61,7 @@ def check_results(run: Frontier, env: str) -> None:
     baselines = {"first-large", "last-large", "cascade", "task-level", "oracle"}
     assert methods == {"always-small", "always-large", "bosft", "grpo-vanilla", "bopo-hybrid"} | baselines
     learned = [(row["method"], float(row["lam"])) for row in table if row["lam"]]
-    calibrated = settings.offsets != (0.0,)
+    calibrated = bool(settings.shares)
     trained = ("bopo-hybrid", "grpo-vanilla", "bosft")[: 2 + calibrated]
     assert sorted(learned) == sorted((m, x) for m in trained for x in settings.lambdas)
     assert (out / "calibration.json").exists() == calibrated
@@ -115,7 +118,7 @@ def check_results(run: Frontier, env: str) -> None:
 
 
 def test_an_offset_is_chosen_on_dev_tasks_and_a_seed_may_be_added_to_a_finished_run(tmp_path: Path) -> None:
-    run = Frontier(tmp_path, (*TOY, "--offsets=-60,60", "--updates", "1", "--advantage", "hybrid"))
+    run = Frontier(tmp_path, (*TOY, "--shares", "0.3,0.9", "--updates", "1", "--advantage", "hybrid"))
     assert run.run() == 0, run.said()
     first = strict_json(run.out / "calibration.json")
     check_offsets(run, first, seeds=(0,))
@@ -135,20 +138,40 @@ def test_an_offset_is_chosen_on_dev_tasks_and_a_seed_may_be_added_to_a_finished_
 
 
 def check_offsets(run: Frontier, chosen: dict[str, float], seeds: tuple[int, ...]) -> None:
-    """Each offset is the best of the two on the dev tasks, and is in the weights of the router that was evaluated."""
+    """Each offset is the best of those tried on dev tasks, and is in the weights of the router that was evaluated."""
     points = [f"bopo-hybrid_lam{{}}_seed{seed}" for seed in seeds]
     assert chosen.keys() == {name.format(lam) for name in (*points, "bosft_lam{}") for lam in (0.2, 0.8)}
     dev = list(run.rows("dev").values())
     for name, offset in chosen.items():
         folder, lam = name if name.startswith("bopo") else "bosft", float(name.partition("lam")[2].partition("_")[0])
-        scores = {x: gain(dev, f"{folder}_offset{x}", lam) for x in (-60, 60)}
-        assert scores[int(offset)] == max(scores.values())
+        tried = {e["policy"] for e in dev if e["policy"].startswith(f"{folder}_offset")}
+        as_it_is = [s["probabilities"] for s in steps(run.out, "dev", f"{folder}_offset0")]
+        assert tried == {f"{folder}_offset{x:g}" for x in (0, *offsets_at(as_it_is, (0.3, 0.9)))}
+        scores = {policy: gain(dev, policy, lam) for policy in tried}
+        assert scores[f"{folder}_offset{offset:g}"] == max(scores.values())
         own = [e for e in run.rows("evaluation").values() if e["policy"] == f"{name}_offset{offset:g}"]
-        assert len(own) == 4 and {s["model"] for e in own for s in e["steps"]} == {int(offset > 0)}
+        assert len(own) == 4
+        evaluated = steps(run.out, "evaluation", f"{name}_offset{offset:g}")
+        assert evaluated and all(s["model"] == np.argmax(s["probabilities"]) for s in evaluated)
         card = (run.out / "policies" / f"{name}_offset{offset:g}" / "README.md").read_text()
-        assert f"offset {offset:g}" in card and "95% bootstrap intervals" in card and "--offsets=-60,60" in card
+        assert f"offset {offset:g}" in card and "95% bootstrap intervals" in card and "--shares 0.3,0.9" in card
+        before, after = (policy_of(run.out / "policies" / n) for n in (folder, f"{name}_offset{offset:g}"))
+        assert after["head.bias"] - before["head.bias"] == pytest.approx([0, offset])
     learned_on = {e["task"] for store in ("policy", "evaluation") for e in run.rows(store).values()}
     assert not {e["task"] for e in dev} & learned_on
+
+
+def steps(out: Path, store: str, policy: str) -> list[dict[str, Any]]:
+    """Of a policy's stored episodes, with the router's probabilities."""
+    shards = (out / "episodes" / store).rglob("part-*.parquet")
+    rows = [row for shard in shards for row in pq.read_table(shard).to_pylist()]
+    return [step for row in rows if row["policy"] == policy for step in row["steps"]]
+
+
+def policy_of(folder: Path) -> dict[str, Any]:
+    """The router's weights, by name."""
+    module: Any = RLModule.from_checkpoint(str(folder.resolve()))
+    return {name: value.detach().numpy() for name, value in module.policy.state_dict().items()}
 
 
 def gain(episodes: list[dict[str, Any]], policy: str, lam: float) -> float:

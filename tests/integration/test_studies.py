@@ -93,15 +93,15 @@ def test_an_ablation_is_runs_on_one_store_and_a_paired_comparison(
 
     # A benchmark that has additions of ours by default has a run without them.
     commands.clear()
-    assert ablation.main(["--out", str(tmp_path / "added"), "--env", "ALFWorld-v0", "--offsets", "0,1"]) == 0
+    assert ablation.main(["--out", str(tmp_path / "added"), "--env", "ALFWorld-v0", "--shares", "0.2"]) == 0
     assert commands[-1][3:] == [
-        "--env", "ALFWorld-v0", "--offsets", "0,1", "--advantage", "hybrid", "--schedules", "0", "--reliability", "0",
-        "--offsets", "0", "--sharpness", "1", "--train-lambdas", "", "--calls",
+        "--env", "ALFWorld-v0", "--shares", "0.2", "--advantage", "hybrid", "--schedules", "0", "--reliability", "0",
+        "--shares", "", "--sharpness", "1", "--train-lambdas", "", "--calls",
         str(tmp_path / "added" / "calls.db"), "--resume", "--out",
         str(tmp_path / "added" / "paper"),
     ]  # fmt: skip
     paper = settings_of(parser().parse_args(commands[-1][3:]))
-    assert (paper.schedules, paper.reliability, paper.offsets) == ((0,), 0, (0,)) and len(commands) == 5
+    assert (paper.schedules, paper.reliability, paper.shares) == ((0,), 0, ()) and len(commands) == 5
     assert "without our additions" in (tmp_path / "added" / "ablation.html").read_text()
 
     monkeypatch.setattr(jobs, "run_process", lambda command: 3)

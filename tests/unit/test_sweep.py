@@ -9,10 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import numpy as np
 import pytest
 
 from bopo_ray.pipeline.baselines import Policy
-from bopo_ray.pipeline.calibrate import for_each_lambda, front_choice
+from bopo_ray.pipeline.calibrate import for_each_lambda, front_choice, offsets_at
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.pipeline.settings import Settings
 from bopo_ray.pipeline.sweep import CONTENTS, Point, Sweep
@@ -79,7 +80,7 @@ def test_a_list_of_other_sizes_is_no_whole_checkpoint(sweep: Sweep) -> None:
 
 
 def test_a_router_of_a_training_lambda_stands_for_each_lambda(tmp_path: Path) -> None:
-    s = Settings(lambdas=(0.1, 0.8), train_lambdas=(0.3,), offsets=(0.0, 1.0), advantage=("hybrid",))
+    s = Settings(lambdas=(0.1, 0.8), train_lambdas=(0.3,), shares=(0.5,), advantage=("hybrid",))
     points = Sweep(cast(Run, SimpleNamespace(settings=s, out=tmp_path))).points
     assert points == [POINT]
     router = Policy(POINT.name, POINT.method, lam=POINT.lam, seed=0)
@@ -105,3 +106,17 @@ def test_a_straight_frontier_is_shared_by_the_lambdas() -> None:
     # a 0.2 + 3 * 0.4 = 1.4, b 2 * 0.2 + 2 * 0.54 = 1.48, c 3 * 0.2 + 0.7 = 1.3
     assert front_choice(points, [small, large], (0.5,)) == {0.5: "b"}
     assert front_choice({"a": points["a"]}, [small, large], lambdas) == dict.fromkeys(lambdas, "a")
+
+
+def test_offsets_are_those_that_call_the_larger_models_on_a_share_of_the_steps() -> None:
+    p_large = np.array([0.02, 0.1, 0.3, 0.4, 0.45, 0.6, 0.9, 0.95, 0.98, 0.999])
+    p_N2 = np.stack([1 - p_large, p_large], 1)
+    by_hand = [x + 0.0 for x in np.round(np.quantile(np.log((1 - p_large) / p_large), [0.2, 0.5, 0.8]), 2)]
+    assert offsets_at(p_N2, (0.5, 0.2, 0.8)) == by_hand
+    for share, offset in zip((0.2, 0.5, 0.8), by_hand, strict=True):
+        calls = np.argmax(np.log(p_N2) + offset * np.arange(2), 1)
+        assert np.mean(calls > 0) == pytest.approx(share, abs=0.1)
+    assert offsets_at(p_N2, (0.5, 0.5001)) == [by_hand[1]], "each once"
+    # of three models the one that needs least: from 0.8 to 0.15 takes log(16/3), to 0.05 in two steps log(16)/2 each
+    assert offsets_at([[0.8, 0.15, 0.05]], (0.5,)) == [round(min(np.log(16 / 3), np.log(16) / 2), 2)]
+    assert offsets_at([[1.0, 0.0]], (0.5,))[0] > 700, "a router that is certain has an offset, too"
