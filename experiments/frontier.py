@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         if isinstance(field.default, bool):
             p.add_argument(flag, action="store_const", const=True, dest=field.name, help=doc)
         else:
-            action = "append" if field.default == () else "store"
+            action = "append" if field.name == "router" else "store"
             text = f"{doc} (quick: {default})" if default != "" else doc
             p.add_argument(flag, dest=field.name, metavar="VALUE", action=action, help=text)
     return p

@@ -255,6 +255,8 @@ def test_routers_are_named_one_by_one_or_together() -> None:
     assert resolve(None, {"router": given}).router == ("cascade:3", "last-large:10", "oracle")
     for nothing in ("", []):
         assert resolve(None, {"train_lambdas": nothing}).train_lambdas == ()
+    later = vars(parser().parse_args(["--shares=0.2,0.6", "--train-lambdas=0.3", "--shares=", "--train-lambdas="]))
+    assert (later["shares"], later["train_lambdas"]) == ("", ""), "the last one counts"
     assert resolve(None, {"router": "cascade"}).router == ("cascade",) and resolve(None, {}).router == ()
     with pytest.raises(ConfigError, match=r"unknown router 'cascades'; known: .*; set it with --router"):
         Settings(router=("cascades",))
