@@ -24,7 +24,9 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -41,6 +43,10 @@ COPY_S = 300.0
 """Between two copies while a stage is running."""
 HELD_S = 3 * COPY_S
 """So long after its last copy a machine is taken to be at work."""
+AT_ONCE = 16
+"""Files on their way at a time: a run has hundreds of small ones, and each waits for the store's answers."""
+FLAT = ("s3", "gcs", "abfs")
+"""Filesystems of pyarrow that have no folders of their own."""
 OWNER, SEEN = ".owner.json", ".shared.json"
 """There: who copied last, and how often. Here: how often it had been when this folder was the same."""
 DATABASES = (".db",)
@@ -102,17 +108,21 @@ class SharedFolder:
         self._count += 1
         self._note()  # first here: a copy that is cut off is older than this folder
         self._write_owner(True)
-        with TemporaryDirectory() as scratch:
-            for name in sorted(here, key=_order):
-                if (state := _state(here[name])) is not None and self._known.get(name) != state:
-                    source = here[name]
-                    if source.suffix in DATABASES:
-                        source = _snapshot(source, Path(scratch) / "database")
-                    if self._put(source, name):
-                        self._known[name] = state
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            for _, names in groupby(sorted(here, key=_order), _order):
+                list(threads.map(lambda name: self._copy(here[name], name), names))
         for name in self._there() - here.keys() - {OWNER}:
             self._fs.delete_file(f"{self._root}/{name}")
         self._write_owner(not last)
+
+    def _copy(self, source: Path, name: str) -> None:
+        """Puts it there if it has changed."""
+        if (state := _state(source)) is None or self._known.get(name) == state:
+            return
+        with TemporaryDirectory() as scratch:
+            whole = _snapshot(source, Path(scratch) / "database") if source.suffix in DATABASES else source
+            if self._put(whole, name):
+                self._known[name] = state
 
     def _put(self, source: Path, name: str) -> bool:
         """Copies a file; False when it is gone meanwhile."""
@@ -120,7 +130,7 @@ class SharedFolder:
         whole = f"{target}.tmp" if isinstance(self._fs, fs.LocalFileSystem) else target  # object stores show it whole
         try:
             with source.open("rb") as data:
-                self._fs.create_dir(target.rpartition("/")[0], recursive=True)
+                self._make_dir(target.rpartition("/")[0])
                 with self._fs.open_output_stream(whole) as out:
                     shutil.copyfileobj(data, out, 1 << 20)
         except FileNotFoundError:
@@ -128,6 +138,11 @@ class SharedFolder:
         if whole != target:
             self._fs.move(whole, target)
         return True
+
+    def _make_dir(self, folder: str) -> None:
+        """Where there are folders: an object store would keep an empty object for each."""
+        if self._fs.type_name not in FLAT:
+            self._fs.create_dir(folder, recursive=True)
 
     def _fetch(self) -> None:
         """Makes the local folder what the copy is."""
@@ -137,14 +152,17 @@ class SharedFolder:
         for path in [p for p in self.local.rglob("*") if p.is_file()] if self.local.exists() else []:
             if str(path.relative_to(self.local)) not in there and path.name != SEEN:
                 path.unlink()
-        for name in there:
-            target = self.local / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            whole = target.with_name(f"{target.name}.tmp")
-            with self._fs.open_input_stream(f"{self._root}/{name}") as data, whole.open("wb") as out:
-                shutil.copyfileobj(data, out, 1 << 20)
-            whole.replace(target)
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            list(threads.map(self._get, there))
         self._note()
+
+    def _get(self, name: str) -> None:
+        target = self.local / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        whole = target.with_name(f"{target.name}.tmp")
+        with self._fs.open_input_stream(f"{self._root}/{name}") as data, whole.open("wb") as out:
+            shutil.copyfileobj(data, out, 1 << 20)
+        whole.replace(target)
 
     def _there(self) -> set[str]:
         """Names of the files of the copy."""
@@ -159,7 +177,7 @@ class SharedFolder:
             return dict(json.loads(file.read()))
 
     def _write_owner(self, is_open: bool) -> None:
-        self._fs.create_dir(self._root, recursive=True)
+        self._make_dir(self._root)
         owner = {"host": socket.gethostname(), "at": time.time(), "count": self._count, "open": is_open}
         with self._fs.open_output_stream(f"{self._root}/{OWNER}") as file:
             file.write(json.dumps(owner).encode())
@@ -205,9 +223,9 @@ def shared_folder(out: str, local: Path) -> Iterator[tuple[Path, Callable[[], No
             folder.save(last=True)
 
 
-def _order(name: str) -> tuple[int, str]:
+def _order(name: str) -> int:
     """What is referred to before what refers to it."""
-    return (2 if name.endswith((".json", ".yaml")) else 1 if name.endswith(DATABASES) else 0, name)
+    return 2 if name.endswith((".json", ".yaml")) else 1 if name.endswith(DATABASES) else 0
 
 
 def _state(path: Path) -> tuple[int, int] | None:

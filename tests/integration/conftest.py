@@ -66,9 +66,10 @@ class Frontier:
             (self.folder / "held" / "hold").write_text(str(hold))
         command = [sys.executable, "-m", "experiments.frontier", *self.arguments, *more]
         environment = os.environ | {"TOY_HOLD": str(self.folder / "held" / "hold"), "COLUMNS": "130"} | self.environment
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
         with (self.folder / "stdout").open("wb") as out, (self.folder / "stderr").open("wb") as err:
             process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
                 start_new_session=True,
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores Ctrl-C
             )  # fmt: skip
