@@ -31,7 +31,6 @@ NARROW = 5.2
 INK, MUTED, GRID = "#1f2328", "#6b7280", "#e5e7eb"
 _STYLES: Mapping[str, tuple[str, str]] = {  # method -> colour, marker
     "bopo-hybrid": ("#0072B2", "o"),
-    "bopo-hybrid-merged": ("#003F5C", "8"),
     "bopo-augmented": ("#56B4E9", "s"),
     "grpo-vanilla": ("#D55E00", "^"),
     "bosft": ("#009E73", "D"),

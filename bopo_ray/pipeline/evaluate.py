@@ -28,7 +28,6 @@ from bopo_ray.pipeline.baselines import (
 from bopo_ray.pipeline.calibrate import calibrated
 from bopo_ray.pipeline.card import refresh_cards
 from bopo_ray.pipeline.curves import training_curves
-from bopo_ray.pipeline.merge import merged
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.pipeline.stages import load_policy
 from bopo_ray.pipeline.sweep import Sweep
@@ -54,7 +53,6 @@ def evaluate_stage(run: Run) -> pd.DataFrame:
     fixed = list({p.name: p for p in fixed}.values())  # --router may name a boundary policy
     learned = [Policy("bosft", "bosft", folder=run.out / "policies" / "bosft")]
     learned += [Policy(p.name, p.method, LEARNED, p.lam, p.seed, sweep.policy(p.name)) for p in sweep.points]
-    learned += merged(run, learned) if s.merge else []
 
     def todo(policies: Iterable[Policy]) -> list[EpisodeSpec]:
         return [spec for p in policies for spec in specs(run.test, p, s, s.budget)]

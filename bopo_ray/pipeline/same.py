@@ -17,8 +17,8 @@ from envs.base import Task
 __all__ = ["check_same", "check_same_models", "check_same_tasks", "task_lists"]
 
 _NOT_RESULTS = {
-    "cpus", "lanes", "ignore_gate", "max_spend", "calls", "router", "merge", "num_learners",
-    "num_gpus_per_learner", "pass_tokens",
+    "cpus", "lanes", "ignore_gate", "max_spend", "calls", "router", "num_learners", "num_gpus_per_learner",
+    "pass_tokens",
 }  # fmt: skip
 """Fields that may differ between a run and its continuation."""
 _MAY_GROW = ("lambdas", "seeds", "advantage")

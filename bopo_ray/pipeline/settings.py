@@ -102,8 +102,6 @@ class Settings:
     """shares of large calls to choose from on dev tasks, per router and lambda; none: routers stay as trained"""
     share_rule: str = "price"
     """which of them a lambda gets: price (the best u - lambda * C_norm) or front (the largest hypervolume together)"""
-    merge: bool = False
-    """with several seeds, evaluate the mean of their routers too, which is the one to deploy"""
     eval_samples: int = 1
     """evaluation episodes per test task and policy"""
     budget_calls: int | None = None
@@ -161,9 +159,6 @@ class Settings:
             ("train_lambdas", not self.train_lambdas or bool(self.shares),
              "a router suits other lambdas by its share of large calls: need some --shares, or --train-lambdas ''"),
             ("seeds", _distinct(self.seeds), "need one or more different whole numbers >= 0"),
-            ("merge", not self.merge or len(self.seeds) > 1, "one seed has no mean; give more --seeds"),
-            ("merge", not self.merge or not (self.backbone and self.lora_rank),
-             "the mean of two adapters' factors is not the mean of what they add; merge routers without --lora-rank"),
             ("advantage", len(set(self.advantage) & set(AdvantageMode)) == len(self.advantage) > 0,
              f"need some of {', '.join(AdvantageMode)}, each once"),
             ("cost", self.cost in set(CostMode), f"need one of {', '.join(CostMode)}"),

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
 from ray.rllib.core.rl_module import RLModule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -26,7 +25,6 @@ from bopo_ray.errors import ConfigError
 from bopo_ray.pipeline.board import LAYOUT, board_command
 from bopo_ray.pipeline.calibrate import offsets_at
 from bopo_ray.pipeline.settings import load_settings
-from bopo_ray.rllib.saved import acting_module
 from experiments.audit import main as audit_main
 from experiments.frontier import main
 from tests.integration.conftest import TOY, Frontier
@@ -126,14 +124,10 @@ def test_an_offset_is_chosen_on_dev_tasks_and_a_seed_may_be_added_to_a_finished_
     check_offsets(run, first, seeds=(0,))
     before = {store: run.rows(store) for store in ("boundary", "stratified", "policy", "dev", "evaluation")}
 
-    assert run.run("--seeds", "0,1", "--merge", "--resume") == 0, run.said()
+    assert run.run("--seeds", "0,1", "--resume") == 0, run.said()
     chosen = strict_json(run.out / "calibration.json")
     assert chosen.items() >= first.items()
-    check_offsets(run, chosen, seeds=(0, 1), merged=("bopo-hybrid-merged_lam{}_seeds0+1",))
-    check_merged(run.out / "policies", (0, 1))
-    assert {"bopo-hybrid", "bopo-hybrid-merged", "bosft"} <= strict_json(run.out / "summary.json")[
-        "hypervolumes"
-    ].keys()
+    check_offsets(run, chosen, seeds=(0, 1))
     assert load_settings(run.out / "settings.yaml").seeds == (0, 1)
     after = {store: run.rows(store) for store in before}
     assert all(after[store].items() >= rows.items() for store, rows in before.items())
@@ -143,23 +137,10 @@ def test_an_offset_is_chosen_on_dev_tasks_and_a_seed_may_be_added_to_a_finished_
     }
 
 
-def check_merged(folder: Path, seeds: tuple[int, ...]) -> None:
-    """What acts for several seeds is the mean of what acts for each, and says so."""
-    for lam in (0.2, 0.8):
-        own = [acting_module(folder / f"bopo-hybrid_lam{lam:g}_seed{seed}").state_dict() for seed in seeds]
-        name = f"bopo-hybrid-merged_lam{lam:g}_seeds{'+'.join(map(str, seeds))}"
-        for weight, value in acting_module(folder / name).state_dict().items():
-            torch.testing.assert_close(value, torch.stack([state[weight] for state in own]).mean(0))
-        assert any(bool((a != b).any()) for a, b in zip(own[0].values(), own[1].values(), strict=True))
-        assert "seeds 0, 1" in (folder / name / "README.md").read_text()
-
-
-def check_offsets(
-    run: Frontier, chosen: dict[str, float], seeds: tuple[int, ...], merged: tuple[str, ...] = ()
-) -> None:
+def check_offsets(run: Frontier, chosen: dict[str, float], seeds: tuple[int, ...]) -> None:
     """Each offset is the best of those tried on dev tasks, and is in the weights of the router that was evaluated."""
     points = [f"bopo-hybrid_lam{{}}_seed{seed}" for seed in seeds]
-    assert chosen.keys() == {name.format(lam) for name in (*points, *merged, "bosft_lam{}") for lam in (0.2, 0.8)}
+    assert chosen.keys() == {name.format(lam) for name in (*points, "bosft_lam{}") for lam in (0.2, 0.8)}
     dev = list(run.rows("dev").values())
     for name, offset in chosen.items():
         folder, lam = name if name.startswith("bopo") else "bosft", float(name.partition("lam")[2].partition("_")[0])

@@ -100,7 +100,6 @@ BAD: list[tuple[str, Any, str]] = [
     ("train_lambdas", (0.3,), "need some --shares"),
     ("seeds", (), "need one or more different whole numbers >= 0"),
     ("seeds", (-1,), "need one or more different whole numbers >= 0"),
-    ("merge", True, "one seed has no mean; give more --seeds"),
     ("advantage", (), "need some of vanilla, augmented, hybrid"),
     ("advantage", ("grpo",), "need some of vanilla, augmented, hybrid"),
     ("cost", "eur", "need one of calls, usd"),
@@ -137,12 +136,6 @@ def test_a_value_out_of_range_is_one_line_with_field_value_rule_and_flag(name: s
 def test_every_number_has_a_lower_bound() -> None:
     numbers = {f.name for f in dataclasses.fields(Settings) if isinstance(f.default, int | float | tuple)}
     assert numbers - {name for name, _, _ in BAD} == {"gradient_checkpointing", "ignore_gate", "router"}
-
-
-def test_only_routers_of_several_seeds_and_with_whole_weights_are_merged() -> None:
-    assert Settings(merge=True, seeds=(0, 1), backbone="x", lora_rank=0).merge
-    with pytest.raises(ConfigError, match=r"merge=True: the mean of two adapters' factors is not .* set it with"):
-        Settings(merge=True, seeds=(0, 1), backbone="x", lora_rank=8)
 
 
 @pytest.mark.parametrize(
@@ -218,8 +211,8 @@ def test_a_continuation_must_not_mix_settings(tmp_path: Path) -> None:
     old = Settings()
     check_same(old, dataclasses.replace(old, cpus=2, lanes=3), path)  # the machine may change
     for field in dataclasses.fields(Settings):
-        if field.name in ("cpus", "lanes", "ignore_gate", "max_spend", "calls", "router", "merge",
-                          "num_learners", "num_gpus_per_learner", "pass_tokens"):  # fmt: skip
+        if field.name in ("cpus", "lanes", "ignore_gate", "max_spend", "calls", "router", "num_learners",
+                          "num_gpus_per_learner", "pass_tokens"):  # fmt: skip
             continue
         new = Settings()
         object.__setattr__(new, field.name, "other")
