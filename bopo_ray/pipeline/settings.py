@@ -341,7 +341,12 @@ def load_settings(path: Path) -> Settings:
     """Reads what `save` wrote; raises StoreError when it is another version's."""
     try:
         return _typed(yaml.safe_load(path.read_text()))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, ConfigError, KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
+        raise StoreError(
+            f"{path} is of another version of bopo_ray, which had the option {error.args[0]!r}; continue the run with "
+            "that version, or choose another --out"
+        ) from error
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, ConfigError, TypeError, AttributeError) as error:
         raise StoreError(f"{path} can't be read ({error}); choose another --out") from error
 
 

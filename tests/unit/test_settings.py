@@ -206,6 +206,11 @@ def test_settings_of_another_version_are_refused(tmp_path: Path, text: str) -> N
         load_settings(write(tmp_path, text))
 
 
+def test_an_option_that_is_gone_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"settings.yaml is of another version .* had the option 'offsets'; continue"):
+        load_settings(write(tmp_path, "k: 3\noffsets: [0.0, 1.0]\n"))
+
+
 def test_a_continuation_must_not_mix_settings(tmp_path: Path) -> None:
     path = tmp_path / "run" / "settings.yaml"
     old = Settings()
