@@ -47,6 +47,8 @@ class Frontier:
     environment: dict[str, str] = field(default_factory=dict)
     """More variables, e.g. keys."""
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    cwd: Path | None = None
+    """Where it is called, if not in the repository's root."""
 
     @property
     def out(self) -> Path:
@@ -69,7 +71,7 @@ class Frontier:
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
         with (self.folder / "stdout").open("wb") as out, (self.folder / "stderr").open("wb") as err:
             process = subprocess.Popen(
-                command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                command, cwd=self.cwd or ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
                 start_new_session=True,
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores Ctrl-C
             )  # fmt: skip

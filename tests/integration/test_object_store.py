@@ -93,7 +93,7 @@ def test_a_run_in_a_bucket_goes_on_where_the_machine_was_lost(store: Store, tmp_
     machines = [tmp_path / name for name in ("one", "two")]
     for machine in machines:
         machine.mkdir()
-    first, second = (Afar(machine, TOY, uri=store.uri("run")) for machine in machines)
+    first, second = (Afar(machine, TOY, cwd=machine, uri=store.uri("run")) for machine in machines)
     process = first.start(hold=40)  # the boundaries are 24
     wait_for(lambda: any(name.startswith("episodes/boundary/") for name in store.names("run")), process)
     wait_for(first.held, process)
