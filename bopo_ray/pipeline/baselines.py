@@ -36,7 +36,8 @@ DEFAULT_ROUTERS = ("first-large:2", "first-large:5", "first-large:7", "first-lar
                    "last-large:10", "cascade:3", "task-level", "oracle")  # fmt: skip
 """Baselines of each evaluation. Those that are left out take long: dev tasks to play, or a model to ask.
 
-The best of them has as many points as a learned method has lambdas: a curve of more points has more hypervolume."""
+The best of them, first-large, has no fewer points than a learned method has lambdas, since a curve of more points has
+more hypervolume."""
 SCHEDULE_STEPS = (2, 5, 10, 20)
 """K of the first-large and last-large among which the best schedule is chosen."""
 DEV_SHARE = 3
