@@ -34,19 +34,10 @@ RUNS: dict[str, tuple[str, ...]] = {
     "no-bosft": ("--advantage", "hybrid", "--sft-epochs", "0"),
     "no-bonus": ("--advantage", "hybrid", "--beta", "0"),
     "absolute": ("--advantage", "hybrid", "--cost-scale", "absolute"),
+    "no-value": ("--advantage", "hybrid", "--boundary-value", "0"),
     "paper": (
-        "--advantage",
-        "hybrid",
-        "--schedules",
-        "0",
-        "--reliability",
-        "0",
-        "--shares",
-        "",
-        "--sharpness",
-        "1",
-        "--train-lambdas",
-        "",
+        *("--advantage", "hybrid", "--schedules", "0", "--reliability", "0", "--shares", "", "--sharpness", "1"),
+        *("--train-lambdas", "", "--boundary-value", "0"),
     ),
 }
 """Folder -> its options."""
@@ -54,25 +45,27 @@ TAKEN = ("advantage", "sft_epochs", "beta", "cost_scale", "calls")
 """What these options, and the one call store, leave no choice of; our additions may be chosen for all but "paper"."""
 NAMES = {
     "no-bosft": "without BoSFT", "no-bonus": "without bonus", "absolute": "without normalised cost",
-    "paper": "without our additions",
+    "no-value": "without boundary value", "paper": "without our additions",
 }  # fmt: skip
 ADVANTAGES = ("bopo-hybrid", "bopo-augmented", "grpo-vanilla")
 NOTES = (
     "bopo-hybrid is the whole method. bopo-augmented has the boundary policies in the advantage's mean and spread "
     "alone, grpo-vanilla not at all. Without BoSFT it starts from an untrained router; without bonus beta = 0; without "
     "normalised cost an episode pays for its dollars, in units of the mean cost of the dearer boundary policy over all "
-    "tasks, and not of the task's own.",
+    "tasks, and not of the task's own. Without boundary value, where the benchmark has it by default, the router is an "
+    "encoder of the view's text.",
     "Without our additions, where the benchmark has them by default: BoSFT imitates each Hard task's cheapest success, "
-    "as the paper does, its logits stay as they are, each lambda is trained, and routers decide without an offset "
-    "chosen on dev tasks.",
+    "as the paper does, its logits stay as they are, each lambda is trained, and routers read the text and decide "
+    "without an offset chosen on dev tasks.",
     "Each was trained with the same tasks, lambdas, seeds and stored calls, and evaluated on the same held-out tasks.",
 )
 
 
 def runs_for(settings: Settings) -> dict[str, tuple[str, ...]]:
-    """Those of RUNS that are different runs: "paper" is none where the settings have no additions of ours."""
-    added = settings.reliability > 0 or settings.sharpness != 1 or any((*settings.schedules, *settings.shares))
-    return {folder: own for folder, own in RUNS.items() if folder != "paper" or added}
+    """Those of RUNS that are different runs: not those without additions of ours that the settings do not have."""
+    value = settings.boundary_value > 0
+    added = value or settings.reliability > 0 or settings.sharpness != 1 or any((*settings.schedules, *settings.shares))
+    return {k: own for k, own in RUNS.items() if (k != "paper" or added) and (k != "no-value" or value)}
 
 
 def combine(runs: Mapping[str, FinishedRun]) -> pd.DataFrame:

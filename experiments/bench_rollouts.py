@@ -2,7 +2,8 @@
 
     python -m experiments.bench rollouts
 
-* ours: `collect` over `GroupEnvRunner`s, with call store, ledger and a learned router, as in a run;
+* ours: `collect` over `GroupEnvRunner`s, with call store, ledger and a learned router, as in a run; it reads
+  --boundary-value, as on ALFWorld;
 * naive: the same runners in lock-step, as a vector environment steps: nobody goes on before the slowest has answered;
 * limit: the lesser of two bounds, which stand below it. By latency: episodes in flight / mean latency of a call, as if
   nothing else took any time. By CPU: what each runner's process does on one thread, all of them at once, when models
@@ -284,7 +285,7 @@ def _measure(cls: type[TimedRunner], ms: int, drawn: bool, runners: int, flying:
             env_runner_cls=cls, num_env_runners=runners, num_envs_per_env_runner=flying // runners,
             num_cpus_per_env_runner=1,
         )  # fmt: skip
-        config.router()
+        config.router(value=True)
         config.validate()
         group = EnvRunnerGroup(config=config, local_env_runner=False)
         try:

@@ -74,12 +74,14 @@ class Settings:
     """more rollouts of a Hard task, large for the first K steps; 0 for none, as in the paper"""
     reliability: float = 0.0
     """BoSFT imitates routings that win this often, beside the best, and no cheaper one beats; 0 for all (the paper)"""
+    boundary_value: float = 0.0
+    """the router reads how likely the small model alone wins from here, fitted with this C; 0: the text (the paper)"""
     sft_epochs: int = 8
     """passes of BoSFT over the expert steps, 0 for none; the one that does best on held-out training tasks is kept"""
     sft_patience: int = 3
     """passes of BoSFT in turn that may do no better on held-out tasks before it stops; 0 for any number"""
-    sft_lr: float = 5e-4
-    """learning rate of BoSFT"""
+    sft_lr: float = 0.0
+    """learning rate of BoSFT; 0: what suits the router, 3e-3 where it reads --boundary-value, else 5e-4"""
     sharpness: float = 1.0
     """BoSFT's logits are multiplied by this before BoPO, which so samples nearer to the greedy router; 1: the paper"""
     ignore_gate: bool = False
@@ -153,6 +155,7 @@ class Settings:
             ("schedules", _distinct(self.schedules), "need one or more different numbers of steps >= 0"),
             ("shares", not self.shares or (_distinct(self.shares) and all(0 < x < 1 for x in self.shares)),
              "need different numbers between 0 and 1"),
+            ("boundary_value", 0 <= self.boundary_value < math.inf, "need a number >= 0"),
             ("reliability", 0 <= self.reliability <= 1, "need a share in [0, 1]"),
             ("lambdas", _distinct(self.lambdas), "need one or more different numbers >= 0"),
             ("train_lambdas", not self.train_lambdas or _distinct(self.train_lambdas), "need different numbers >= 0"),
@@ -183,7 +186,7 @@ class Settings:
             ("num_gpus_per_learner", 0 <= self.num_gpus_per_learner < math.inf, "need a number >= 0"),
             ("lr", 0 < self.lr < math.inf, "need a number > 0"),
             ("sharpness", 0 < self.sharpness < math.inf, "need a number > 0"),
-            ("sft_lr", 0 < self.sft_lr < math.inf, "need a number > 0"),
+            ("sft_lr", 0 <= self.sft_lr < math.inf, "need a number >= 0"),
             ("max_spend", self.max_spend >= 0, "need dollars >= 0"),
             ("budget_calls", self.budget_calls is None or self.budget_calls >= 0, "need a number of calls >= 0"),
             ("budget_usd", self.budget_usd is None or 0 <= self.budget_usd < math.inf, "need dollars >= 0"),
@@ -220,7 +223,8 @@ class Settings:
                 "context": self.backbone_context, "lora_rank": self.lora_rank, "lora_targets": self.lora_targets,
                 "gradient_checkpointing": self.gradient_checkpointing,
             }  # fmt: skip
-        return {"width": self.width, "layers": self.layers, "context": self.context}
+        shape = {"width": self.width, "layers": self.layers, "context": self.context}
+        return shape | {"value": self.boundary_value > 0}
 
     @property
     def learning(self) -> dict[str, Any]:
@@ -229,6 +233,11 @@ class Settings:
             "num_learners": self.num_learners, "num_gpus_per_learner": self.num_gpus_per_learner,
             "tokens_per_pass": self.pass_tokens, "warmup": self.warmup, "lr_end": self.lr_end,
         }  # fmt: skip
+
+    @property
+    def bosft_lr(self) -> float:
+        """Learning rate of BoSFT."""
+        return self.sft_lr or (3e-3 if self.router_shape.get("value") else 5e-4)
 
 
 SCALES: dict[str, dict[str, Any]] = {
@@ -255,7 +264,7 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
     },
     "ALFWorld-v0": _SELF_TRAINED | {
         "max_steps": 30, "train_tasks": 180, "test_tasks": 120, "lambdas": (0.03, 0.1, 0.3, 0.8, 1.5),
-        "train_lambdas": (0.3,), "updates": 24,
+        "train_lambdas": (0.3,), "updates": 24, "boundary_value": 0.01,
     },
     "AppWorld-v0": _CALIBRATED | {
         "updates": 6, "tasks_per_update": 6, "lambdas": (0.03, 0.1, 0.3, 0.8), "train_lambdas": (0.3,),
@@ -265,7 +274,8 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
 default; and, since all must fit into the same minutes, more of everything where the engine is fast, less where it is
 slow. Dev tasks choose how much of the large model a lambda wants; with real models BoSFT begins with routings that win
 reliably. Observations are long: with fewer tokens the router does not see what lies on a table, and learns to play
-always-small. Chosen on dev tasks, ALFWorld's."""
+always-small. What its router reads, a value and a step, is more than it learns from the text; on ScienceWorld it is
+not. Chosen on dev tasks, ALFWorld's."""
 SHARE_RULES = ("price", "front")
 """What `Settings.share_rule` may be."""
 DECIDE = ("greedy", "sample")

@@ -26,6 +26,7 @@ from bopo_ray.rllib.bosft import BoSFT, BoSFTConfig
 from bopo_ray.rllib.experts import ExpertFile
 from bopo_ray.rllib.prompt import prompt_of
 from bopo_ray.rllib.saved import acting_module, check_pair
+from bopo_ray.rllib.value import fit_value
 from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL
 from bopo_ray.store import write_table
 from envs.base import Task
@@ -122,7 +123,11 @@ def bosft_stage(run: Run, boundaries: dict[str, Boundary]) -> Path:
     run.stop_runners()
     report = run.out / "bosft.json"
     if not (report.exists() and folder.exists()):
-        write_json(report, _train(run, _experts(run, boundaries), folder))
+        stratified: dict[str, list[Episode]] = {}
+        for e in store.read():
+            stratified.setdefault(e.spec.task.name, []).append(e)
+        known = {name: (*b.small, *b.large, *stratified.get(name, ())) for name, b in boundaries.items()}
+        write_json(report, _train(run, _experts(run, boundaries, stratified), known, folder))
     _check_pair(run, folder)
     figures = json.loads(report.read_text())
     p = gate(np.full(figures["hard_steps"], figures["p_large_hard"]), override=s.ignore_gate)
@@ -139,11 +144,8 @@ def bosft_stage(run: Run, boundaries: dict[str, Boundary]) -> Path:
     return folder
 
 
-def _experts(run: Run, boundaries: dict[str, Boundary]) -> list[Expert]:
-    """What BoSFT imitates, of the rollouts that are stored."""
-    stratified: dict[str, list[Episode]] = {}
-    for e in run.store("stratified").read():
-        stratified.setdefault(e.spec.task.name, []).append(e)
+def _experts(run: Run, boundaries: Mapping[str, Boundary], stratified: Mapping[str, Sequence[Episode]]) -> list[Expert]:
+    """What BoSFT imitates, of the rollouts that are stored; by task."""
     hard = [name for name, b in boundaries.items() if b.stats.difficulty() is Difficulty.HARD]
     tried = [e for n in hard for e in (*stratified.get(n, ()), *boundaries[n].small, *boundaries[n].large)]
     reliable = reliable_policies(tried, run.mode, run.settings.reliability)
@@ -156,15 +158,15 @@ def _experts(run: Run, boundaries: dict[str, Boundary]) -> list[Expert]:
     return [expert for expert in chosen if expert]
 
 
-def _train(run: Run, experts: list[Expert], folder: Path) -> dict[str, Any]:
+def _train(run: Run, experts: Sequence[Expert], known: Mapping[str, Sequence[Episode]], folder: Path) -> dict[str, Any]:
     """Trains and saves the router; where there are enough tasks, every eighth is held out to choose the epoch by.
 
-    The calibration is that on held-out tasks, where there are any.
+    The calibration is that on held-out tasks, where there are any. `known`: the rollouts of each task.
     """
     s = run.settings
     cfg = BoSFTConfig().environment(s.env, env_config=run.config().env_config).router(**s.router_shape)
     cfg.learning(**s.learning)
-    cfg.lr, cfg.total_epochs = s.sft_lr, s.sft_epochs
+    cfg.lr, cfg.total_epochs = s.bosft_lr, s.sft_epochs
     cfg.debugging(seed=0)
     algorithm = cfg.build_algo()
     assert isinstance(algorithm, BoSFT)
@@ -176,6 +178,12 @@ def _train(run: Run, experts: list[Expert], folder: Path) -> dict[str, Any]:
         for name, held in (("train", False), ("held_out", True))
     )
     algorithm.set_experts(own)
+    value = None
+    if s.router_shape.get("value"):
+        judged = {e.episode.spec.task.name for e, out in zip(experts, split, strict=True) if out}
+        learned = (e for name, episodes in known.items() if name not in judged for e in episodes)
+        if value := fit_value(learned, s.context, s.boundary_value):
+            algorithm.set_value(value)
     temporary = folder.with_suffix(".tmp").resolve()
     judges = held_out if held_out.trajectories else None
     with run.progress("BoSFT", s.sft_epochs) as advance:
@@ -192,6 +200,7 @@ def _train(run: Run, experts: list[Expert], folder: Path) -> dict[str, Any]:
     return kept | {
         "experts": len(experts), "held_out": held_out.trajectories, "steps": sum(len(e.labels) for e in experts),
         "hard_steps": int(p_hard.size), "p_large_hard": float(p_hard.mean()) if p_hard.size else 0.0,
+        "value_states": value.states if value else 0,
         "calibration": {d: c._asdict() for d, c in seen[-1].calibration().items()},
     }  # fmt: skip
 

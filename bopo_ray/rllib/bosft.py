@@ -28,6 +28,7 @@ from bopo_ray.rllib.batch import WEIGHT, readings_table, sft_batch
 from bopo_ray.rllib.config import RouterAlgorithmConfig
 from bopo_ray.rllib.experts import ExpertFile
 from bopo_ray.rllib.learner import BoSFTTorchLearner
+from bopo_ray.rllib.value import BoundaryValue
 
 __all__ = ["BoSFT", "BoSFTConfig", "Judgement"]
 
@@ -167,6 +168,10 @@ class BoSFT(Algorithm):
         self.learner_group.foreach_learner(
             lambda learner: learner.module[DEFAULT_MODULE_ID].unwrapped().restore_from_path(str(folder))
         )
+
+    def set_value(self, value: BoundaryValue) -> None:
+        """What the router reads of always-small's value."""
+        self.learner_group.foreach_learner(lambda learner: learner.router.set_value(value))
 
     def sharpen(self, factor: float) -> None:
         """Multiplies the router's logits."""

@@ -1,8 +1,9 @@
 """The router's text view as token ids of a fixed length.
 
-Layout: [CLS] task [SEP] budget [SEP] newest history line, then older ones. Newest first, so that what just happened
+Layout: step, task [SEP] budget [SEP] newest history line, then older ones. Newest first, so that what just happened
 stands at the same positions at every step, and what does not fit is the oldest. The task and budget lines always fit;
-history lines get longer with the context.
+history lines get longer with the context. The step, an id behind those of the vocabulary, says how many were taken: in
+the budget line it is digits, which a small encoder hardly learns to read.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bopo_ray.models.tokens import CLS, PAD, SEP, encode, tokenizer
+from bopo_ray.models.tokens import PAD, SEP, encode, tokenizer
 from bopo_ray.rllib.reading import NOTHING, Reading
 
 __all__ = ["TASK_TOKENS", "Reader", "encode_view", "visible"]
@@ -67,9 +68,9 @@ class Reader:
 def encode_view(view: str, context: int) -> NDArray[np.int32]:
     """Token ids [context], int32, padded with [PAD]."""
     tok = tokenizer()
-    cls, sep, pad = (tok.token_to_id(t) for t in (CLS, SEP, PAD))
+    sep, pad = (tok.token_to_id(t) for t in (SEP, PAD))
     (task, _), (budget, _), *history = _lines(view, context)
-    ids = [cls, *task, sep, *budget, sep]
+    ids = [tok.get_vocab_size() + max(0, len(history) - 1), *task, sep, *budget, sep]
     for line, _ in history:
         ids += line
         if len(ids) >= context:

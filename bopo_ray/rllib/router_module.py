@@ -1,4 +1,5 @@
-"""The router as an RLModule: a small encoder over the text view, or a Hugging Face model; one logit per model."""
+"""The router as an RLModule, one logit per model: a small encoder over the text view, a small network over the value of
+always-small and the step, or a Hugging Face model."""
 
 from __future__ import annotations
 
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
-from bopo_ray.models.tokens import PAD, tokenizer
+from bopo_ray.models.tokens import CLS, PAD, tokenizer
 from bopo_ray.rllib.backbone import Backbone
 from bopo_ray.rllib.memory import Memory
+from bopo_ray.rllib.value import BoundaryValue
+from bopo_ray.rllib.value_router import ValueRouter
 
 __all__ = ["ASKS", "ROUTER_DEFAULTS", "RouterModule"]
 
@@ -24,12 +27,12 @@ ASKS = "asks"
 """Column beside RLlib's own, see `Reading`."""
 
 ROUTER_DEFAULTS: dict[str, Any] = {
-    "width": 64, "layers": 2, "heads": 4, "context": 96,
+    "width": 64, "layers": 2, "heads": 4, "context": 96, "value": False,
     "backbone": "", "lora_rank": 0, "lora_targets": "all-linear", "gradient_checkpointing": False,
     "bf16": None,
 }  # fmt: skip
-"""Hidden size, transformer layers, attention heads, and length of the encoded view in tokens; where `backbone` names a
-Hugging Face model, that is the router, of the same length (see `Backbone`)."""
+"""Hidden size, transformer layers, attention heads, and length of the encoded view in tokens. With `value` it is a
+`ValueRouter` of that length instead; where `backbone` names a Hugging Face model, it is that (see `Backbone`)."""
 
 
 class RouterModule(TorchRLModule, InferenceOnlyAPI):
@@ -48,9 +51,8 @@ class RouterModule(TorchRLModule, InferenceOnlyAPI):
             self.policy = Backbone(cfg, int(self.action_space.n))
             self.reference, self.average = (None if self.inference_only else self.policy.copy() for _ in range(2))
             return
-        tok = tokenizer()
-        self.pad = tok.token_to_id(PAD)
-        self.policy = _Router(cfg, tok.get_vocab_size(), int(self.action_space.n), self.pad)
+        n_models = int(self.action_space.n)
+        self.policy = ValueRouter(n_models) if cfg["value"] else _Router(cfg, n_models)
         self.reference = None if self.inference_only else copy.deepcopy(self.policy).requires_grad_(False)
         self.average = copy.deepcopy(self.reference)
 
@@ -94,6 +96,12 @@ class RouterModule(TorchRLModule, InferenceOnlyAPI):
                 if router is not None:
                     router.head.bias += offset * torch.arange(len(router.head.bias), dtype=router.head.bias.dtype)
 
+    def set_value(self, value: BoundaryValue) -> None:
+        """What a `ValueRouter` reads of always-small's value from now on; no training changes it."""
+        for router in (self.policy, self.reference, self.average):
+            if router is not None:
+                router.set_value(value)
+
     def sharpen(self, factor: float) -> None:
         """Multiplies all logits, of the policy and of its average."""
         with torch.no_grad():
@@ -112,18 +120,18 @@ class RouterModule(TorchRLModule, InferenceOnlyAPI):
 class _Router(nn.Module):
     """Encoder and head: the embedding of [CLS] beside the mean over the view decides."""
 
-    def __init__(self, cfg: dict[str, Any], vocabulary: int, n_models: int, pad: int) -> None:
+    def __init__(self, cfg: dict[str, Any], n_models: int) -> None:
         super().__init__()
-        self.pad = pad
+        self.pad, self.cls = (tokenizer().token_to_id(t) for t in (PAD, CLS))
         self.encoder = BertModel(
             BertConfig(
-                vocab_size=vocabulary,
+                vocab_size=tokenizer().get_vocab_size(),
                 hidden_size=cfg["width"],
                 num_hidden_layers=cfg["layers"],
                 num_attention_heads=cfg["heads"],
                 intermediate_size=2 * cfg["width"],
                 max_position_embeddings=cfg["context"],
-                pad_token_id=pad,
+                pad_token_id=self.pad,
                 hidden_dropout_prob=0.0,
                 attention_probs_dropout_prob=0.0,
             ),
@@ -136,7 +144,7 @@ class _Router(nn.Module):
         assert asks_BT is None, "one decision for each reading"
         mask_BT = ids_BT != self.pad
         length = max(1, int(mask_BT.sum(-1).max()))
-        ids_BT, mask_BT = ids_BT[:, :length], mask_BT[:, :length]
+        ids_BT, mask_BT = F.pad(ids_BT[:, 1:length], (1, 0), value=self.cls), mask_BT[:, :length]
         if bool(mask_BT.all()):
             hidden_BTD = self._encoded(ids_BT, None)
             mean_BD = hidden_BTD.sum(1) / length

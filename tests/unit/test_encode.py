@@ -8,17 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bopo_ray.agent import Turn, budget_text, router_view
-from bopo_ray.models.tokens import CLS, PAD, SEP, encode, tokenizer
+from bopo_ray.models.tokens import PAD, SEP, encode, tokenizer
 from bopo_ray.records import Budget, CostMode
 from bopo_ray.rllib.encode import BUDGET_TOKENS, NEWEST_TOKENS, OLDER_TOKENS, TASK_TOKENS, encode_view, visible
 
-CLS_ID, SEP_ID, PAD_ID = (tokenizer().token_to_id(t) for t in (CLS, SEP, PAD))
+SEP_ID, PAD_ID = (tokenizer().token_to_id(t) for t in (SEP, PAD))
+VOCABULARY = tokenizer().get_vocab_size()
 SMALLEST_CONTEXT = 80
 
 
 def test_the_layout_by_hand() -> None:
     view = "task: boil\nbudget: unlimited; steps left 40\n| A hall.\n> look | A cup.\n> wait1 | Time passes."
-    by_hand = [CLS_ID, *encode("task: boil"), SEP_ID, *encode("budget: unlimited; steps left 40"), SEP_ID]
+    by_hand = [VOCABULARY + 2, *encode("task: boil"), SEP_ID, *encode("budget: unlimited; steps left 40"), SEP_ID]
     by_hand += [*encode("> wait1 | Time passes."), *encode("> look | A cup."), *encode("| A hall.")]  # newest first
     ids = encode_view(view, 96)
     assert ids.dtype == np.int32 and ids.shape == (96,)
@@ -78,10 +79,10 @@ def test_every_view_has_one_length_and_starts_with_task_and_budget(
     turns = [Turn("", "look", o) for o in observations]
     view = router_view(task, "A hall.", turns, steps_left, "3 large calls")
     ids = encode_view(view, context)
-    assert ids.shape == (context,) and ids.min() >= 0 and ids.max() < tokenizer().get_vocab_size()
+    assert ids.shape == (context,) and ids.min() >= 0 and ids[1:].max() < VOCABULARY
     lines = view.split("\n")
     task_ids, budget_ids = encode(lines[0])[:TASK_TOKENS], encode(lines[1])
-    head = [CLS_ID, *task_ids, SEP_ID, *budget_ids, SEP_ID, *encode(lines[-1])[:NEWEST_TOKENS]]
+    head = [VOCABULARY + len(observations), *task_ids, SEP_ID, *budget_ids, SEP_ID, *encode(lines[-1])[:NEWEST_TOKENS]]
     assert ids[: len(head)].tolist() == head
 
 

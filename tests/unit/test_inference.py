@@ -19,7 +19,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bopo_ray
@@ -105,6 +105,7 @@ def test_what_is_left_of_the_budget_is_seen_and_kept(router: SavedRouter) -> Non
     assert router.decide(HISTORY, Budget(CostMode.USD, 0), mask=(True, False, False)).model == 0
 
 
+@settings(deadline=None)
 @given(mask=st.lists(st.booleans(), min_size=3, max_size=3).filter(any), seed=st.none() | st.integers(-(2**70), 2**70))
 def test_a_masked_model_is_never_chosen(router: SavedRouter, mask: list[bool], seed: int | None) -> None:
     free, decision = router.decide(HISTORY), router.decide(HISTORY, mask=np.array(mask), seed=seed)
