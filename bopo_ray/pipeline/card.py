@@ -33,7 +33,7 @@ def describe(run: Run, folder: Path, name: str, **how: Any) -> None:
             {"name": m.name, "input_usd": m.price.input / 1e6, "cached_input_usd": m.price.cached_input / 1e6,
              "output_usd": m.price.output / 1e6} for m in pool.models
         ],
-        "tasks": len(run.train), "max_steps": s.max_steps,
+        "tasks": len(run.train), "max_steps": s.max_steps, "value": bool(s.router_shape.get("value")),
         "taxonomy": {str(c["values"]): c["counts"].as_py() for c in pc.value_counts(classes)}, "how": how,
     }  # fmt: skip
     _write(folder, {**about(folder), "trained": trained})
@@ -92,6 +92,11 @@ def card(known: dict[str, Any]) -> str:
 
 
 def _kind(known: dict[str, Any], library: str) -> str:
+    if library == "bopo_ray" and known["trained"].get("value"):
+        return (
+            "A small network over two numbers: how likely the smallest model alone succeeds from here on, by a "
+            "logistic regression on the view's tokens, and how many steps were taken."
+        )
     if library == "bopo_ray":
         return "A small transformer encoder with a tokenizer of its own."
     how = f"LoRA of rank {known['lora_rank']} on {known['lora_targets']}" if library == "peft" else "full fine-tuning"
