@@ -224,7 +224,7 @@ class Settings:
                 "gradient_checkpointing": self.gradient_checkpointing,
             }  # fmt: skip
         shape = {"width": self.width, "layers": self.layers, "context": self.context}
-        return shape | {"value": self.boundary_value > 0}
+        return shape | ({"value": True} if self.boundary_value else {})
 
     @property
     def learning(self) -> dict[str, Any]:
