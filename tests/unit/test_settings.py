@@ -277,3 +277,13 @@ def test_budgets_are_in_calls_or_in_micro_dollars() -> None:
     assert resolve(None, {"budget_usd": "0.05"}).budget == Budget(CostMode.USD, 50_000)
     with pytest.raises(ConfigError, match="a cap in dollars and one in calls at once"):
         Settings(budget_calls=1, budget_usd=1.0)
+
+
+def test_alfworlds_router_reads_the_value_unless_it_is_another_one() -> None:
+    alfworld = resolve(None, {"env": "ALFWorld-v0"})
+    assert alfworld.router_shape["value"] is True and alfworld.bosft_lr == 3e-3
+    text = resolve(None, {"env": "ALFWorld-v0", "boundary_value": "0"})
+    assert text.router_shape == {"width": 64, "layers": 2, "context": 160} and text.bosft_lr == 5e-4
+    own = dataclasses.replace(alfworld, backbone="me/my-model")
+    assert "value" not in own.router_shape and own.bosft_lr == 5e-4
+    assert dataclasses.replace(alfworld, sft_lr=1e-4).bosft_lr == 1e-4
