@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from bopo_ray.rllib.bosft import BoSFT, BoSFTConfig
 from bopo_ray.rllib.experts import ExpertFile
 from bopo_ray.rllib.prompt import prompt_of
 from bopo_ray.rllib.saved import acting_module, check_pair
-from bopo_ray.rllib.value import fit_value
+from bopo_ray.rllib.value import fit_value, rank_quality
 from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL
 from bopo_ray.store import write_table
 from envs.base import Task
@@ -178,12 +179,7 @@ def _train(run: Run, experts: Sequence[Expert], known: Mapping[str, Sequence[Epi
         for name, held in (("train", False), ("held_out", True))
     )
     algorithm.set_experts(own)
-    value = None
-    if s.router_shape.get("value"):
-        judged = {e.episode.spec.task.name for e, out in zip(experts, split, strict=True) if out}
-        learned = (e for name, episodes in known.items() if name not in judged for e in episodes)
-        if value := fit_value(learned, s.context, s.boundary_value):
-            algorithm.set_value(value)
+    value = _read_value(run, algorithm, experts, split, known) if s.router_shape.get("value") else {}
     temporary = folder.with_suffix(".tmp").resolve()
     judges = held_out if held_out.trajectories else None
     with run.progress("BoSFT", s.sft_epochs) as advance:
@@ -200,9 +196,32 @@ def _train(run: Run, experts: Sequence[Expert], known: Mapping[str, Sequence[Epi
     return kept | {
         "experts": len(experts), "held_out": held_out.trajectories, "steps": sum(len(e.labels) for e in experts),
         "hard_steps": int(p_hard.size), "p_large_hard": float(p_hard.mean()) if p_hard.size else 0.0,
-        "value_states": value.states if value else 0,
+        "value": value,
         "calibration": {d: c._asdict() for d, c in seen[-1].calibration().items()},
     }  # fmt: skip
+
+
+def _read_value(
+    run: Run, algorithm: BoSFT, experts: Sequence[Expert], held_out: Sequence[bool],
+    known: Mapping[str, Sequence[Episode]],
+) -> dict[str, Any]:  # fmt: skip
+    """Fits always-small's value to the tasks that are not held out, for the router to read; says what it is worth."""
+    s = run.settings
+    judges = {e.episode.spec.task.name for e, out in zip(experts, held_out, strict=True) if out}
+    run.console.print("fitting the value of always-small to the rollouts")
+    value = fit_value(
+        (e for name, own in known.items() if name not in judges for e in own), s.context, s.boundary_value
+    )
+    if value is None:
+        run.console.print("always-small wins, or loses, whatever it has begun: its value says nothing")
+        return {}
+    algorithm.set_value(value)
+    auc = rank_quality(value, (e for name in judges for e in known[name]), s.context)
+    known_as = (
+        "" if math.isnan(auc) else f"; of {len(judges)} held-out tasks it ranks the hand-overs with an AUC of {auc:.2f}"
+    )
+    run.console.print(f"the value of always-small, fitted to {value.states:,} states{known_as}")
+    return {"states": value.states, "auc": None if math.isnan(auc) else auc}
 
 
 def load_policy(run: Run, folder: Path) -> Any:

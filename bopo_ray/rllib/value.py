@@ -19,7 +19,7 @@ from bopo_ray.models.tokens import CLS, PAD, SEP, tokenizer
 from bopo_ray.records import Episode
 from bopo_ray.rllib.encode import encode_view
 
-__all__ = ["NEAR", "SECTIONS", "BoundaryValue", "fit_value"]
+__all__ = ["NEAR", "SECTIONS", "BoundaryValue", "fit_value", "rank_quality"]
 
 SECTIONS = 4
 """Of a reading: task, budget, older history, newest history. A token counts for itself in each."""
@@ -52,17 +52,15 @@ def fit_value(episodes: Iterable[Episode], context: int, strength: float) -> Bou
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    columns, lengths, labels, weights = [], [], list[bool](), list[float]()
+    columns, labels, weights = [], list[bool](), list[float]()
     for episode in episodes:
         if tail := small_tail(episode):
-            for view in episode_views(episode)[tail.start :]:
-                columns.append(_columns(encode_view(view, context)))
-                lengths.append(len(columns[-1]))
+            columns += [_columns(encode_view(v, context)) for v in episode_views(episode)[tail.start :]]
             labels += [tail.success] * len(tail.weights)
             weights += tail.weights
     if len(set(labels)) < 2:
         return None
-    places = np.concatenate(columns), np.concatenate([[0], np.cumsum(lengths)])
+    places = np.concatenate(columns), np.cumsum([0, *map(len, columns)])
     size = SECTIONS * tokenizer().get_vocab_size()
     counts = csr_matrix((np.ones(len(places[0]), np.float32), *places), shape=(len(labels), size))
     counts.sum_duplicates()
@@ -70,6 +68,22 @@ def fit_value(episodes: Iterable[Episode], context: int, strength: float) -> Bou
         warnings.simplefilter("ignore", ConvergenceWarning)  # near enough: its ranks are what counts
         model = LogisticRegression(C=strength, max_iter=200).fit(counts, labels, sample_weight=weights)
     return BoundaryValue(model.coef_[0].astype(np.float32), float(model.intercept_[0]), len(labels))
+
+
+def rank_quality(value: BoundaryValue, episodes: Iterable[Episode], context: int) -> float:
+    """How well it ranks hand-overs, the first states of tails behind a larger model's call: the probability that one
+    that SMALL won has the higher value than one that it lost (AUC). NaN without both.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    values, labels = list[float](), list[bool]()
+    for episode in episodes:
+        tail = small_tail(episode)
+        if tail and tail.start:
+            ids = encode_view(episode_views(episode)[tail.start], context)
+            values.append(float(value.weights[_columns(ids)].sum()))
+            labels.append(tail.success)
+    return float(roc_auc_score(labels, values)) if len(set(labels)) == 2 else float("nan")
 
 
 def _columns(ids: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import gymnasium as gym
 import numpy as np
@@ -17,7 +18,7 @@ from bopo_ray.models.tokens import SEP, tokenizer
 from bopo_ray.records import Episode
 from bopo_ray.rllib.encode import encode_view
 from bopo_ray.rllib.router_module import RouterModule
-from bopo_ray.rllib.value import NEAR, SECTIONS, BoundaryValue, fit_value
+from bopo_ray.rllib.value import NEAR, SECTIONS, BoundaryValue, fit_value, rank_quality
 from bopo_ray.rllib.value_router import LEVELS, STEPS, ValueRouter
 from envs.base import text_space
 from tests.unit.test_method_data import episode
@@ -68,6 +69,15 @@ def test_the_value_is_higher_where_small_went_on_to_win() -> None:
     views = [encode_view(episode_views(telling(h, True, (1, 0), 999))[1], CONTEXT) for h in (False, True)]
     low, high = torch.sigmoid(router.value_of(torch.from_numpy(np.stack(views)))).flatten().tolist()
     assert low < 0.3 and high > 0.7
+
+
+def test_it_is_judged_by_how_it_ranks_the_hand_overs_of_other_tasks() -> None:
+    value = fit_value(lessons(), CONTEXT, 1.0)
+    assert value is not None
+    sure = [telling(h, h, (1, 0), n) for n in range(3) for h in (False, True)]
+    assert rank_quality(value, sure, CONTEXT) == 1.0
+    assert rank_quality(value, [*sure, telling(False, True, (1, 0), 9)], CONTEXT) == pytest.approx((3 + 0.5) / 4)
+    assert math.isnan(rank_quality(value, [telling(True, True, (1, 0), 0), telling(False, False, (0, 0), 1)], CONTEXT))
 
 
 @pytest.mark.parametrize("episodes", [[], [episode((0, 0), True)], [episode((1, 1), b) for b in (True, False)]])
