@@ -23,6 +23,8 @@ _NOT_RESULTS = {
 """Fields that may differ between a run and its continuation."""
 _MAY_GROW = ("lambdas", "seeds", "advantage")
 """Fields to which a continuation may add: more points of the same sweep."""
+_MEANT = {"sft_lr": "bosft_lr"}
+"""Fields whose default is another field's to say: what they mean counts, not how it was written."""
 
 
 def check_same(old: Settings, new: Settings, path: Path) -> None:
@@ -31,7 +33,8 @@ def check_same(old: Settings, new: Settings, path: Path) -> None:
     It may add lambdas, seeds and advantages to a sweep: what they share with the others is there already.
     """
     for f in fields(Settings):
-        a, b = getattr(old, f.name), getattr(new, f.name)
+        name = _MEANT.get(f.name, f.name)
+        a, b = getattr(old, name), getattr(new, name)
         if f.name in _MAY_GROW and set(a) <= set(b):
             continue
         if a != b and f.name not in _NOT_RESULTS:

@@ -224,11 +224,8 @@ def test_a_continuation_must_not_mix_settings(tmp_path: Path) -> None:
         object.__setattr__(new, field.name, "other")
         with pytest.raises(StoreError) as error:
             check_same(old, new, path)
-        text = str(error.value)
-        assert (
-            f"{tmp_path / 'run'} holds a run with {field.name}={getattr(old, field.name)!r}, this one has 'other'"
-            in text
-        )
+        text, meant = str(error.value), getattr(old, "bosft_lr" if field.name == "sft_lr" else field.name)
+        assert f"{tmp_path / 'run'} holds a run with {field.name}={meant!r}, this one has 'other'" in text
         assert "choose another --out" in text
 
 
@@ -287,3 +284,10 @@ def test_alfworlds_router_reads_the_value_unless_it_is_another_one() -> None:
     own = dataclasses.replace(alfworld, backbone="me/my-model")
     assert "value" not in own.router_shape and own.bosft_lr == 5e-4
     assert dataclasses.replace(alfworld, sft_lr=1e-4).bosft_lr == 1e-4
+
+
+def test_a_learning_rate_that_is_meant_and_one_that_is_written_are_the_same(tmp_path: Path) -> None:
+    meant = Settings()
+    check_same(dataclasses.replace(meant, sft_lr=5e-4), meant, tmp_path / "settings.yaml")
+    with pytest.raises(StoreError, match=r"sft_lr=0\.001, this one has 0\.0005"):
+        check_same(dataclasses.replace(meant, sft_lr=1e-3), meant, tmp_path / "settings.yaml")
