@@ -49,6 +49,7 @@ _STYLES: Mapping[str, tuple[str, str]] = {  # method -> colour, marker
     "without BoSFT": ("#2F6B4F", "p"),
     "without bonus": ("#A33B4F", "d"),
     "without normalised cost": ("#7B4FA3", "h"),
+    "without boundary value": ("#4F5D95", "8"),
     "without our additions": ("#8c6d1f", "X"),
 }
 _SPARE = [("#8c6d1f", "X"), ("#7B4FA3", "h"), ("#2F6B4F", "p"), ("#A33B4F", "d")]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bopo_ray.analysis.canvas import save_png, to_svg
+from bopo_ray.analysis.canvas import method_style, save_png, to_svg
 from bopo_ray.analysis.labels import free_spots, spread
 from bopo_ray.analysis.plots import (
     frontier_figure,
@@ -24,7 +24,13 @@ from bopo_ray.analysis.plots import (
     training_curves_figure,
 )
 from bopo_ray.analysis.tables import Settings, frontier, summary
+from experiments.ablation import ADVANTAGES, NAMES
 from tests.unit.test_analysis_tables import synthetic_episodes
+
+
+def test_no_two_lines_of_the_ablation_look_alike():
+    names = (*ADVANTAGES, *NAMES.values())
+    assert len({method_style(name) for name in names}) == len(names)
 
 
 def synthetic_curves() -> pd.DataFrame:
