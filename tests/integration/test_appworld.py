@@ -19,7 +19,8 @@ import pytest
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
-from envs.appworld import AppWorldEnv, client, data
+from envs.appworld import AppWorldEnv, client, data, own
+from envs.appworld.__main__ import main
 from envs.base import Split
 from envs.errors import ConfigError, EngineError, UnknownTaskError
 from tests.processes import gone, removed
@@ -60,13 +61,31 @@ def server_of(env: AppWorldEnv) -> client.Server:
 
 def test_the_world_is_the_verified_one_and_nothing_of_it_is_in_the_repository() -> None:
     folder = data.data_folder()
-    assert data.fingerprint(folder) == data.VERIFIED
-    here = Path(data.__file__).resolve().parents[2]
+    assert own.fingerprint(folder) == own.VERIFIED
+    here = Path(own.__file__).resolve().parents[2]
     assert here not in folder.resolve().parents
 
 
 def test_a_task_of_each_kind_is_judged_right_on_the_engine() -> None:
-    data.verify(data.data_folder(), numbers=range(9, 10))
+    folder = data.data_folder()
+    own.verify(folder, [task for task in own.listed(folder) if task.endswith("_9")])
+
+
+def test_more_tasks_of_our_own_are_made_played_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "more"
+    counts = ["--train", "8", "--dev", "16", "--test", "8"]
+    assert main(["generate", "--out", str(out), *counts, "--seed", "1"]) == 0
+    said = capsys.readouterr()
+    assert f"32 in {out}" in said.out and f"export APPWORLD_ROOT={out}" in said.out and said.err == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["more"], "nothing is left of the making"
+    monkeypatch.setenv("APPWORLD_ROOT", str(out))
+    assert [len(AppWorldEnv.tasks(split)) for split in Split] == [8, 16, 8] and data.world() == data.OWN
+    env = AppWorldEnv()
+    assert play(env, "pay-contact/3")[-1][-1]["success"], "a dev task, by its plan"  # type: ignore[index]
+    env.close()
+    assert main(["generate", "--out", str(out)]) == 2, "nothing is written over"
 
 
 def test_check_env() -> None:

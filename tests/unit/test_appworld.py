@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import re
 import socket
 import struct
 import subprocess
@@ -22,7 +23,8 @@ import pytest
 from gymnasium.error import ResetNeeded
 
 import envs  # noqa: F401  (registers the ids)
-from envs.appworld import AppWorldEnv, client, data
+from envs.appworld import AppWorldEnv, client, data, own
+from envs.appworld.__main__ import main
 from envs.appworld.engine import kinds
 from envs.base import Split, TextEnv
 from envs.errors import ConfigError, EngineError, UnknownTaskError
@@ -51,7 +53,7 @@ def test_our_own_splits_are_disjoint_and_hold_every_kind() -> None:
 
 
 def test_our_own_tasks_span_apps_and_steps() -> None:
-    specs = [kinds.draw(kind, 1, data.SEED)[1] for kind in kinds.KINDS]
+    specs = [kinds.draw(kind, 1, own.SEED)[1] for kind in kinds.KINDS]
     assert len({app for spec in specs for app in spec.apps}) >= 4
     assert sum(len(spec.apps) > 1 for spec in specs) >= 2, "some need several apps"
     assert all(len(spec.plan()) >= 6 for spec in specs)
@@ -59,8 +61,8 @@ def test_our_own_tasks_span_apps_and_steps() -> None:
 
 @pytest.mark.parametrize(("kind", "number"), EVERY)
 def test_each_plan_is_short_lines_of_code_that_end_with_completion(kind: str, number: int) -> None:
-    me, spec = kinds.draw(kind, number, data.SEED)
-    assert (me, spec) == kinds.draw(kind, number, data.SEED)
+    me, spec = kinds.draw(kind, number, own.SEED)
+    assert (me, spec) == kinds.draw(kind, number, own.SEED)
     assert spec.plan() != spec.plan(wrong=True)
     for line in spec.plan() + spec.plan(wrong=True):
         assert len(line) <= 200 and "\n" not in line and line == line.strip()
@@ -71,8 +73,18 @@ def test_each_plan_is_short_lines_of_code_that_end_with_completion(kind: str, nu
 
 def test_tasks_of_a_kind_differ() -> None:
     for kind in kinds.KINDS:
-        drawn = [kinds.draw(kind, number, data.SEED)[1] for number in range(1, 16)]
+        drawn = [kinds.draw(kind, number, own.SEED)[1] for number in range(1, 16)]
         assert len({spec.instruction + str(spec.rows) for spec in drawn}) == 15, kind
+
+
+def test_of_many_tasks_no_two_are_alike_and_the_usual_ones_stay_as_they_are() -> None:
+    for kind in kinds.KINDS:
+        many = kinds.draw_all(kind, 120, seed=1)
+        assert many[:60] == kinds.draw_all(kind, 60, seed=1)
+        assert len({f"{me.number} {spec.instruction} {spec.rows}" for me, spec in many}) == 120, kind
+        assert kinds.draw_all(kind, 15, own.SEED) == [kinds.draw(kind, n, own.SEED) for n in range(1, 16)]
+    drawn = [kinds.draw("text-contact", number, 1) for number in range(1, 61)]
+    assert any(task in drawn[:at] for at, task in enumerate(drawn)), "or nothing was drawn again above"
 
 
 def test_another_seed_makes_another_world() -> None:
@@ -95,10 +107,10 @@ def test_a_careless_agent_takes_a_namesake() -> None:
 def test_verification_refuses_a_task_whose_wrong_solution_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     verdicts = {"note-total_9": (False, True, True)}
     monkeypatch.setattr(client, "Server", lambda _: io.BytesIO())
-    monkeypatch.setattr(data, "_verdict", lambda _s, _d, task: verdicts.get(task, (False, True, False)))
-    data.verify(Path(), numbers=range(8, 9))
+    monkeypatch.setattr(own, "_verdict", lambda _s, _d, task: verdicts.get(task, (False, True, False)))
+    own.verify(Path(), ["note-total_8"])
     with pytest.raises(EngineError, match=r"our task note-total_9 is wrong: .* succeed \(False, True, True\)"):
-        data.verify(Path(), numbers=range(9, 10))
+        own.verify(Path(), ["note-total_8", "note-total_9"])
 
 
 @pytest.mark.parametrize("name", ["pay-contact/0", "pay-contact/16", "pay-contact_1", "pay/1", "", 3, "a\nb", None])
@@ -181,6 +193,54 @@ def test_bad_official_data_are_one_clear_line(
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
+def test_a_folder_of_tasks_of_our_own_is_labelled_so_and_says_how_to_make_it_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APPWORLD_ROOT", str(official(tmp_path, leave_out="train.txt")))
+    assert data.world() == data.OFFICIAL
+    (tmp_path / own.MARK).write_text("{}")
+    assert data.world() == data.OWN
+    assert [task.name for task in AppWorldEnv.tasks(Split.DEV)] == ["50e1ac9/1"]
+    with pytest.raises(ConfigError, match=r"no task list .*: make it anew, python -m envs.appworld generate --out"):
+        AppWorldEnv.tasks(Split.TRAIN)
+    plan = tmp_path / "data" / "tasks" / "50e1ac9_1" / "ground_truth" / "plan.json"
+    plan.parent.mkdir()
+    plan.write_text('{"right": ["a = 1"], "wrong": []}')
+    monkeypatch.setattr(data, "_names", lambda: {"50e1ac9/1"})
+    assert data.expert_plan("50e1ac9/1") == ("a = 1",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--train", "12", "--out", "new"], "--train is 12: it must be a multiple of 8, the number of kinds"),
+        (["--dev", "0", "--out", "new"], "--dev is 0: it must be a multiple of 8"),
+        (["--test", "48"], "other tasks than the usual ones need a folder: add --out FOLDER"),
+        (["--seed", "3"], "add --out FOLDER"),
+        (["--out", "full"], "--out full is not empty: name a folder that is, or a new one"),
+        (["--out", "full/file/below"], r"--out full/file/below can't be made \(.*: name a folder that can"),
+    ],
+)
+def test_tasks_that_can_not_be_made_are_one_clear_line(
+    arguments: list[str], hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BOPO_RAY_APPWORLD", str(second_environment(tmp_path / "venv")))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    assert main(["generate", *arguments]) == 2
+    assert re.search(hint, message := capsys.readouterr().err) and message.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_only_our_own_tasks_can_be_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("APPWORLD_ROOT", str(official(tmp_path)))
+    assert main(["verify"]) == 2
+    assert "holds AppWorld's tasks, which are not ours" in capsys.readouterr().err
+
+
 def second_environment(folder: Path, version: str = client.VERSION, *, unpacked: bool = True) -> Path:
     site = folder / "lib" / "python3.11" / "site-packages"
     (site / f"appworld-{version}.dist-info").mkdir(parents=True)
@@ -213,7 +273,9 @@ def test_folders_that_the_engine_would_take_for_databases_are_refused(
     monkeypatch.setenv("BOPO_RAY_APPWORLD", str(second_environment(tmp_path / "venv")))
     monkeypatch.setenv("BOPO_RAY_CACHE", str(tmp_path / "in-memory"))
     with pytest.raises(ConfigError, match=r"'memory' in its name .*in-memory.*set BOPO_RAY_CACHE"):
-        data.generate()
+        own.usual()
+    with pytest.raises(ConfigError, match=r"'memory' in its name .*in-memory/more\): name another --out"):
+        own.make(tmp_path / "in-memory" / "more", own.COUNTS, 1)
     monkeypatch.setattr(client.tempfile, "gettempdir", lambda: "/memory")
     with pytest.raises(ConfigError, match=r"'memory' in its name \(/memory\): set TMPDIR"):
         client.Server(tmp_path)
@@ -227,7 +289,7 @@ def test_a_server_that_can_not_start_is_one_clear_line(tmp_path: Path, monkeypat
     with pytest.raises(EngineError, match=r"did not start \(no space left\): run `make appworld`$"):
         client.Server(tmp_path)
     with pytest.raises(EngineError, match=r"could not build our tasks: no space left$"):
-        client.build(tmp_path / "world", 0)
+        client.build(tmp_path / "world", 0, (1, 1, 1))
 
 
 def test_the_server_inherits_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""Builds our own world on AppWorld's engine: `python build.py ROOT SEED`, in AppWorld's virtual environment.
+"""Builds our own world on AppWorld's engine: `python build.py ROOT SEED TRAIN DEV TEST`, in AppWorld's virtual
+environment; the last three say how many tasks of each kind.
 
 Writes ROOT/data as `appworld download data` would: the API documents and empty apps are made from the installed
 engine, the people, tasks and evaluations are ours (`kinds`). Same seed, same world. Only the engine's models write
@@ -22,7 +23,7 @@ sys.path.insert(0, str(HERE))
 import kinds  # noqa: E402
 
 
-def main(root: Path, seed: int) -> None:
+def main(root: Path, seed: int, counts: dict[str, int]) -> None:
     from appworld import update_root
     from appworld.apps.api_lib import set_local_date_and_time
 
@@ -31,18 +32,19 @@ def main(root: Path, seed: int) -> None:
     _api_docs(data)
     clock = set_local_date_and_time(datetime.fromisoformat(kinds.NOW))
     _base(data)
-    for split, ids in task_ids().items():
+    drawn = {kind: kinds.draw_all(kind, sum(counts.values()), seed) for kind in kinds.KINDS}
+    for split, ids in task_ids(counts).items():
         _write(data / "datasets" / f"{split}.txt", "\n".join(ids) + "\n")
         for task_id in ids:
             kind, _, number = task_id.rpartition("_")
-            _task(data, task_id, *kinds.draw(kind, int(number), seed))
+            _task(data, task_id, *drawn[kind][int(number) - 1])
     clock.stop()
 
 
-def task_ids() -> dict[str, list[str]]:
+def task_ids(counts: dict[str, int]) -> dict[str, list[str]]:
     """The tasks of each data set, kind after kind, numbered through the data sets from 1."""
     start, ids = 1, {}
-    for split, count in kinds.COUNTS.items():
+    for split, count in counts.items():
         name = "test_normal" if split == "test" else split
         ids[name] = [f"{kind}_{number}" for kind in kinds.KINDS for number in range(start, start + count)]
         start += count
@@ -161,4 +163,4 @@ def _ground_truth(folder: Path, spec: kinds.Spec) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), dict(zip(kinds.COUNTS, map(int, sys.argv[3:]), strict=True)))

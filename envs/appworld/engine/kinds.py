@@ -12,11 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["COUNTS", "KINDS", "NOW", "PEOPLE", "RELATIONSHIPS", "SUPERVISORS", "Person", "Spec", "contacts_of", "draw"]
+__all__ = [
+    "COUNTS", "KINDS", "NOW", "PEOPLE", "RELATIONSHIPS", "SUPERVISORS", "Person", "Spec", "contacts_of", "draw",
+    "draw_all",
+]  # fmt: skip
 
 NOW = "2024-03-14T10:00:00"
 COUNTS = {"train": 8, "dev": 3, "test": 4}
-"""Tasks of each kind in each split."""
+"""Tasks of each kind in each split, unless other counts are asked for."""
 
 
 @dataclass(frozen=True)
@@ -340,7 +343,16 @@ KINDS: dict[str, Callable[[random.Random, Person], Spec]] = {
 }
 
 
-def draw(kind: str, number: int, seed: int) -> tuple[Person, Spec]:
+def draw_all(kind: str, count: int, seed: int) -> list[tuple[Person, Spec]]:
+    """Tasks 1 to `count` of a kind, no two of them alike."""
+    drawn: list[tuple[Person, Spec]] = []
+    for number in range(1, count + 1):
+        again = (draw(kind, number, f"{seed}/{attempt}" if attempt else seed) for attempt in range(1000))
+        drawn.append(next(task for task in again if task not in drawn))
+    return drawn
+
+
+def draw(kind: str, number: int, seed: int | str) -> tuple[Person, Spec]:
     """Task `number` of a kind: whose it is, and what it is."""
     rng = random.Random(f"{seed}/{kind}/{number}")
     supervisor = rng.choice(SUPERVISORS)

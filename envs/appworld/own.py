@@ -1,0 +1,182 @@
+"""Tasks of our own on AppWorld's engine: built, played once each, and kept.
+
+The usual ones are built once for each version of their sources and lie in the cache folder; `make` writes as many
+others as one wants to a folder, for APPWORLD_ROOT. Nothing of them is shipped, since the API documents and databases
+that come with them are from AppWorld's protected part.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from envs.appworld import client
+from envs.appworld.engine import kinds
+from envs.base import Split, Task
+from envs.cache import cache_folder
+from envs.errors import ConfigError, EngineError
+
+__all__ = [
+    "COUNTS", "ENV_ID", "HOW", "SEED", "fingerprint", "listed", "made", "make", "plan", "usual", "usual_tasks",
+    "verify",
+]  # fmt: skip
+
+ENV_ID = "AppWorld-v0"
+HOW = "python -m envs.appworld generate --out FOLDER"
+COUNTS = {Split(split): count * len(kinds.KINDS) for split, count in kinds.COUNTS.items()}
+"""The usual tasks of each split."""
+SEED = 0
+"""Theirs."""
+VERIFIED = "b5603401675f512c1563ff5dab7e5db01af17cf33032dbe86ccc039edfccfcd6"
+"""Their fingerprint, when `verify` had played each of them: the same ones need it no more."""
+MARK = "own.json"
+"""Lies in a folder that `make` wrote, and says from which counts and seed."""
+REPORT = 40
+"""So many tasks are played between two lines that say how far it is."""
+
+
+@functools.cache
+def usual_tasks(split: Split) -> tuple[Task, ...]:
+    """The usual tasks of a split, whether or not they have been built."""
+    counts = list(kinds.COUNTS.values())
+    at = list(Split).index(split)
+    numbers = range(1 + sum(counts[:at]), 1 + sum(counts[: at + 1]))
+    return tuple(Task(ENV_ID, f"{kind}/{number}", split) for kind in kinds.KINDS for number in numbers)
+
+
+def made(root: Path) -> bool:
+    """Whether `make` wrote this folder."""
+    return (root / MARK).is_file()
+
+
+def usual() -> Path:
+    """The folder of the usual tasks; built (half a minute) unless it is there. It holds verified tasks only.
+
+    Processes that ask at once wait for the one that builds.
+    """
+    root = cache_folder("appworld")
+    target = root / _version()
+    if target.is_dir():
+        return target
+    client.find_python()
+    _nameable(root, "set BOPO_RAY_CACHE to another")
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.is_dir():
+            print(f"Building AppWorld tasks of our own in {target} (once, half a minute)", file=sys.stderr)
+            with _making(root, COUNTS, SEED) as world:
+                if fingerprint(world / "data") != VERIFIED:
+                    print("They differ from those that were verified, so each is played (minutes)", file=sys.stderr)
+                    verify(world / "data", listed(world / "data"))
+                os.replace(world, target)
+    return target
+
+
+def make(out: Path, counts: Mapping[Split, int], seed: int) -> None:
+    """Writes `out`, with so many tasks of each split, each of them played (two a second for each core).
+
+    Raises:
+        ConfigError: `out` is there and not empty, can't be made, or has a name that the engine refuses; or a count is
+            no positive multiple of the number of kinds.
+        EngineError: a task is wrong.
+    """
+    size = len(kinds.KINDS)
+    for split, count in counts.items():
+        if count < size or count % size:
+            raise ConfigError(f"--{split} is {count}: it must be a multiple of {size}, the number of kinds")
+    client.find_python()
+    _nameable(out.resolve(), "name another --out")
+    try:
+        if out.exists() and any(out.iterdir()):
+            raise ConfigError(f"--out {out} is not empty: name a folder that is, or a new one")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _making(out.resolve().parent, counts, seed) as world:
+            verify(world / "data", listed(world / "data"))
+            by_name = {str(split): count for split, count in counts.items()}
+            (world / MARK).write_text(json.dumps({"counts": by_name, "seed": seed}) + "\n", encoding="utf-8")
+            os.replace(world, out)
+    except OSError as error:
+        raise ConfigError(f"--out {out} can't be made ({error.strerror}): name a folder that can") from None
+
+
+def _nameable(folder: Path, mend: str) -> None:
+    if "memory" in str(folder):
+        raise ConfigError(f"AppWorld takes no folder with 'memory' in its name ({folder}): {mend}")
+
+
+@contextmanager
+def _making(root: Path, counts: Mapping[Split, int], seed: int) -> Iterator[Path]:
+    making = Path(tempfile.mkdtemp(prefix=".making-", dir=root))
+    try:
+        client.build(making / "world", seed, [counts[split] // len(kinds.KINDS) for split in Split])
+        yield making / "world"
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+@functools.cache
+def _version() -> str:
+    digest = hashlib.sha256(f"{client.VERSION} {SEED}".encode())
+    for file in ("build.py", "check.py", "kinds.py"):
+        digest.update((client.ENGINE / file).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def fingerprint(data: Path) -> str:
+    """SHA-256 over the tasks of a world: what they say, start from and are judged by."""
+    digest = hashlib.sha256()
+    for file in sorted(file for part in ("datasets", "tasks") for file in (data / part).rglob("*") if file.is_file()):
+        digest.update(f"{file.relative_to(data)} {file.stat().st_size}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def listed(data: Path) -> list[str]:
+    """The tasks of a world, as AppWorld names them ("pay-contact_3")."""
+    return [i for file in sorted((data / "datasets").iterdir()) for i in file.read_text(encoding="utf-8").split()]
+
+
+def plan(data: Path, task: str, which: str = "right") -> tuple[str, ...]:
+    """The right or a wrong solution of a task, action by action."""
+    file = data / "tasks" / task / "ground_truth" / "plan.json"
+    return tuple(json.loads(file.read_text(encoding="utf-8"))[which])
+
+
+def verify(data: Path, tasks: Sequence[str]) -> None:
+    """Play these tasks on the engine, on as many processes as there are cores, and say how far it is.
+
+    Raises:
+        EngineError: a right solution failed, or a wrong one or doing nothing succeeded.
+    """
+    with closing(client.Server(data)) as server, ThreadPoolExecutor(os.cpu_count()) as pool:
+        verdicts = pool.map(lambda task: _verdict(server, data, task), tasks)
+        for count, (task, verdict) in enumerate(zip(tasks, verdicts, strict=True), start=1):
+            if verdict != (False, True, False):
+                raise EngineError(
+                    f"our task {task} is wrong: doing nothing, the right and a wrong solution succeed {verdict}"
+                )
+            if count % REPORT == 0:
+                print(f"{count} of {len(tasks)} tasks played", file=sys.stderr, flush=True)
+
+
+def _verdict(server: client.Server, data: Path, task: str) -> tuple[bool, bool, bool]:
+    with closing(client.Session(server, task, 60)) as session:
+        nothing = session.evaluate()[0]
+        right = _play(session, plan(data, task))
+    with closing(client.Session(server, task, 60)) as session:
+        return nothing, right, _play(session, plan(data, task, "wrong"))
+
+
+def _play(session: client.Session, actions: tuple[str, ...]) -> bool:
+    completed = [session.execute(line)[1] for line in actions]
+    return completed == [False] * (len(actions) - 1) + [True] and session.evaluate()[0]
