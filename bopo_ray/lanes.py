@@ -17,6 +17,8 @@ event loop and without.
 
 from __future__ import annotations
 
+import itertools
+import random
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -27,7 +29,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from greenlet import getcurrent, greenlet
 
-__all__ = ["Lanes", "aside", "result", "together"]
+__all__ = ["Busy", "Lanes", "aside", "result", "together"]
 
 GATHER_S = 0.003
 """So long a call of few together waits for more where the thread is always busy; the less, the more time it has, and
@@ -37,9 +39,15 @@ CROWD = 8
 """So many times as many share a bounded call where the thread is always busy: its lanes wait in any case."""
 WINDOW_S = 0.25
 """Over which the thread sees how busy it is."""
+PAUSE_S = 0.0001, 0.004
+"""Longest wait after the first `Busy`, which doubles with each that follows, and the bound on it."""
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+
+
+class Busy(Exception):  # noqa: N818 (not an error: others have their turn)
+    """What a call together needs is in use elsewhere: nothing was done, and it is asked again a little later."""
 
 
 def aside(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -62,7 +70,8 @@ def together(function: Callable[[Sequence[T]], Sequence[R | Exception]], item: T
     """What `function` answers for `item`; lanes that ask it at the same moment share a call.
 
     Args:
-        function: answers each of several items, in their order, by a value or by an exception to raise.
+        function: answers each of several items, in their order, by a value or by an exception to raise. Where it
+            raises `Busy`, other lanes have their turns, and may join, before it is asked again.
         item: one of them.
         at_most: so many of them in one call, whose lanes are on their way again before the next one, so that not all of
             them march in step. A busy thread waits for them for up to `GATHER_S`, and takes up to `CROWD` times as many
@@ -71,10 +80,21 @@ def together(function: Callable[[Sequence[T]], Sequence[R | Exception]], item: T
     lane = getcurrent()
     if isinstance(lane, _Lane):
         return cast(R, lane.lanes._together(lane, function, item, at_most))
-    (answer,) = function([item])
+    for refused in itertools.count(1):
+        try:
+            (answer,) = function([item])
+            break
+        except Busy:
+            time.sleep(_pause(refused))
     if isinstance(answer, Exception):
         raise answer
     return answer
+
+
+def _pause(refused: int) -> float:
+    """Seconds to wait after so many times `Busy`, drawn, so that processes that want the same don't march in step."""
+    first_s, most_s = PAUSE_S
+    return random.random() * float(min(first_s * 2 ** min(refused - 1, 10), most_s))
 
 
 class _Lane(greenlet):
@@ -99,6 +119,8 @@ class Lanes:
         """Who waits for a call together, by (at_most, function)."""
         self._since: dict[Hashable, float] = {}
         """Since when, where that is bounded."""
+        self._refused: dict[Hashable, tuple[int, float]] = {}
+        """Calls that were `Busy`: how often, and until when they wait."""
         self._busy, self._idle_s, self._window = 0.0, 0.0, time.monotonic()
         """Share of the last window in which the thread had work; of the present one, how long not, and its begin."""
         self._thread: threading.Thread | None = None
@@ -171,7 +193,10 @@ class Lanes:
 
     def _due(self) -> Any:
         """The batch to call when no turn can be taken; None where none waits."""
-        return min(self._batches, key=lambda key: key[0], default=None)  # type: ignore[index]
+        return min(self._batches, key=self._rank, default=None)
+
+    def _rank(self, key: Any) -> tuple[float, int]:
+        return self._refused.get(key, (0, 0.0))[1], key[0]
 
     @property
     def _hurry(self) -> float:
@@ -184,6 +209,8 @@ class Lanes:
 
     def _patience(self, key: Any) -> float:
         """Seconds until the batch is called although more lanes may yet come to it; 0 when enough are there."""
+        if key in self._refused:
+            return max(0.0, self._refused[key][1] - time.monotonic())
         enough = min(key[0], self._alive)
         if not self._workers or not self._hurry or len(self._batches[key]) >= enough:
             return 0.0
@@ -199,8 +226,16 @@ class Lanes:
         answers: Sequence[Any]
         try:
             answers = key[1]([item for _, item in waiting])
+        except Busy:
+            times = self._refused.get(key, (0, 0.0))[0] + 1
+            self._refused[key] = times, time.monotonic() + _pause(times)
+            self._batches[key] = waiting + self._batches.get(key, [])
+            if room:
+                self._since[key] = 0.0
+            return
         except Exception as error:
             answers = [error] * len(waiting)
+        self._refused.pop(key, None)
         for (lane, _), answer in zip(waiting, answers, strict=True):
             if isinstance(answer, Exception):
                 lane.throw(answer)

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bopo_ray.errors import StoreError
-from bopo_ray.lanes import together
+from bopo_ray.lanes import Busy, together
 
 __all__ = ["LEASE_S", "DamageError", "Database", "Format", "lease_clock", "lease_over", "owner_alive", "owner_id"]
 
@@ -42,6 +42,8 @@ LEASE_S = 900.0
 """After so many seconds a claim or a reservation no longer counts, although its owner may live."""
 TIMEOUT_S = 60.0
 """So long a transaction waits for those of others."""
+WAIT_S = 0.004
+"""Most between two looks whether the file is free, where nothing else can be done meanwhile."""
 LOG_PAGES = 4096
 """So many pages (of 4 KiB) the write-ahead log takes before it is worked into the file, with a wait for the disk that
 all share: while other work keeps the disk busy, with SQLite's own 1,000 a third of a transaction's time."""
@@ -156,6 +158,8 @@ class Database:
         """
         self.path, self._form, self._replace, self._timeout_s = path, form, replace, timeout_s
         self._mutex = threading.RLock()
+        self._refused: float | None = None
+        """Since when this process has been refused the file; None when it was not, the last time."""
         try:
             with self._explained():
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +197,8 @@ class Database:
         """What `work` returns, all of its changes made or none; it is repeated when the file had to be replaced.
 
         Lanes that write at the same moment share a transaction: to wait for other processes and to commit once for
-        each would bound how many calls a second can be made.
+        each would bound how many calls a second can be made. While another process has the file, other lanes have
+        their turns.
         """
         return together(self._write_all, work)
 
@@ -206,7 +211,7 @@ class Database:
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _write_all(self, works: Sequence[Callable[[sqlite3.Connection], T]]) -> list[T | Exception]:
-        """What came of each; what fails for the file fails for all of them."""
+        """What came of each; what fails for the file fails for all of them. Raises Busy while others have it."""
         with self._mutex, self._explained():
             try:
                 found = self._write_together(works)
@@ -217,7 +222,7 @@ class Database:
 
     def _write_together(self, works: Sequence[Callable[[sqlite3.Connection], T]]) -> list[T | Exception]:
         """One transaction; a change that fails by itself is undone alone."""
-        with self._exclusive():
+        with self._exclusive(wait=False):
             if self._inode != _inode(self.path):
                 raise DamageError("it was moved or deleted while it was in use")
             c = self._connection
@@ -295,22 +300,31 @@ class Database:
         self._open()
 
     @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """Holds the file lock: no other process has a transaction or opens the file."""
-        until, pause_s = time.monotonic() + self._timeout_s, 0.0001
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise sqlite3.OperationalError("database is locked") from None
-                time.sleep(pause_s * random.random())
-                pause_s = min(2 * pause_s, 0.004)
+    def _exclusive(self, wait: bool = True) -> Iterator[None]:
+        """Holds the file lock: no other process has a transaction or opens the file. Raises Busy where it would have to
+        `wait` and may not."""
+        while not self._locked():
+            if not wait:
+                raise Busy
+            time.sleep(WAIT_S * random.random())
         try:
             yield
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def _locked(self) -> bool:
+        """Whether the file lock could be taken; raises when it has been refused for too long."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            now = time.monotonic()
+            self._refused = self._refused or now
+            if now - self._refused > self._timeout_s:
+                self._refused = None
+                raise sqlite3.OperationalError("database is locked") from None
+            return False
+        self._refused = None
+        return True
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

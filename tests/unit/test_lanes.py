@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from bopo_ray import lanes as module
-from bopo_ray.lanes import Lanes, aside, result, together
+from bopo_ray.lanes import Busy, Lanes, aside, result, together
 
 
 @pytest.fixture
@@ -174,6 +174,57 @@ def test_the_thread_sees_how_busy_it_is(monkeypatch: pytest.MonkeyPatch) -> None
         now += work_s
     # Windows end when a quarter of a second is over: 0.4 of 0.5 s idle, 0.2 of 0.3, 0.2 of 1.0.
     assert seen == pytest.approx([0.0, 0.2, 1 / 3, 0.8])
+
+
+class InUse:
+    """Refuses its first calls."""
+
+    def __init__(self, times: int) -> None:
+        self.left, self.asked = times, list[list[int]]()
+
+    def __call__(self, items: Sequence[int]) -> list[int]:
+        self.asked.append(list(items))
+        if self.left:
+            self.left -= 1
+            raise Busy
+        return double(items)
+
+
+@pytest.mark.parametrize("at_most", [0, 2])
+def test_while_what_they_want_is_in_use_other_lanes_have_their_turns(
+    lanes: Lanes, monkeypatch: pytest.MonkeyPatch, at_most: int
+) -> None:
+    monkeypatch.setattr(module, "PAUSE_S", (0.2, 0.2))
+    monkeypatch.setattr(module.random, "random", lambda: 1.0)
+    shared, order = InUse(times=1), list[str]()
+
+    def wants(item: int) -> int:
+        found = together(shared, item, at_most)
+        order.append(f"has {found}")
+        return found
+
+    def other() -> None:
+        aside(time.sleep, 0.02)
+        order.append("other")
+        together(shared, 7, at_most)
+
+    assert play(lanes, lambda: wants(1), lambda: wants(2), other)[:2] == [2, 4]
+    assert order == ["other", "has 2", "has 4"]
+    assert shared.asked[0] == [1, 2] and [item for asked in shared.asked[1:] for item in asked] == [1, 2, 7]
+    assert len(shared.asked) == (2 if not at_most else 3), "who comes meanwhile joins, up to the bound"
+
+
+def test_what_is_in_use_for_long_is_asked_for_less_and_less_often(lanes: Lanes) -> None:
+    shared, begun = InUse(times=6), time.monotonic()
+    assert play(lanes, lambda: together(shared, 1)) == [2]
+    assert len(shared.asked) == 7 and time.monotonic() - begun < 5
+    shared = InUse(times=3)
+    assert together(shared, 4) == 8 and len(shared.asked) == 4, "outside of a lane it waits on the spot"
+
+
+def test_pauses_grow_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.random, "random", lambda: 1.0)
+    assert [module._pause(times) for times in (1, 2, 3, 10**6)] == pytest.approx([1e-4, 2e-4, 4e-4, 4e-3])
 
 
 def test_errors_arrive_where_the_lane_waits(lanes: Lanes) -> None:

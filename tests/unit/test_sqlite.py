@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -87,6 +89,26 @@ def test_a_lock_that_is_not_given_back_fails_all_that_wait(database: Database, t
         done = together(database, [lambda c, i=i: insert(c, i) for i in range(4)])
     assert all(isinstance(d, StoreError) and "locked by another process for 0.3 s" in str(d) for d in done)
     assert database.write(lambda c: insert(c, 9)) == 9 and rows(database) == [9]
+
+
+def test_while_another_process_has_the_file_other_lanes_go_on(tmp_path: Path) -> None:
+    database, other = (Database(tmp_path / "list.db", FORM, timeout_s=30) for _ in range(2))
+    went_on, written = threading.Event(), Future[int]()
+    lanes = Lanes(workers=2)
+    with other._exclusive():
+        lanes.start(lambda: written.set_result(database.write(lambda c: insert(c, 1))))
+        lanes.start(went_on.set)
+        assert went_on.wait(10) and not written.done()
+    assert written.result(10) == 1 and rows(other) == [1]
+
+
+def test_it_gives_up_when_nobody_of_the_process_got_the_file_for_so_long(database: Database, tmp_path: Path) -> None:
+    other = Database(tmp_path / "list.db", FORM)
+    for row in (1, 2):  # the first wait is over and does not count for the second
+        with other._exclusive():
+            waiting = ThreadPoolExecutor(1).submit(database.write, lambda c, row=row: insert(c, row))  # type: ignore[misc]
+            time.sleep(0.2)
+        assert waiting.result(10) == row
 
 
 def test_an_interrupted_change_is_undone(database: Database) -> None:
