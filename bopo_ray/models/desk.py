@@ -104,7 +104,8 @@ class Desk:
         self._retry = retry or RetryPolicy()
         self._owner = owner_id()
         self._lock = threading.Lock()
-        self._in_flight: dict[str, Future[StoredCall]] = {}
+        self._in_flight: dict[str, list[Future[StoredCall]]] = {}
+        """Calls that are being made, and who else waits for each: mostly nobody."""
 
     def call(self, model: LanguageModel, request: Request, prompt_bound: int, budget: Ledger | None = None) -> Answer:
         """The model's reply to `request`, from the store or paid for.
@@ -124,12 +125,13 @@ class Desk:
         key = call_key(model.identity, request)
         while True:
             with self._lock:
-                mate = self._in_flight.get(key)
-                if mate is None:
-                    mine = self._in_flight[key] = Future()
+                mates = self._in_flight.get(key)
+                if mates is None:
+                    self._in_flight[key] = []
                     break
+                mates.append(made := Future[StoredCall]())
             try:
-                return self._saved(model, result(mate), budget)
+                return self._saved(model, result(made), budget)
             except (ModelError, BudgetSpent):
                 continue  # the mate failed: this one tries for itself
         try:
@@ -138,15 +140,19 @@ class Desk:
                 answer = self._saved(model, stored, budget)
             else:
                 answer = self._pay(key, model, request, prompt_bound, budget)
-            r = answer.reply
-            mine.set_result(StoredCall(model.name, r.text, r.usage, r.latency_s))
-            return answer
         except BaseException as error:
-            mine.set_exception(error)
+            for mate in self._landed(key):
+                mate.set_exception(error)
             raise
-        finally:
-            with self._lock:
-                del self._in_flight[key]
+        r = answer.reply
+        for mate in self._landed(key):
+            mate.set_result(StoredCall(model.name, r.text, r.usage, r.latency_s))
+        return answer
+
+    def _landed(self, key: str) -> list[Future[StoredCall]]:
+        """Who waits for the call, which is in flight no longer."""
+        with self._lock:
+            return self._in_flight.pop(key)
 
     def _claim(self, key: str, model: LanguageModel) -> StoredCall | None:
         """The stored call, or None with the right to make it; waits while another process makes it."""
@@ -183,7 +189,37 @@ class Desk:
         self, key: str, model: LanguageModel, request: Request, prompt_bound: int, budget: Ledger | None
     ) -> Answer:
         worst = model.price.cost(Usage(prompt_bound, request.max_tokens))
-        seen, lost, stored = Counter[str](), 0, False
+        lost, stored = 0, False
+
+        def once() -> Answer:
+            nonlocal lost
+            try:
+                reply = self._attempt(key, model, request, worst, budget)
+            except AttemptError as error:
+                lost += worst * error.billed
+                raise
+            except BudgetSpent:
+                raise BudgetSpent(lost) from None
+            return Answer(reply, model.price.cost(reply.usage), lost)
+
+        begun = time.monotonic()
+        try:
+            try:
+                answer = once()
+            except AttemptError as error:
+                answer = self._again(once, error, time.monotonic() - begun)
+            stored = True
+            return answer
+        finally:
+            if not stored and self._calls is not None:
+                self._calls.release(key, self._owner)
+
+    def _again(self, once: Callable[[], Answer], failed: AttemptError, took_s: float) -> Answer:
+        """The answer of a later attempt than the first, which `failed` after `took_s`.
+
+        Most calls succeed at once, and to prepare for more attempts is a quarter of the harness's work at a step.
+        """
+        seen, first = Counter[str](), [failed]
 
         def again(error: BaseException) -> bool:
             if not isinstance(error, AttemptError) or not error.retry:
@@ -191,27 +227,17 @@ class Desk:
             seen[error.kind] += 1
             return not error.kind.startswith("5") or seen[error.kind] < self._retry.identical
 
+        def attempt() -> Answer:
+            if first:
+                raise first.pop()
+            return once()
+
         p = self._retry
         retrying = Retrying(
-            stop=stop_after_attempt(p.attempts) | stop_before_delay(p.age_s), wait=_Wait(p),
+            stop=stop_after_attempt(p.attempts) | stop_before_delay(max(0.0, p.age_s - took_s)), wait=_Wait(p),
             retry=retry_if_exception(again), reraise=True, sleep=lambda s: aside(time.sleep, s),
         )  # fmt: skip
-        try:
-            for attempt in retrying:
-                with attempt:
-                    try:
-                        reply = self._attempt(key, model, request, worst, budget)
-                    except AttemptError as error:
-                        lost += worst * error.billed
-                        raise
-                    except BudgetSpent:
-                        raise BudgetSpent(lost) from None
-                    stored = True
-                    return Answer(reply, model.price.cost(reply.usage), lost)
-            raise AssertionError("tenacity returns or raises")
-        finally:
-            if not stored and self._calls is not None:
-                self._calls.release(key, self._owner)
+        return retrying(attempt)
 
     def _attempt(self, key: str, model: LanguageModel, request: Request, worst: int, budget: Ledger | None) -> Reply:
         """Reserves, calls, stores and settles."""

@@ -291,6 +291,13 @@ def test_no_attempt_begins_when_the_call_is_too_old(office: Office) -> None:
     assert model.began[-1] - model.began[0] <= 2  # 0.4, and a busy machine
 
 
+def test_the_first_attempt_counts_for_the_age(office: Office) -> None:
+    model = Fake(failed(), takes_s=0.2)
+    with pytest.raises(ModelError):
+        ask(office.desk(RetryPolicy(age_s=0.1, first_wait_s=0.001)), model)
+    assert model.calls == 1
+
+
 def test_waits_grow_with_jitter_up_to_the_longest(office: Office) -> None:
     model = Fake(failed())
     with pytest.raises(ModelError):
