@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import math
 import os
 import random
 import socket
@@ -158,8 +159,8 @@ class Database:
         """
         self.path, self._form, self._replace, self._timeout_s = path, form, replace, timeout_s
         self._mutex = threading.RLock()
-        self._refused: float | None = None
-        """Since when this process has been refused the file; None when it was not, the last time."""
+        self._refused = 0.0, -math.inf
+        """Since when this process asks for the file in vain, and when it did so last."""
         try:
             with self._explained():
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -317,13 +318,14 @@ class Database:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            now = time.monotonic()
-            self._refused = self._refused or now
-            if now - self._refused > self._timeout_s:
-                self._refused = None
+            now, (since, last) = time.monotonic(), self._refused
+            if now - last > self._timeout_s / 4:  # whoever asked then has given up
+                since = now
+            self._refused = since, now
+            if now - since > self._timeout_s:
                 raise sqlite3.OperationalError("database is locked") from None
             return False
-        self._refused = None
+        self._refused = 0.0, -math.inf
         return True
 
     @contextlib.contextmanager

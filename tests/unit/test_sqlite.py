@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bopo_ray.errors import StoreError
-from bopo_ray.lanes import Lanes
+from bopo_ray.lanes import Busy, Lanes
 from bopo_ray.models.sqlite import Database, Format
 
 FORM = Format("list", 77, 1, "CREATE TABLE rows (id INTEGER PRIMARY KEY, thread INTEGER)", False, "mend it")
@@ -104,7 +104,10 @@ def test_while_another_process_has_the_file_other_lanes_go_on(tmp_path: Path) ->
 
 def test_it_gives_up_when_nobody_of_the_process_got_the_file_for_so_long(database: Database, tmp_path: Path) -> None:
     other = Database(tmp_path / "list.db", FORM)
-    for row in (1, 2):  # the first wait is over and does not count for the second
+    with other._exclusive(), pytest.raises(Busy):
+        database._write_all([lambda c: insert(c, 0)])
+    time.sleep(0.4)  # it has given up, and does not count for the next one
+    for row in (1, 2):  # nor does a wait that has ended well
         with other._exclusive():
             waiting = ThreadPoolExecutor(1).submit(database.write, lambda c, row=row: insert(c, row))  # type: ignore[misc]
             time.sleep(0.2)
