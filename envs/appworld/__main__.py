@@ -57,7 +57,8 @@ def _verify() -> None:
 
 def _found(root: Path) -> str:
     folder = root / "data"
-    return f"{data.OWN}: {len(own.listed(folder))} in {root}, fingerprint {own.fingerprint(folder)}"
+    sizes = ", ".join(f"{len(own.listed(folder, split))} {split}" for split in Split)
+    return f"{data.OWN}: {sizes} in {root}, fingerprint {own.fingerprint(folder)}"
 
 
 if __name__ == "__main__":

@@ -141,9 +141,10 @@ def fingerprint(data: Path) -> str:
     return digest.hexdigest()
 
 
-def listed(data: Path) -> list[str]:
-    """The tasks of a world, as AppWorld names them ("pay-contact_3")."""
-    return [i for file in sorted((data / "datasets").iterdir()) for i in file.read_text(encoding="utf-8").split()]
+def listed(data: Path, *splits: Split) -> list[str]:
+    """The tasks of a world, or of these splits of it, as AppWorld names them ("pay-contact_3")."""
+    names = [data / "datasets" / ("test_normal.txt" if s is Split.TEST else f"{s}.txt") for s in splits or Split]
+    return [i for name in names for i in name.read_text(encoding="utf-8").split()]
 
 
 def plan(data: Path, task: str, which: str = "right") -> tuple[str, ...]:

@@ -78,7 +78,9 @@ def test_more_tasks_of_our_own_are_made_played_and_used(
     counts = ["--train", "8", "--dev", "16", "--test", "8"]
     assert main(["generate", "--out", str(out), *counts, "--seed", "1"]) == 0
     said = capsys.readouterr()
-    assert f"32 in {out}" in said.out and f"export APPWORLD_ROOT={out}" in said.out and said.err == ""
+    assert (
+        f"8 train, 16 dev, 8 test in {out}" in said.out and f"export APPWORLD_ROOT={out}" in said.out and said.err == ""
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["more"], "nothing is left of the making"
     monkeypatch.setenv("APPWORLD_ROOT", str(out))
     assert [len(AppWorldEnv.tasks(split)) for split in Split] == [8, 16, 8] and data.world() == data.OWN
