@@ -84,7 +84,7 @@ def usual() -> Path:
 
 
 def make(out: Path, counts: Mapping[Split, int], seed: int) -> None:
-    """Writes `out`, with so many tasks of each split, each of them played (two a second for each core).
+    """Writes `out`, with so many tasks of each split, each of them played (a second of a core each).
 
     Raises:
         ConfigError: `out` is there and not empty, can't be made, or has a name that the engine refuses; or a count is
