@@ -217,7 +217,7 @@ class Desk:
     def _again(self, once: Callable[[], Answer], failed: AttemptError, took_s: float) -> Answer:
         """The answer of a later attempt than the first, which `failed` after `took_s`.
 
-        Most calls succeed at once, and to prepare for more attempts is a quarter of the harness's work at a step.
+        Most calls succeed at once, and to prepare for more attempts is a seventh of the harness's work at a step.
         """
         seen, first = Counter[str](), [failed]
 

@@ -27,7 +27,7 @@ from envs.cache import cache_folder
 from envs.errors import ConfigError, EngineError
 
 __all__ = [
-    "COUNTS", "ENV_ID", "HOW", "SEED", "fingerprint", "listed", "made", "make", "plan", "usual", "usual_tasks",
+    "COUNTS", "ENV_ID", "HOW", "SEED", "fingerprint", "listed", "make", "plan", "seed_of", "usual", "usual_tasks",
     "verify",
 ]  # fmt: skip
 
@@ -54,9 +54,18 @@ def usual_tasks(split: Split) -> tuple[Task, ...]:
     return tuple(Task(ENV_ID, f"{kind}/{number}", split) for kind in kinds.KINDS for number in numbers)
 
 
-def made(root: Path) -> bool:
-    """Whether `make` wrote this folder."""
-    return (root / MARK).is_file()
+def seed_of(root: Path) -> int | None:
+    """The seed of the tasks in a folder that `make` wrote, by which tasks of one name differ; None for another folder.
+
+    Raises:
+        ConfigError: the folder's mark is damaged.
+    """
+    try:
+        return int(json.loads((root / MARK).read_text(encoding="utf-8"))["seed"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(f"{root / MARK} can't be read: make the tasks anew, {HOW}") from None
 
 
 def usual() -> Path:

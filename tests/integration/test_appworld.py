@@ -83,7 +83,7 @@ def test_more_tasks_of_our_own_are_made_played_and_used(
     )
     assert [path.name for path in tmp_path.iterdir()] == ["more"], "nothing is left of the making"
     monkeypatch.setenv("APPWORLD_ROOT", str(out))
-    assert [len(AppWorldEnv.tasks(split)) for split in Split] == [8, 16, 8] and data.world() == data.OWN
+    assert [len(AppWorldEnv.tasks(split)) for split in Split] == [8, 16, 8] and data.world() == f"{data.OWN}, seed 1"
     env = AppWorldEnv()
     assert play(env, "pay-contact/3")[-1][-1]["success"], "a dev task, by its plan"  # type: ignore[index]
     env.close()

@@ -198,8 +198,12 @@ def test_a_folder_of_tasks_of_our_own_is_labelled_so_and_says_how_to_make_it_ane
 ) -> None:
     monkeypatch.setenv("APPWORLD_ROOT", str(official(tmp_path, leave_out="train.txt")))
     assert data.world() == data.OFFICIAL
-    (tmp_path / own.MARK).write_text("{}")
+    (tmp_path / own.MARK).write_text('{"seed": 0}')
     assert data.world() == data.OWN
+    (tmp_path / own.MARK).write_text('{"seed": 7}')
+    assert data.world() == f"{data.OWN}, seed 7", "whose tasks have the same names as the usual ones"
+    monkeypatch.setenv("APPWORLD_TEST_SET", "test_challenge")
+    assert [task.name for task in AppWorldEnv.tasks(Split.TEST)] == ["aa8502b/1"]
     assert [task.name for task in AppWorldEnv.tasks(Split.DEV)] == ["50e1ac9/1"]
     with pytest.raises(ConfigError, match=r"no task list .*: make it anew, python -m envs.appworld generate --out"):
         AppWorldEnv.tasks(Split.TRAIN)
@@ -208,6 +212,9 @@ def test_a_folder_of_tasks_of_our_own_is_labelled_so_and_says_how_to_make_it_ane
     plan.write_text('{"right": ["a = 1"], "wrong": []}')
     monkeypatch.setattr(data, "_names", lambda: {"50e1ac9/1"})
     assert data.expert_plan("50e1ac9/1") == ("a = 1",)
+    (tmp_path / own.MARK).write_text("{}")
+    with pytest.raises(ConfigError, match=r"own.json can't be read: make the tasks anew, python -m envs.appworld"):
+        data.world()
 
 
 @pytest.mark.parametrize(
