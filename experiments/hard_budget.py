@@ -1,13 +1,15 @@
-"""Every policy under hard budgets: success and the share of the cap used, in calls and in dollars (table 1).
+"""Every method under hard budgets: success and the share of the cap used, in calls and in dollars (table 1).
 
     python -m experiments.hard_budget results/RUN                # caps of 5, 10, 15 large calls, and 3 in dollars
-    python -m experiments.hard_budget results/RUN --calls 5 --usd 0.02,0.04 --policies bopo-hybrid,first-large
+    python -m experiments.hard_budget results/RUN --calls 5 --usd 0.02,0.04 --methods bopo-hybrid,first-large
 
-It evaluates the routers of a finished experiments.frontier on its test tasks, under budget-constrained decoding: a
-model that the rest of the cap can't pay for is masked. Expect some minutes for a quick run and a table at the end.
-Calls come from the run's call store where they are there; new ones are paid, under --max-spend. The same command goes
-on where it was stopped. Written: figures/hard_budget.html, .csv, .png and .svg, and the episodes in hard-budget/, which
-experiments.audit checks as it checks a run. Exit code 1 when a cap was exceeded, which must never happen.
+It evaluates the methods of a finished experiments.frontier under budget-constrained decoding: a model that the rest of
+the cap can't pay for is masked. What a method plays under a cap (a router's offset, a schedule's length) is chosen by
+its success on dev tasks under that cap; test tasks are played with that alone. Expect some minutes for a quick run and
+two tables at the end. Calls come from the run's call store where they are there; new ones are paid, under --max-spend.
+The same command goes on where it was stopped. Written: figures/hard_budget.html, .csv, .png and .svg, and in
+hard-budget/ the episodes, which experiments.audit checks as it checks a run, and a router to deploy for each method and
+cap, policies/METHOD..._under-CAP... Exit code 1 when a cap was exceeded, which must never happen.
 """
 
 from __future__ import annotations
@@ -26,15 +28,18 @@ from bopo_ray.analysis.page import write_study
 from bopo_ray.analysis.studies import hard_budget
 from bopo_ray.analysis.study_plots import hard_budget_figure
 from bopo_ray.pipeline.command import exit_code, script_parser
-from bopo_ray.pipeline.hard_budget import caps_of, open_run, play_caps, policies_of, usd_caps
+from bopo_ray.pipeline.hard_budget import candidates, caps_of, open_run, play_caps, usd_caps
 
 __all__ = ["main"]
 
 NOTES = (
     "A cap in calls counts calls of any model but the smallest; one in dollars counts measured tokens at list prices, "
     "and a router's own questions. Share used: the mean over tasks.",
+    "Setting: what a method plays under a cap, chosen by success on dev tasks under that cap, one for all training "
+    "seeds. A share: the offset with which the router calls a larger model at that share of the steps of dev tasks.",
     "The learned routers were trained without a cap and read what is left of it as text.",
-    "Intervals: 95% percentile bootstrap over tasks. Overspends: episodes that cost more than their cap.",
+    "Intervals: 95% percentile bootstrap over tasks, and over training seeds. Less: the headline method's success less "
+    "the row's; p, Holm: corrected for the methods under one cap. Overspends: episodes that cost more than their cap.",
 )
 
 
@@ -48,20 +53,36 @@ def numbers(kind: Callable[[str], float]) -> Callable[[str], list[float]]:
     return read
 
 
-def cap_table(table: pd.DataFrame, finished: FinishedRun) -> Table:
-    """A row per policy, a column per cap: success, and the share of the cap used."""
+def cap_tables(table: pd.DataFrame, finished: FinishedRun) -> list[Table]:
+    """A row per method, a column per cap: success and the share of the cap used; and how much more the headline has."""
     caps = table[["unit", "cap"]].drop_duplicates().itertuples(index=False)
     names = {(unit, cap): f"{cap:g} calls" if unit == "calls" else f"${cap:g}" for unit, cap in caps}
-    over = int(table["overspends"].sum())
-    shown = Table(title=f"{finished.env} under hard budgets, {finished.label}: success at share of the cap used; "
-                  f"{table['episodes'].sum():,} episodes, {over} overspends")  # fmt: skip
-    for name in ("policy", *names.values()):
-        shown.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
-    cells = table.set_index(["policy", "unit", "cap"])
-    for policy in table["policy"].unique():
-        own = [cells.loc[(policy, *key)] for key in names]
-        shown.add_row(policy, *(f"{c['success']:.2f} at {c['cap_used']:.0%}" for c in own))
+    over, headline = int(table["overspends"].sum()), finished.summary["headline"]
+    titles = (
+        f"{finished.env} under hard budgets, {finished.label}: success at share of the cap used; "
+        f"{table['episodes'].sum():,} episodes, {over} overspends",
+        f"{headline} less each method, in points of success",
+    )
+    cells = table.set_index(["method", "unit", "cap"])
+    shown = []
+    for title, cell in zip(titles, (_success, _less), strict=True):
+        grid = Table(title=title)
+        for name in ("method", *names.values()):
+            grid.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+        for method in table["method"].unique():
+            grid.add_row(method, *(cell(cells.loc[(method, *key)]) for key in names))
+        shown.append(grid)
     return shown
+
+
+def _success(row: pd.Series) -> str:
+    return f"{row['success']:.0%} at {row['cap_used']:.0%}"
+
+
+def _less(row: pd.Series) -> str:
+    if math.isnan(row["less"]):
+        return ""
+    return f"{100 * row['less']:+.1f} [{100 * row['less_low']:.1f}, {100 * row['less_high']:.1f}]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("folder", type=Path, metavar="FOLDER", help="a finished run, results/RUN")
     p.add_argument("--calls", type=numbers(int), default=[5, 10, 15], help="caps in calls of the large model")
     p.add_argument("--usd", type=numbers(float), help="caps in dollars (default 25, 50, 75%% of always-large's cost)")
-    p.add_argument("--policies", default="", help="only these methods or policies, e.g. bopo-hybrid,first-large")
+    p.add_argument("--methods", default="", help="only these, e.g. bopo-hybrid,first-large (default: all of the run)")
     p.add_argument("--max-spend", type=float, default=math.inf, help="dollars that new calls may cost")
     p.add_argument("--cpus", type=int, default=0, help="CPUs to use, 0 for all")
     args = p.parse_args(argv)
@@ -79,11 +100,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         finished = open_finished(args.folder)
         caps = caps_of(args.calls, usd_caps(finished) if args.usd is None else args.usd)
-        policies = policies_of(finished, [x for x in args.policies.split(",") if x])
         with open_run(finished, args.max_spend, args.cpus, console) as run:
+            found = candidates(run, finished, [x for x in args.methods.split(",") if x])
             run.start_ray()
-            table = hard_budget(play_caps(run, finished, policies, caps))
-        console.print(cap_table(table, finished))
+            table = hard_budget(play_caps(run, finished, found, caps), finished.summary["headline"])
+        console.print(*cap_tables(table, finished))
         written = write_study(
             finished.figures, "hard_budget", f"Under hard budgets: {finished.env}",
             f"{finished.label}. {finished.summary['note']}", table, hard_budget_figure(table, finished.label), NOTES,

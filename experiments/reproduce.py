@@ -26,13 +26,12 @@ import pandas as pd
 
 from bopo_ray.analysis import canvas, plots
 from bopo_ray.analysis.claims import Claim, Results, claims_of, differences_of, table_of, tally
-from bopo_ray.analysis.finished import FinishedRun, open_finished
+from bopo_ray.analysis.finished import CAPPED, FinishedRun, open_finished
 from bopo_ray.analysis.page import Section, write_page
 from bopo_ray.analysis.story import tell
 from bopo_ray.benchmarks import check_ready, env_label
 from bopo_ray.errors import ConfigError
 from bopo_ray.pipeline.command import exit_code, script_parser
-from bopo_ray.pipeline.hard_budget import FOLDER as CAPPED
 from bopo_ray.pipeline.jobs import Job, run_jobs, spent_usd
 from bopo_ray.pipeline.settings import Settings, load_settings
 from bopo_ray.pipeline.side_by_side import BENCHMARKS

@@ -27,8 +27,10 @@ __all__ = [
     "bootstrap_ci",
     "holm",
     "interval_of",
+    "paired_difference",
     "paired_hypervolume",
     "resample_weights",
+    "seed_weights",
 ]
 
 FloatArray = npt.NDArray[np.float64]
@@ -95,6 +97,17 @@ def interval_of(estimate: float, samples_R: FloatArray, level: float = 0.95) -> 
     _check_level(level)
     low, high = np.quantile(samples_R, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(estimate), float(low), float(high))
+
+
+def seed_weights(n_seeds: int, n: int, rng: np.random.Generator) -> FloatArray:
+    """Weights of n bootstrap resamples of a method's training seeds, shape (n, n_seeds), rows sum to 1."""
+    return rng.multinomial(n_seeds, np.full(n_seeds, 1.0 / n_seeds), size=n) / n_seeds
+
+
+def paired_difference(ours_R: FloatArray, theirs_R: FloatArray, estimate: float) -> PairedDifference:
+    """Of two statistics on the same R resamples."""
+    gaps_R = ours_R - theirs_R
+    return PairedDifference(interval_of(estimate, gaps_R), _two_sided_p(gaps_R))
 
 
 def bootstrap_ci(
@@ -211,7 +224,7 @@ def _method_samples(
         per_seed.append(hypervolumes(costs_RP, np.minimum(success_RP, 1.0), reference, normalise=normalise))
     values_RS = np.stack(per_seed, axis=1)
     n_seeds = len(seeds)
-    draws_RS = rng.multinomial(n_seeds, np.full(n_seeds, 1.0 / n_seeds), size=len(weights_RT)) / n_seeds
+    draws_RS = seed_weights(n_seeds, len(weights_RT), rng)
     draws_RS[0] = 1.0 / n_seeds
     return np.asarray(np.sum(values_RS * draws_RS, axis=1), dtype=np.float64)
 

@@ -15,7 +15,12 @@ import pyarrow.parquet as pq
 from bopo_ray.errors import StoreError
 from bopo_ray.records import CostMode
 
-__all__ = ["FinishedRun", "open_finished"]
+__all__ = ["CAPPED", "CHOSEN", "FinishedRun", "open_finished"]
+
+CAPPED = "hard-budget"
+"""In a finished run's folder: the run of experiments.hard_budget."""
+CHOSEN = "chosen.csv"
+"""In that: which policy plays for each method under each cap."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,14 +55,23 @@ class FinishedRun:
 
         Those of policies that frontier.csv does not list are left out.
         """
-        return self._episodes(self.folder / "episodes", ("evaluation", "oracle"))
+        keys = self.frontier[["policy", "method", "lam", "train_seed"]]
+        own = self._read(self.folder / "episodes", ("evaluation", "oracle"))
+        return own.merge(keys, on="policy").sort_values("id", ignore_index=True)
 
     def capped(self) -> pd.DataFrame:
-        """The episodes of experiments.hard_budget under caps in calls, like `evaluation`, and their cap: "cap"."""
-        own = self._episodes(self.folder / "hard-budget" / "episodes", ("evaluation",))
-        return own[own["budget_mode"] == str(CostMode.CALLS)].rename(columns={"budget_cap": "cap"})
+        """The test episodes of experiments.hard_budget under caps in calls, like `evaluation`, and their cap: "cap".
 
-    def _episodes(self, folder: Path, stores: tuple[str, ...]) -> pd.DataFrame:
+        Of each method and training seed those of the policy that was chosen for it under that cap.
+        """
+        own = self._read(self.folder / CAPPED / "episodes", ("evaluation",))
+        own = own[own["budget_mode"] == str(CostMode.CALLS)].rename(columns={"budget_cap": "cap"})
+        chosen = pd.read_csv(self.folder / CAPPED / CHOSEN)
+        chosen = chosen[chosen["unit"] == str(CostMode.CALLS)].astype({"cap": int})
+        keys = chosen[["policy", "cap", "method", "train_seed"]]
+        return own.astype({"cap": int}).merge(keys, on=["policy", "cap"]).sort_values("id", ignore_index=True)
+
+    def _read(self, folder: Path, stores: tuple[str, ...]) -> pd.DataFrame:
         columns = ["id", "policy", "router", "task", "member", "success", "outcome", "score", "cost_microusd",
                    "large_calls", "stop", "budget_mode", "budget_cap"]  # fmt: skip
         tables = []
@@ -69,9 +83,8 @@ class FinishedRun:
         if not tables:
             raise StoreError(f"{folder} holds no episodes of {' or '.join(stores)}; run what makes them again")
         frame = pa.concat_tables(tables).to_pandas().drop_duplicates("id")
-        keys = self.frontier[["policy", "method", "lam", "train_seed"]]
         frame["cost_usd"] = frame["cost_microusd"] / 1e6
-        return frame.merge(keys, on="policy").sort_values("id", ignore_index=True)
+        return frame
 
 
 def open_finished(folder: Path) -> FinishedRun:

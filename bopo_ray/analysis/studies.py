@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from bopo_ray.analysis.bootstrap import Interval, bootstrap_ci, interval_of, resample_weights
+from bopo_ray.analysis.bootstrap import (
+    Interval,
+    bootstrap_ci,
+    holm,
+    interval_of,
+    paired_difference,
+    resample_weights,
+    seed_weights,
+)
 from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL, BOUNDARY, ORACLE
 from bopo_ray.records import Difficulty
 
@@ -26,6 +35,7 @@ __all__ = [
 EASY_SHARE = 0.6
 """A test task is Easy where always-small has at least this share of successes: the taxonomy's 3 of 5."""
 N_RESAMPLES = 2000
+_UNKNOWN = Interval(math.nan, math.nan, math.nan)
 KEPT = 0.95
 """Share of always-large's success at which `pair_row` says what is saved."""
 FloatArray = npt.NDArray[np.float64]
@@ -117,28 +127,60 @@ def _ratio(part_T: FloatArray, whole_T: FloatArray, weights_RT: FloatArray, of_n
     return interval_of(part_T.sum() / whole_T.sum(), parts_R[there_R] / wholes_R[there_R])
 
 
-def hard_budget(episodes: pd.DataFrame) -> pd.DataFrame:
-    """One row per policy and cap: success and share of the cap used, with intervals over tasks, and overspends.
+def hard_budget(episodes: pd.DataFrame, headline: str) -> pd.DataFrame:
+    """One row per method and cap: success and share of the cap used, what `headline` wins more, and overspends.
+
+    Means over training seeds, with intervals over tasks and seeds. `less` is the success of `headline` less the
+    method's, on the same resamples; p_holm is corrected for the methods under one cap.
 
     Args:
-        episodes: columns method, policy, lam, train_seed, unit ("calls" or "usd"), cap and used (in that unit), task,
-            success, large_calls, stop.
+        episodes: columns method, setting, train_seed, unit ("calls" or "usd"), cap and used (in that unit), task,
+            success, cost_usd, large_calls, stop.
+        headline: the method to compare the others with.
     """
-    keys = ["unit", "cap", "method", "policy", "lam", "train_seed"]
     rows = []
-    for key, own in episodes.groupby(keys, dropna=False, sort=True):
-        cap = float(own["cap"].iloc[0])
-        share = own["used"] / cap if cap else own["used"] * 0.0
-        row = dict(zip(keys, key, strict=True))
-        for name, values in (("success", own["success"].astype(float)), ("cap_used", share)):
-            interval = bootstrap_ci(values.groupby(own["task"]).mean().to_numpy(), n=N_RESAMPLES)
-            row |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
-        row |= {
-            "large_calls": float(own["large_calls"].mean()), "stopped_by_budget": int((own["stop"] == "budget").sum()),
-            "overspends": int((own["used"] > cap).sum()), "episodes": len(own),
+    for (unit, cap), under in episodes.groupby(["unit", "cap"], sort=True):
+        weights_RT = resample_weights(under["task"].nunique(), N_RESAMPLES)
+        methods = [m for _, m in under.groupby("method", sort=True)]
+        streams = np.random.default_rng([0, 1]).spawn(len(methods))
+        drawn = {str(m["method"].iloc[0]): _capped(m, weights_RT, rng) for m, rng in zip(methods, streams, strict=True)}
+        gaps = {
+            name: paired_difference(drawn[headline].success_R, own.success_R, drawn[headline].success - own.success)
+            for name, own in drawn.items() if headline in drawn and name != headline
         }  # fmt: skip
-        rows.append(row)
+        adjusted = holm({name: gap.p for name, gap in gaps.items()})
+        for name, own in drawn.items():
+            less = gaps[name].interval if name in gaps else _UNKNOWN
+            row = {"unit": unit, "cap": cap, "method": name} | own.row | _spread("less", asdict(less))
+            rows.append(row | {"p_holm": adjusted.get(name, math.nan)})
     return pd.DataFrame(rows)
+
+
+class _Capped(NamedTuple):
+    """A method under one cap."""
+
+    row: dict[str, Any]
+    success: float
+    success_R: FloatArray
+
+
+def _capped(own: pd.DataFrame, weights_RT: FloatArray, rng: np.random.Generator) -> _Capped:
+    cap = float(own["cap"].iloc[0])
+    seeds = own["train_seed"].fillna(-1)
+    draws_RS = seed_weights(seeds.nunique(), N_RESAMPLES, rng)
+    row: dict[str, Any] = {"setting": str(own["setting"].iloc[0])}
+    values = {"success": own["success"].astype(float), "cap_used": own["used"] / cap if cap else own["used"] * 0.0}
+    samples_R = {}
+    for name, value in values.items():
+        values_TS = value.groupby([own["task"], seeds]).mean().unstack().to_numpy(dtype=float)
+        samples_R[name] = np.sum((weights_RT @ values_TS) * draws_RS, axis=1)
+        row |= _spread(name, asdict(interval_of(float(values_TS.mean()), samples_R[name])))
+    row |= {
+        "cost_usd": float(own["cost_usd"].mean()), "large_calls": float(own["large_calls"].mean()),
+        "stopped_by_budget": int((own["stop"] == "budget").sum()), "overspends": int((own["used"] > cap).sum()),
+        "episodes": len(own),
+    }  # fmt: skip
+    return _Capped(row, row["success"], samples_R["success"])
 
 
 def pair_row(pair: str, label: str, episodes: pd.DataFrame, summary: Mapping[str, Any]) -> dict[str, Any]:

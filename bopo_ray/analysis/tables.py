@@ -16,7 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from bopo_ray.analysis.bootstrap import Interval, Point, holm, interval_of, paired_hypervolume, resample_weights
+from bopo_ray.analysis.bootstrap import (
+    Interval,
+    Point,
+    holm,
+    interval_of,
+    paired_hypervolume,
+    resample_weights,
+    seed_weights,
+)
 from bopo_ray.analysis.pareto import Reference, pareto_front
 
 __all__ = ["ALWAYS_LARGE", "ALWAYS_SMALL", "COLUMNS", "Settings", "frontier", "spend_by_difficulty", "summary"]
@@ -249,7 +257,7 @@ def _operating_records(data: _Data, settings: Settings) -> list[dict[str, Any]]:
             "lam": rows[0].lam,
             "train_seeds": [row.seed for row in rows if row.seed is not None],
         }
-        draws_RS = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=settings.n) / len(rows)
+        draws_RS = seed_weights(len(rows), settings.n, rng)
         for measure in _MEASURES:
             values_TS = np.stack([row.values[measure] for row in rows], axis=1)
             samples = np.sum((weights @ values_TS) * draws_RS, axis=1)

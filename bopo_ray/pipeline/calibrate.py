@@ -19,7 +19,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from itertools import combinations, count
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,19 @@ from bopo_ray.analysis.pareto import Reference, hypervolume
 from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL
 from bopo_ray.method.reward import CostScale
 from bopo_ray.pipeline.baselines import Policy, best_policy, play_dev, specs
-from bopo_ray.pipeline.card import describe
+from bopo_ray.pipeline.card import describe_as
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.pipeline.settings import Settings
 from bopo_ray.pipeline.stages import load_policy
 from bopo_ray.records import Episode, Phase
 from bopo_ray.rllib.router_module import RouterModule
-from bopo_ray.rllib.saved import about
+from bopo_ray.store import EpisodeStore
 from envs.base import Task
 
-__all__ = ["calibrated", "for_each_lambda", "front_choice", "offsets_at"]
+__all__ = [
+    "calibrated", "for_each_lambda", "front_choice", "met_as_it_is", "offsets_at", "save_with", "weights_with",
+    "with_offset",
+]  # fmt: skip
 
 FILE = "calibration.json"
 """In a run's folder: the number chosen for each policy."""
@@ -68,7 +71,12 @@ def calibrated(run: Run, policies: Sequence[Policy]) -> list[Policy]:
             new = [p for p in wanted if p.folder in {q.folder for q in new}]
         offsets |= _choose(run, new)
         write_json(file, offsets)
-    return [_with_offset(run, p, offsets[p.name]) for p in wanted]
+    found, folder = [], run.out / "policies"
+    for p in wanted:
+        offset = offsets[p.name]
+        name = f"{p.name}_offset{offset:g}"
+        found.append(dataclasses.replace(p, name=name, folder=save_with(folder, p, name, lam=p.lam, offset=offset)))
+    return found
 
 
 def for_each_lambda(policy: Policy, s: Settings) -> list[Policy]:
@@ -81,26 +89,23 @@ def for_each_lambda(policy: Policy, s: Settings) -> list[Policy]:
 
 def _choose(run: Run, wanted: Sequence[Policy]) -> dict[str, float]:
     s = run.settings
-    tasks, versions = play_dev(run, ()), count(1)
-    store, tried = run.store("dev"), dict[Path, list[float]]()
+    tasks, store, tried = play_dev(run, ()), run.store("dev"), dict[Path, list[float]]()
     for policy in wanted:
         assert policy.folder is not None
         if policy.folder in tried:
             continue
         own = tried[policy.folder] = [0.0]
-        _play(run, policy.folder, 0.0, tasks, next(versions))
-        as_it_is = _tried(policy.folder, 0.0)
-        steps = [t.probabilities for e in store.read(Phase.SELECTION) if e.spec.policy == as_it_is for t in e.steps]
-        own += [x for x in offsets_at(steps, s.shares) if x]
+        _play(run, policy.folder, 0.0, tasks)
+        own += [x for x in offsets_at(met_as_it_is(store, policy.folder), s.shares) if x]
         for offset in own[1:]:
-            _play(run, policy.folder, offset, tasks, next(versions))
+            _play(run, policy.folder, offset, tasks)
     played = list(store.read(Phase.SELECTION))
     scale = CostScale(s.cost_scale)
     points = _points(played) if s.share_rule == "front" else {}
     chosen = {}
     for policy in wanted:
         assert policy.folder is not None and policy.lam is not None
-        names = {_tried(policy.folder, offset): offset for offset in sorted(tried[policy.folder], key=abs)}
+        names = {with_offset(policy.folder, offset): offset for offset in sorted(tried[policy.folder], key=abs)}
         if points and policy.name != policy.folder.name:
             name = front_choice({n: points[n] for n in names}, [points[b] for b in _BOUNDARIES], s.lambdas)[policy.lam]
         else:
@@ -111,14 +116,24 @@ def _choose(run: Run, wanted: Sequence[Policy]) -> dict[str, float]:
     return chosen
 
 
-def _play(run: Run, folder: Path, offset: float, tasks: Sequence[Task], version: int) -> None:
+def _play(run: Run, folder: Path, offset: float, tasks: Sequence[Task]) -> None:
     """A router's dev episodes with this offset, as far as they are not there."""
-    tried, store = Policy(_tried(folder, offset), ""), run.store("dev")
+    tried, store = Policy(with_offset(folder, offset), ""), run.store("dev")
     todo = [dataclasses.replace(x, phase=Phase.SELECTION) for x in specs(tasks, tried, run.settings, None)]
     if store.missing(todo):
-        weights = load_policy(run, folder)
-        weights[BIAS] = weights[BIAS] + np.float32(offset) * np.arange(len(weights[BIAS]), dtype=np.float32)
-        run.play(f"calibrating {tried.name}", store, todo, weights, version)
+        run.play(f"calibrating {tried.name}", store, todo, weights_with(run, folder, offset))
+
+
+def weights_with(run: Run, folder: Path, offset: float) -> Any:
+    """What a runner needs to act as the saved router with this offset."""
+    weights = load_policy(run, folder)
+    weights[BIAS] = weights[BIAS] + np.float32(offset) * np.arange(len(weights[BIAS]), dtype=np.float32)
+    return weights
+
+
+def met_as_it_is(dev: EpisodeStore, folder: Path) -> list[tuple[float, ...]]:
+    """A saved router's distributions at the steps that it met on dev tasks without an offset."""
+    return [t.probabilities for e in dev.read(Phase.SELECTION, with_offset(folder, 0.0)) for t in e.steps]
 
 
 def offsets_at(p_NM: ArrayLike, shares: Sequence[float]) -> list[float]:
@@ -128,7 +143,7 @@ def offsets_at(p_NM: ArrayLike, shares: Sequence[float]) -> list[float]:
 
     Args:
         p_NM: its distributions over M models.
-        shares: in (0, 1).
+        shares: in (0, 1]; 1 is always-large, where the steps are like these.
     """
     log_p_NM = np.log(np.maximum(np.asarray(p_NM, float), np.finfo(float).tiny))
     needed_N = ((log_p_NM[:, :1] - log_p_NM[:, 1:]) / np.arange(1, log_p_NM.shape[1])).min(1)
@@ -168,23 +183,22 @@ def _points(episodes: Sequence[Episode]) -> dict[str, tuple[float, float]]:
     return {name: (float(cost), float(success)) for name, (cost, success) in means.items()}
 
 
-def _tried(folder: Path, offset: float) -> str:
+def with_offset(folder: Path, offset: float) -> str:
+    """The name of a saved router with an offset."""
     return f"{folder.name}_offset{offset:g}"
 
 
-def _with_offset(run: Run, policy: Policy, offset: float) -> Policy:
-    """The policy, saved with its offset."""
+def save_with(folder: Path, policy: Policy, name: str, **how: Any) -> Path:
+    """The policy's router, saved with how["offset"] under this name in `folder`, with its card."""
     assert policy.folder is not None
-    name = f"{policy.name}_offset{offset:g}"
-    folder = run.out / "policies" / name
-    if not folder.exists():
+    saved = folder / name
+    if not saved.exists():
         module: Any = RLModule.from_checkpoint(str(policy.folder.resolve()))
         assert isinstance(module, RouterModule)
-        module.add_offset(offset)
-        temporary = folder.with_suffix(".tmp").resolve()
+        module.add_offset(how["offset"])
+        temporary = saved.with_suffix(".tmp").resolve()
         shutil.rmtree(temporary, ignore_errors=True)
         module.save_to_path(str(temporary))
-        how = about(policy.folder).get("trained", {}).get("how", {"method": policy.method})
-        describe(run, temporary, name, **{**how, "lam": policy.lam, "offset": offset})
-        temporary.rename(folder)
-    return dataclasses.replace(policy, name=name, folder=folder)
+        describe_as(policy.folder, temporary, name, **how)
+        temporary.rename(saved)
+    return saved

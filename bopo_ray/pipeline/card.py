@@ -16,7 +16,7 @@ from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.rllib.backbone import ROUTER_FILE
 from bopo_ray.rllib.saved import about
 
-__all__ = ["CARD", "describe", "refresh_cards"]
+__all__ = ["CARD", "describe", "describe_as", "refresh_cards"]
 
 CARD = "README.md"
 FIGURES = {"success": "success", "score": "mean score", "cost_usd": "dollars per task", "large_calls": "large calls"}
@@ -37,6 +37,12 @@ def describe(run: Run, folder: Path, name: str, **how: Any) -> None:
         "taxonomy": {str(c["values"]): c["counts"].as_py() for c in pc.value_counts(classes)}, "how": how,
     }  # fmt: skip
     _write(folder, {**about(folder), "trained": trained})
+
+
+def describe_as(source: Path, folder: Path, name: str, **how: Any) -> None:
+    """Says in the folder of a router made from that in `source` what was said there, but for its name and `how`."""
+    trained = about(source)["trained"]
+    _write(folder, {**about(folder), "trained": {**trained, "name": name, "how": trained["how"] | how}})
 
 
 def refresh_cards(run: Run, summary: dict[str, Any], command: str) -> None:

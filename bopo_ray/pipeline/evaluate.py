@@ -30,7 +30,7 @@ from bopo_ray.pipeline.card import refresh_cards
 from bopo_ray.pipeline.curves import training_curves
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.pipeline.stages import load_policy
-from bopo_ray.pipeline.sweep import Sweep
+from bopo_ray.pipeline.sweep import learned_policies
 from bopo_ray.records import Budget, CostMode, Episode, EpisodeSpec, Phase
 from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL, LEARNED, Kind
 from bopo_ray.store import EpisodeStore
@@ -45,24 +45,22 @@ def evaluate_stage(run: Run) -> pd.DataFrame:
     Learned routers decide as `Settings.decide` says, with the offset chosen on dev tasks; each random(p) matches the
     share of large calls of one BoPO policy. A baseline that an earlier command played here stays among the results.
     """
-    s, store, sweep, names = run.settings, run.store("evaluation"), Sweep(run), asked_for(run)
+    s, store, names = run.settings, run.store("evaluation"), asked_for(run)
     fixed = [Policy(n, n, n) for n in (ALWAYS_SMALL, ALWAYS_LARGE)]
     fixed += [Policy(str(n), n.family, str(n)) for n in names if n.kind in (Kind.FIXED, Kind.TRAINED)]
     if any(n.family == "best-schedule" for n in names):
         fixed += best_schedules(run)
     fixed = list({p.name: p for p in fixed}.values())  # --router may name a boundary policy
-    learned = [Policy("bosft", "bosft", folder=run.out / "policies" / "bosft")]
-    learned += [Policy(p.name, p.method, LEARNED, p.lam, p.seed, sweep.policy(p.name)) for p in sweep.points]
 
     def todo(policies: Iterable[Policy]) -> list[EpisodeSpec]:
         return [spec for p in policies for spec in specs(run.test, p, s, s.budget)]
 
-    learned = calibrated(run, learned)
+    learned = calibrated(run, learned_policies(s, run.out))
     run.play("evaluating baselines", store, todo(fixed), routers=trained_routers(run, names))
-    for i, policy in enumerate(learned):
+    for policy in learned:
         if store.missing(todo([policy])):
             assert policy.folder is not None
-            run.play(f"evaluating {policy.name}", store, todo([policy]), load_policy(run, policy.folder), i + 1)
+            run.play(f"evaluating {policy.name}", store, todo([policy]), load_policy(run, policy.folder))
     trained = [p for p in learned if p.method != "bosft"]
     headline = [p.name for p in trained if p.method == "bopo-hybrid"] or [p.name for p in trained]
     matched = matched_random(store.read(Phase.EVALUATION), headline)

@@ -15,6 +15,7 @@ import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,8 @@ class Run:
                 f"{len(left_out):,} tasks are not asked: the models were not made for their kind, or learned from them"
             )
         self._group: EnvRunnerGroup | None = None
+        self._versions = count(1)
+        """Of the weights given to runners: each play's are new ones to them."""
         path, tasks = out / "settings.yaml", task_lists(settings.env, self.train, self.test)
         if path.exists():
             if not resume:
@@ -281,13 +284,17 @@ class Run:
         return EpisodeStore(self.episodes / name, self.pool.price_hash)
 
     def play(
-        self, title: str, store: EpisodeStore, specs: Sequence[EpisodeSpec], weights: Any = None, version: int = 0,
+        self, title: str, store: EpisodeStore, specs: Sequence[EpisodeSpec], weights: Any = None,
         routers: Mapping[str, Router] | None = None,
     ) -> None:  # fmt: skip
-        """Plays what `store` does not hold yet, writing episodes as they come; raises EngineError when one failed."""
+        """Plays what `store` does not hold yet, writing episodes as they come; raises EngineError when one failed.
+
+        `weights` are the learned router's, as `stages.load_policy` gives them.
+        """
         missing = store.missing(specs)
         if not missing:
             return
+        version = next(self._versions)
         pending: list[Episode] = []
         failures: list[Failure] = []
         with self.progress(title, len(specs), len(specs) - len(missing)) as advance:

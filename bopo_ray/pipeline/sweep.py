@@ -20,14 +20,17 @@ from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig
 
 from bopo_ray.errors import ConfigError, EngineError, SpendLimitError, StoreError
+from bopo_ray.pipeline.baselines import Policy
 from bopo_ray.pipeline.board import Board, board_folder
 from bopo_ray.pipeline.card import describe
 from bopo_ray.pipeline.curves import Point, keep_curves
 from bopo_ray.pipeline.run import Run, write_json
+from bopo_ray.pipeline.settings import Settings
 from bopo_ray.rllib.bopo import BoPO
 from bopo_ray.rllib.placement import most_memory
+from bopo_ray.routers import LEARNED
 
-__all__ = ["Point", "Sweep"]
+__all__ = ["Point", "Sweep", "learned_policies"]
 
 log = logging.getLogger(__name__)
 MODULE = Path("learner_group/learner/rl_module/default_policy")
@@ -36,14 +39,27 @@ CONTENTS = "contents.json"
 """In a checkpoint: its files and their sizes in bytes, written when all of them are there."""
 
 
+def points_of(s: Settings) -> list[Point]:
+    """All that a run of these settings trains by BoPO."""
+    lambdas = s.train_lambdas or s.lambdas
+    return [Point(a, lam, seed) for a in s.advantage for lam in lambdas for seed in s.seeds]
+
+
+def learned_policies(s: Settings, out: Path) -> list[Policy]:
+    """The routers that a run of these settings trains in the folder `out`, BoSFT's first, without offsets."""
+    folder = out / "policies"
+    return [
+        Policy("bosft", "bosft", folder=folder / "bosft"),
+        *(Policy(p.name, p.method, LEARNED, p.lam, p.seed, folder / p.name) for p in points_of(s)),
+    ]
+
+
 class Sweep:
     """All points of a run."""
 
     def __init__(self, run: Run) -> None:
-        s = run.settings
         self.run = run
-        lambdas = s.train_lambdas or s.lambdas
-        self.points = [Point(a, lam, seed) for a in s.advantage for lam in lambdas for seed in s.seeds]
+        self.points = points_of(run.settings)
         self.ledger = run.out / "ledger.json"
         self.folder = run.out / "tune"
         self.refused = ""

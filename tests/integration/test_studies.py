@@ -13,9 +13,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from bopo_ray import Budget, CostMode, History, load_router
 from bopo_ray.pipeline import jobs
 from bopo_ray.pipeline.jobs import spent_usd
 from bopo_ray.pipeline.settings import load_settings, save
+from bopo_ray.rllib.saved import about
 from experiments import ablation, allocation, cost_inversion, counterfactual, hard_budget, model_pairs, reproduce
 from experiments.audit import main as audit_main
 from experiments.frontier import as_jobs, parser, settings_of
@@ -205,25 +207,40 @@ def test_every_policy_under_caps(
     command = [str(out), "--calls", "0,2", "--usd", "0.0015", "--cpus", "2"]
     assert hard_budget.main(command) == 0
     table = pd.read_csv(out / "figures" / "hard_budget.csv")
-    policies = set(pd.read_csv(out / "frontier.csv")["policy"]) - {"oracle"}
-    assert set(table["policy"]) == policies and len(table) == 3 * len(policies)
+    methods = set(pd.read_csv(out / "frontier.csv")["method"]) - {"oracle"}
+    assert set(table["method"]) == methods and len(table) == 3 * len(methods)
     assert table["overspends"].sum() == 0 and table["cap_used"].max() <= 1 and table["cap_used"].max() > 0.5
     none = table[(table["unit"] == "calls") & (table["cap"] == 0)]
     assert none["large_calls"].sum() == 0 and set(none["success"]) == set(
-        table[(table["unit"] == "calls") & (table["policy"] == "always-small")]["success"]
-    ), "without a large call each policy is always-small"
-    large = table[(table["policy"] == "always-large") & (table["cap"] == 2)]
+        table[(table["unit"] == "calls") & (table["method"] == "always-small")]["success"]
+    ), "without a large call each method is always-small"
+    large = table[(table["method"] == "always-large") & (table["cap"] == 2)]
     assert large["large_calls"].item() == 2.0
     assert audit_main([str(out)]) == audit_main([str(out / "hard-budget")]) == 0
     assert ledger(Frontier(tmp_path)).totals() == ledger(toy_run).totals(), "the finished run's bill is as it was"
 
+    chosen = pd.read_csv(out / "hard-budget" / "chosen.csv")
+    played = [e for f in (out / "hard-budget").rglob("part-*.parquet") for e in pq.read_table(f).to_pylist()]
+    test = [e for e in played if e["phase"] == "evaluation"]
+    assert {e["policy"] for e in test} == set(chosen["policy"]), "test tasks are played with what was chosen alone"
+    assert {e["split"] for e in played if e["phase"] == "selection"} == {"dev"} and {e["split"] for e in test} == {
+        "test"
+    }
+    routers = chosen.dropna(subset="router")
+    assert set(routers["method"]) == set(chosen["method"]) & {"bosft", "bopo-hybrid", "grpo-vanilla"}
+    for row in routers.to_dict("records"):
+        folder = out / "hard-budget" / "policies" / row["router"]
+        assert about(folder)["trained"]["how"]["cap"] in ("0 calls", "2 calls", "0.0015 usd")
+        decision = load_router(folder).decide(History("boil water", "A kitchen.", 9), Budget(CostMode.CALLS, 2))
+        assert decision.model in (0, 1)
+
     shards = {p: p.stat().st_mtime_ns for p in (out / "hard-budget").rglob("part-*.parquet")}
-    assert hard_budget.main([*command, "--policies", "bosft,first-large"]) == 0
+    assert hard_budget.main([*command, "--methods", "bosft,first-large"]) == 0
     assert {p: p.stat().st_mtime_ns for p in (out / "hard-budget").rglob("part-*.parquet")} == shards
     assert set(pd.read_csv(out / "figures" / "hard_budget.csv")["method"]) == {"bosft", "first-large"}
     capsys.readouterr()
     for arguments, named in (
-        (["--policies", "bosft,nobody"], ["nobody", "first-large", "--policies"]),
+        (["--methods", "bosft,nobody"], ["nobody", "first-large", "--methods"]),
         (["--calls", "-1"], ["-1", ">= 0", "--calls"]),
         (["--calls", "", "--usd", ""], ["none", "--usd"]),
     ):
@@ -310,7 +327,7 @@ def test_everything_is_reproduced_in_one_report(
     shares = pd.read_csv(root / "full" / "figures" / "allocation.csv").set_index(["method", "difficulty"])
     assert hard["ours"] == shares.loc[("bopo-hybrid", "hard"), "spend_share"]
     capped = pd.read_csv(root / "full" / "figures" / "hard_budget.csv")
-    best = capped[(capped["method"] == "bopo-hybrid") & (capped["cap"] == 15)]["success"].max()
+    best = capped[(capped["method"] == "bopo-hybrid") & (capped["cap"] == 15)]["success"].item()
     assert table.loc["success of BoPO under a cap of 15 calls", "ours"] == best
     assert table.loc["success of BoPO under a cap of 15 calls", "paper"] == "not known", "it is AppWorld's"
     assert table[table["unit"] == "count"]["ours"].tolist() == [0.0]

@@ -96,9 +96,9 @@ def test_allocation_by_hand() -> None:
 
 
 def played(policy: str, cap: float, task: str, success: bool, used: float, unit: str = "calls") -> dict[str, object]:
-    return {"unit": unit, "cap": cap, "used": used, "method": policy, "policy": policy, "lam": math.nan,
-            "train_seed": math.nan, "task": task, "success": success, "large_calls": used if unit == "calls" else 1,
-            "stop": "success" if success else "budget"}  # fmt: skip
+    return {"unit": unit, "cap": cap, "used": used, "method": policy, "setting": "s", "lam": math.nan,
+            "train_seed": math.nan, "task": task, "success": success, "cost_usd": 0.01,
+            "large_calls": used if unit == "calls" else 1, "stop": "success" if success else "budget"}  # fmt: skip
 
 
 CAPPED = pd.DataFrame(
@@ -111,13 +111,29 @@ CAPPED = pd.DataFrame(
 
 
 def test_hard_budgets_by_hand() -> None:
-    found = hard_budget(CAPPED).set_index(["unit", "cap"])
+    found = hard_budget(CAPPED, "x").set_index(["unit", "cap"])
     row = found.loc[("calls", 5)]
     # task a: half a success and 80% of the cap, task b: none
     assert (row["success"], row["cap_used"], row["overspends"], row["episodes"]) == (0.25, 0.4, 0, 3)
     assert (row["stopped_by_budget"], row["large_calls"]) == (2, 8 / 3)
     assert found.loc[("calls", 10)]["overspends"] == 1, "11 of 10 is found"
     assert found.loc[("calls", 0)]["cap_used"] == 0.0 and found.loc[("usd", 0.02)]["cap_used"] == 0.5
+
+
+def test_hard_budgets_are_compared_task_by_task() -> None:
+    """Two seeds of x win a fifth and two fifths more than y, of the same twenty tasks, under one cap."""
+    rows = []
+    for i in range(20):
+        task = f"t{i}"
+        rows.append(played("y", 5, task, i < 8, 5))
+        rows += [played("x", 5, task, i < 8 + 2 * n, 2) | {"train_seed": n} for n in (2, 4)]
+    found = hard_budget(pd.DataFrame(rows), "x").set_index("method")
+    assert found.loc["x", "success"] == pytest.approx(0.7) and found.loc["x", "setting"] == "s"
+    y = found.loc["y"]
+    assert (y["success"], y["less"]) == pytest.approx((0.4, 0.3)) and math.isnan(found.loc["x", "less"])
+    assert 0 < y["less_low"] < 0.3 < y["less_high"] and y["p_holm"] < 0.05
+    assert y["success_low"] < 0.4 < y["success_high"]
+    assert hard_budget(pd.DataFrame(rows), "nobody")["less"].isna().all()
 
 
 def test_figures_say_what_they_show() -> None:
@@ -127,11 +143,11 @@ def test_figures_say_what_they_show() -> None:
     assert any("small costs more: 1 of 4 tasks" in t for t in texts(inverted))
     spent = allocation_figure(allocation(EPISODES), label)
     assert {"80%", "33%", label, "3 held-out tasks, labelled in hindsight", "Hard won", "50%"} <= set(texts(spent))
-    capped = hard_budget_figure(hard_budget(CAPPED), label)
+    capped = hard_budget_figure(hard_budget(CAPPED, "x"), label)
     assert label in texts(capped) and any("1 overspends" in t for t in texts(capped))
     lines = [line.get_xydata().tolist() for axes in capped.axes for line in axes.lines]
-    seeds = [played("x", 5, "a", s, 1) | {"policy": f"x{i}", "lam": 0.3, "train_seed": i} for i, s in enumerate((0, 1))]
-    (averaged,) = hard_budget_figure(hard_budget(pd.DataFrame(seeds)), label).axes
+    seeds = [played("x", 5, "a", s, 1) | {"train_seed": i} for i, s in enumerate((0, 1))]
+    (averaged,) = hard_budget_figure(hard_budget(pd.DataFrame(seeds), "x"), label).axes
     assert averaged.lines[0].get_xydata().tolist() == [[5.0, 0.5]], "over seeds the mean, not the luckier one"
     assert lines == [[[0.0, 0.0], [5.0, 0.25], [10.0, 1.0]], [[0.02, 1.0]]]
 
