@@ -60,8 +60,8 @@ class History:
 class SavedRouter:
     """A trained router, made by `load_router`. Its decisions may be taken in several threads at once."""
 
-    def __init__(self, module: Any) -> None:
-        """`module`: a RouterModule that acts."""
+    def __init__(self, module: Any, call_limit: int | None = None) -> None:
+        """`module`: a RouterModule that acts; `call_limit`: see there."""
         from bopo_ray.rllib.encode import Reader
         from bopo_ray.rllib.router_module import ROUTER_DEFAULTS
 
@@ -70,10 +70,13 @@ class SavedRouter:
         self._read = Reader.of(ROUTER_DEFAULTS | dict(module.model_config))
         self.n_models = int(module.action_space.n)
         """How many models it decides between; 0 is the smallest."""
+        self.call_limit = call_limit
+        """Large calls of a task that it was evaluated with: what it is given as a budget at a task's first step, and
+        what is left of that later. None: no limit."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles, e.g. for an actor of one's own, without what it has read."""
-        return SavedRouter, (self._module,)
+        return SavedRouter, (self._module, self.call_limit)
 
     def decide(
         self,
@@ -161,19 +164,30 @@ def load_router(path: str | os.PathLike[str], pool: ModelPool | None = None) -> 
     Raises:
         StoreError: a folder that is no router's, or a damaged one, or one of other models or prices than `pool`.
     """
-    from bopo_ray.rllib.saved import acting_module, check_pair
+    from bopo_ray.rllib.saved import about, acting_module, check_pair
 
     folder = Path(path).expanduser()
     if pool is not None:
         names = [m.name for m in pool.models]
         check_pair(folder, names, pool.price_hash, "load a router of this pool, or leave out pool=")
-    router = SavedRouter(acting_module(folder))
+    router = SavedRouter(acting_module(folder), _call_limit(folder, about(folder)))
     if pool is not None and len(pool) != router.n_models:
         raise StoreError(
             f"{folder} decides between {router.n_models} models, the pool has {len(pool)}: load a router of this pool, "
             "or leave out pool="
         )
     return router
+
+
+def _call_limit(folder: Path, known: dict[str, Any]) -> int | None:
+    """The limit of calls that `router.json` says; it may come from elsewhere."""
+    how = known.get("trained", {}).get("how", {})
+    limit = how.get("call_limit") if isinstance(how, dict) else None
+    if limit is not None and not _whole(limit):
+        raise StoreError(
+            f"{folder}/router.json says call_limit={reprlib.repr(limit)}: need a whole number of large calls, or none"
+        )
+    return limit
 
 
 def _is_budget(value: object) -> bool:

@@ -36,8 +36,8 @@ RUNS: dict[str, tuple[str, ...]] = {
     "absolute": ("--advantage", "hybrid", "--cost-scale", "absolute"),
     "no-value": ("--advantage", "hybrid", "--boundary-value", "0"),
     "paper": (
-        *("--advantage", "hybrid", "--schedules", "0", "--reliability", "0", "--shares", "", "--sharpness", "1"),
-        *("--train-lambdas", "", "--boundary-value", "0"),
+        *("--advantage", "hybrid", "--schedules", "0", "--reliability", "0", "--shares", "", "--call-limits", ""),
+        *("--sharpness", "1", "--train-lambdas", "", "--boundary-value", "0"),
     ),
 }
 """Folder -> its options."""

@@ -55,6 +55,8 @@ class Policy:
     seed: int | None = None
     folder: Path | None = None
     """Of the saved router, for a learned one."""
+    calls: int | None = None
+    """Calls of the larger models that it may make on a task; None: as many as it wants."""
 
 
 def asked_for(run: Run) -> list[RouterName]:
@@ -63,7 +65,12 @@ def asked_for(run: Run) -> list[RouterName]:
 
 
 def specs(tasks: Sequence[Task], policy: Policy, settings: Settings, budget: Budget | None) -> Iterator[EpisodeSpec]:
-    """The evaluation episodes of a policy; learned routers decide as the settings say."""
+    """The evaluation episodes of a policy; learned routers decide as the settings say.
+
+    Without a `budget` it is held to its own limit of large calls, where it has one.
+    """
+    if budget is None and policy.calls is not None:
+        budget = Budget(CostMode.CALLS, policy.calls)
     greedy = policy.router == LEARNED and settings.decide == "greedy"
     for task in tasks:
         for member in range(settings.eval_samples):

@@ -7,10 +7,14 @@ The router that is evaluated has the number in its weights; it is a folder of it
 Routers differ in scale, and in how much of the large model they were left with, so the numbers to choose from are each
 router's own: those with which it would call a larger model at given shares of the steps that it has met on dev tasks.
 
-By "price" a lambda gets the number that earns the most at it. Where success costs much the same all along a router's
-frontier, each lambda then chooses one end, and what lies between is never played; by "front" the lambdas that a router
-serves share the numbers whose points have the largest hypervolume together (one that was trained for a lambda of its
-own is chosen by price).
+With limits of calls to choose from, too, each number is tried under each limit (Eq. (9)), and so is one with which the
+router calls the large model until the limit is reached: a late call is dear, since prompts grow, and a router that
+goes on calling where all is lost pays most on the tasks that nobody wins. A schedule, first-large:K, is such a point.
+
+By "price" a lambda gets what earns the most at it. Where success costs much the same all along a router's frontier,
+each lambda then chooses one end, and what lies between is never played; by "front" the lambdas that a router serves
+share the points that have the largest hypervolume together (one that was trained for a lambda of its own is chosen by
+price).
 """
 
 from __future__ import annotations
@@ -21,13 +25,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from ray.rllib.core.rl_module import RLModule
 
-from bopo_ray.analysis.pareto import Reference, hypervolume
+from bopo_ray.analysis.pareto import Reference, hypervolume, pareto_front
 from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL
 from bopo_ray.method.reward import CostScale
 from bopo_ray.pipeline.baselines import Policy, best_policy, play_dev, specs
@@ -41,23 +45,26 @@ from bopo_ray.store import EpisodeStore
 from envs.base import Task
 
 __all__ = [
-    "calibrated", "for_each_lambda", "front_choice", "met_as_it_is", "offsets_at", "save_with", "weights_with",
-    "with_offset",
+    "ALL_LARGE", "Tried", "calibrated", "for_each_lambda", "front_choice", "met_as_it_is", "offsets_at",
+    "save_with", "weights_with",
 ]  # fmt: skip
 
 FILE = "calibration.json"
 """In a run's folder: the number chosen for each policy."""
 _BOUNDARIES = (ALWAYS_SMALL, ALWAYS_LARGE)
+ALL_LARGE = 1.0
+"""The share of large calls that no lambda needs, and a limit may."""
 BIAS = "policy.head.bias"
 """Of the acting router's state: what is added to its logits, [n_models]."""
 
 
 def calibrated(run: Run, policies: Sequence[Policy]) -> list[Policy]:
-    """The policies with the offset that suits their lambda best; one that was trained at none, or at one of
-    `Settings.train_lambdas`, becomes one for each.
+    """The policies with the offset, and the limit of calls, that suits their lambda best; one that was trained at none,
+    or at one of `Settings.train_lambdas`, becomes one for each.
 
-    Plays each on dev tasks as it is, and with the offsets of `Settings.shares`; by "price" the best mean of
-    u - lambda * C_norm is taken, the smallest offset where several are as good, and by "front" what `front_choice`
+    Plays each on dev tasks as it is, and with the offsets of `Settings.shares`, and with these under each of
+    `Settings.call_limits` (but in a run under a budget, which is limit enough); by "price" the best mean of
+    u - lambda * C_norm is taken, the first of `_Tried` where several are as good, and by "front" what `front_choice`
     says. The policies as they are, where there are no shares.
     """
     s = run.settings
@@ -65,17 +72,21 @@ def calibrated(run: Run, policies: Sequence[Policy]) -> list[Policy]:
         return list(policies)
     wanted = [q for p in policies for q in for_each_lambda(p, s)]
     file = run.out / FILE
-    offsets: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
-    if new := [p for p in wanted if p.name not in offsets]:
+    chosen: dict[str, Tried] = {}
+    if file.exists():
+        known: dict[str, list[Any] | float] = json.loads(file.read_text())  # a number alone: before there were limits
+        chosen = {name: Tried(*own) if isinstance(own, list) else Tried(own) for name, own in known.items()}
+    if new := [p for p in wanted if p.name not in chosen]:
         if s.share_rule == "front":  # which all lambdas of a router share
             new = [p for p in wanted if p.folder in {q.folder for q in new}]
-        offsets |= _choose(run, new)
-        write_json(file, offsets)
+        chosen |= _choose(run, new)
+        write_json(file, {name: list(own) for name, own in chosen.items()})
     found, folder = [], run.out / "policies"
     for p in wanted:
-        offset = offsets[p.name]
-        name = f"{p.name}_offset{offset:g}"
-        found.append(dataclasses.replace(p, name=name, folder=save_with(folder, p, name, lam=p.lam, offset=offset)))
+        own = chosen[p.name]
+        name = own.name_of(p.name)
+        saved = save_with(folder, p, name, lam=p.lam, offset=own.offset, call_limit=own.calls)
+        found.append(dataclasses.replace(p, name=name, folder=saved, calls=own.calls))
     return found
 
 
@@ -87,41 +98,60 @@ def for_each_lambda(policy: Policy, s: Settings) -> list[Policy]:
     return [dataclasses.replace(policy, name=f"{policy.name}_{word}{x:g}", lam=x) for x in s.lambdas]
 
 
-def _choose(run: Run, wanted: Sequence[Policy]) -> dict[str, float]:
+class Tried(NamedTuple):
+    """What a router is tried with."""
+
+    offset: float
+    calls: int | None = None
+    """Limit of large calls on a task."""
+
+    def name_of(self, router: str) -> str:
+        """The name of that router with this."""
+        return f"{router}_offset{self.offset:g}" + ("" if self.calls is None else f"_calls{self.calls}")
+
+
+def _choose(run: Run, wanted: Sequence[Policy]) -> dict[str, Tried]:
     s = run.settings
-    tasks, store, tried = play_dev(run, ()), run.store("dev"), dict[Path, list[float]]()
+    tasks, store, tried = play_dev(run, ()), run.store("dev"), dict[Path, list[Tried]]()
     for policy in wanted:
         assert policy.folder is not None
         if policy.folder in tried:
             continue
-        own = tried[policy.folder] = [0.0]
-        _play(run, policy.folder, 0.0, tasks)
-        own += [x for x in offsets_at(met_as_it_is(store, policy.folder), s.shares) if x]
-        for offset in own[1:]:
-            _play(run, policy.folder, offset, tasks)
+        _play(run, policy.folder, Tried(0.0), tasks)
+        met = met_as_it_is(store, policy.folder)
+        offsets = dict.fromkeys([0.0, *offsets_at(met, s.shares)])
+        tried[policy.folder] = [Tried(x) for x in sorted(offsets, key=abs)]
+        if s.budget is None:
+            offsets |= dict.fromkeys(offsets_at(met, [ALL_LARGE]))
+            tried[policy.folder] += [Tried(x, n) for n in s.call_limits for x in sorted(offsets, key=abs)]
+        for own in tried[policy.folder]:
+            _play(run, policy.folder, own, tasks)
     played = list(store.read(Phase.SELECTION))
     scale = CostScale(s.cost_scale)
     points = _points(played) if s.share_rule == "front" else {}
     chosen = {}
     for policy in wanted:
         assert policy.folder is not None and policy.lam is not None
-        names = {with_offset(policy.folder, offset): offset for offset in sorted(tried[policy.folder], key=abs)}
+        names = {own.name_of(policy.folder.name): own for own in tried[policy.folder]}
         if points and policy.name != policy.folder.name:
             name = front_choice({n: points[n] for n in names}, [points[b] for b in _BOUNDARIES], s.lambdas)[policy.lam]
         else:
             name = best_policy(played, list(names), policy.lam, run.mode, scale)
         chosen[policy.name] = names[name]
-    said = ", ".join(f"{name} {offset:+g}" for name, offset in chosen.items())
+    said = ", ".join(
+        f"{name} {own.offset:+g}" + (f" (at most {own.calls} calls)" if own.calls else "")
+        for name, own in chosen.items()
+    )  # fmt: skip
     run.console.print(f"offsets of the larger models' logits, chosen on {len(tasks)} dev tasks: {said}")
     return chosen
 
 
-def _play(run: Run, folder: Path, offset: float, tasks: Sequence[Task]) -> None:
-    """A router's dev episodes with this offset, as far as they are not there."""
-    tried, store = Policy(with_offset(folder, offset), ""), run.store("dev")
+def _play(run: Run, folder: Path, own: Tried, tasks: Sequence[Task]) -> None:
+    """A router's dev episodes with this, as far as they are not there."""
+    tried, store = Policy(own.name_of(folder.name), "", calls=own.calls), run.store("dev")
     todo = [dataclasses.replace(x, phase=Phase.SELECTION) for x in specs(tasks, tried, run.settings, None)]
     if store.missing(todo):
-        run.play(f"calibrating {tried.name}", store, todo, weights_with(run, folder, offset))
+        run.play(f"calibrating {tried.name}", store, todo, weights_with(run, folder, own.offset))
 
 
 def weights_with(run: Run, folder: Path, offset: float) -> Any:
@@ -133,7 +163,7 @@ def weights_with(run: Run, folder: Path, offset: float) -> Any:
 
 def met_as_it_is(dev: EpisodeStore, folder: Path) -> list[tuple[float, ...]]:
     """A saved router's distributions at the steps that it met on dev tasks without an offset."""
-    return [t.probabilities for e in dev.read(Phase.SELECTION, with_offset(folder, 0.0)) for t in e.steps]
+    return [t.probabilities for e in dev.read(Phase.SELECTION, Tried(0.0).name_of(folder.name)) for t in e.steps]
 
 
 def offsets_at(p_NM: ArrayLike, shares: Sequence[float]) -> list[float]:
@@ -169,7 +199,14 @@ def front_choice(
     def volume(names: Sequence[str]) -> float:
         return hypervolume(*zip(*boundaries, *(points[n] for n in names), strict=True), reference)
 
-    best = max(combinations(points, min(len(lambdas), len(points))), key=volume)
+    size = min(len(lambdas), len(points))
+    on_front = set(pareto_front(*zip(*points.values(), strict=True)).tolist())
+    front = [name for i, name in enumerate(points) if i in on_front]
+    if len(front) >= size:
+        best = max(combinations(front, size), key=volume)
+    else:  # what lies behind the front adds nothing, whichever it is
+        rest = [name for name in points if name not in front][: size - len(front)]
+        best = tuple(name for name in points if name in {*front, *rest})
     dearest_first = sorted(best, key=lambda name: points[name], reverse=True)
     return {lam: dearest_first[min(i, len(best) - 1)] for i, lam in enumerate(sorted(lambdas))}
 
@@ -181,11 +218,6 @@ def _points(episodes: Sequence[Episode]) -> dict[str, tuple[float, float]]:
         by.setdefault(e.spec.policy, {}).setdefault(e.spec.task.name, []).append((e.cost_microusd / 1e6, e.success))
     means = {name: np.mean([np.mean(own, 0) for own in tasks.values()], 0) for name, tasks in by.items()}
     return {name: (float(cost), float(success)) for name, (cost, success) in means.items()}
-
-
-def with_offset(folder: Path, offset: float) -> str:
-    """The name of a saved router with an offset."""
-    return f"{folder.name}_offset{offset:g}"
 
 
 def save_with(folder: Path, policy: Policy, name: str, **how: Any) -> Path:

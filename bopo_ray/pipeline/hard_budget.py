@@ -25,7 +25,7 @@ from bopo_ray.errors import ConfigError
 from bopo_ray.models.pool import read_pool, resolve_pool
 from bopo_ray.models.pricing import price_table
 from bopo_ray.pipeline.baselines import Policy, dev_tasks, specs, trained_routers
-from bopo_ray.pipeline.calibrate import met_as_it_is, offsets_at, save_with, weights_with, with_offset
+from bopo_ray.pipeline.calibrate import ALL_LARGE, Tried, met_as_it_is, offsets_at, save_with, weights_with
 from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.same import check_same_models
 from bopo_ray.pipeline.settings import load_settings
@@ -39,8 +39,6 @@ __all__ = ["Candidate", "Choice", "candidates", "caps_of", "choose", "open_run",
 
 USD_SHARES = (0.25, 0.5, 0.75)
 """Dollar caps, as shares of what always-large costs without one."""
-ALL_LARGE = 1.0
-"""A share of large calls that no lambda needs, and a small cap may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +116,7 @@ def candidates(run: Run, finished: FinishedRun, methods: Sequence[str] = ()) -> 
         if policy.method in wanted:
             trained = f"lambda {policy.lam:g}, " if several and policy.lam is not None else ""
             for setting, offset in _offsets(run, finished, policy).items():
-                own = dataclasses.replace(policy, name=with_offset(_folder(policy), offset))
+                own = dataclasses.replace(policy, name=Tried(offset).name_of(_folder(policy).name))
                 found.append(Candidate(own, trained + setting, offset))
     return found
 

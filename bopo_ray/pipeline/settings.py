@@ -102,6 +102,8 @@ class Settings:
     """how trained routers decide in the evaluation: greedy (the most probable model) or sample (as in training)"""
     shares: tuple[float, ...] = ()
     """shares of large calls to choose from on dev tasks, per router and lambda; none: routers stay as trained"""
+    call_limits: tuple[int, ...] = ()
+    """limits of large calls per task to choose from beside the shares; none: as many as the router wants"""
     share_rule: str = "price"
     """which of them a lambda gets: price (the best u - lambda * C_norm) or front (the largest hypervolume together)"""
     eval_samples: int = 1
@@ -155,6 +157,10 @@ class Settings:
             ("schedules", _distinct(self.schedules), "need one or more different numbers of steps >= 0"),
             ("shares", not self.shares or (_distinct(self.shares) and all(0 < x < 1 for x in self.shares)),
              "need different numbers between 0 and 1"),
+            ("call_limits", not self.call_limits or (_distinct(self.call_limits) and min(self.call_limits) > 0),
+             "need different whole numbers >= 1"),
+            ("call_limits", not self.call_limits or bool(self.shares),
+             "they are tried with the offsets of --shares: need some, or --call-limits ''"),
             ("boundary_value", 0 <= self.boundary_value < math.inf, "need a number >= 0"),
             ("reliability", 0 <= self.reliability <= 1, "need a share in [0, 1]"),
             ("lambdas", _distinct(self.lambdas), "need one or more different numbers >= 0"),
@@ -288,7 +294,7 @@ def _distinct(values: tuple[float, ...]) -> bool:
 
 _OPTIONAL = {"budget_calls": int, "budget_usd": float}
 """Fields that may be None."""
-_EMPTY: dict[str, type] = {"router": str, "train_lambdas": float, "shares": float}
+_EMPTY: dict[str, type] = {"router": str, "train_lambdas": float, "shares": float, "call_limits": int}
 """Fields that hold nothing by default, and what of."""
 
 

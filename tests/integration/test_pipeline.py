@@ -19,11 +19,12 @@ import yaml
 from ray.rllib.core.rl_module import RLModule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from bopo_ray import load_router
 from bopo_ray.analysis.bill import sharing
 from bopo_ray.benchmarks import check_ready
 from bopo_ray.errors import ConfigError
 from bopo_ray.pipeline.board import LAYOUT, board_command
-from bopo_ray.pipeline.calibrate import offsets_at
+from bopo_ray.pipeline.calibrate import Tried, offsets_at
 from bopo_ray.pipeline.settings import load_settings
 from experiments.audit import main as audit_main
 from experiments.frontier import main
@@ -118,7 +119,8 @@ def check_results(run: Frontier, env: str) -> None:
 
 
 def test_an_offset_is_chosen_on_dev_tasks_and_a_seed_may_be_added_to_a_finished_run(tmp_path: Path) -> None:
-    run = Frontier(tmp_path, (*TOY, "--shares", "0.3,0.9", "--updates", "1", "--advantage", "hybrid"))
+    options = ("--shares", "0.3,0.9", "--call-limits", "2", "--updates", "1", "--advantage", "hybrid")
+    run = Frontier(tmp_path, (*TOY, *options))
     assert run.run() == 0, run.said()
     first = strict_json(run.out / "calibration.json")
     check_offsets(run, first, seeds=(0,))
@@ -137,25 +139,34 @@ def test_an_offset_is_chosen_on_dev_tasks_and_a_seed_may_be_added_to_a_finished_
     }
 
 
-def check_offsets(run: Frontier, chosen: dict[str, float], seeds: tuple[int, ...]) -> None:
-    """Each offset is the best of those tried on dev tasks, and is in the weights of the router that was evaluated."""
+def check_offsets(run: Frontier, chosen: dict[str, list[Any]], seeds: tuple[int, ...]) -> None:
+    """Each offset, and its limit of calls, is the best of those tried on dev tasks; the offset is in the weights of the
+    router that was evaluated, and the evaluation was held to the limit."""
     points = [f"bopo-hybrid_lam{{}}_seed{seed}" for seed in seeds]
     assert chosen.keys() == {name.format(lam) for name in (*points, "bosft_lam{}") for lam in (0.2, 0.8)}
     dev = list(run.rows("dev").values())
-    for name, offset in chosen.items():
+    for name, (offset, limit) in chosen.items():
         folder, lam = name if name.startswith("bopo") else "bosft", float(name.partition("lam")[2].partition("_")[0])
         tried = {e["policy"] for e in dev if e["policy"].startswith(f"{folder}_offset")}
         as_it_is = [s["probabilities"] for s in steps(run.out, "dev", f"{folder}_offset0")]
-        assert tried == {f"{folder}_offset{x:g}" for x in (0, *offsets_at(as_it_is, (0.3, 0.9)))}
+        assert tried == {Tried(x).name_of(folder) for x in (0, *offsets_at(as_it_is, (0.3, 0.9)))} | {
+            Tried(x, 2).name_of(folder) for x in (0, *offsets_at(as_it_is, (0.3, 0.9, 1.0)))
+        }
+        limited = [e for e in dev if e["policy"] in tried and e["policy"].endswith("_calls2")]
+        assert all((e["budget_cap"], e["large_calls"] <= 2) == (2, True) for e in limited)
+        assert {e["large_calls"] for e in limited} >= {2}, "the limit is one"
         scores = {policy: gain(dev, policy, lam) for policy in tried}
-        assert scores[f"{folder}_offset{offset:g}"] == max(scores.values())
-        own = [e for e in run.rows("evaluation").values() if e["policy"] == f"{name}_offset{offset:g}"]
-        assert len(own) == 4
-        evaluated = steps(run.out, "evaluation", f"{name}_offset{offset:g}")
+        assert scores[Tried(offset, limit).name_of(folder)] == max(scores.values())
+        policy = Tried(offset, limit).name_of(name)
+        own = [e for e in run.rows("evaluation").values() if e["policy"] == policy]
+        assert len(own) == 4 and {e["budget_cap"] for e in own} == {limit}
+        evaluated = steps(run.out, "evaluation", policy)
         assert evaluated and all(s["model"] == np.argmax(s["probabilities"]) for s in evaluated)
-        card = (run.out / "policies" / f"{name}_offset{offset:g}" / "README.md").read_text()
+        card = (run.out / "policies" / policy / "README.md").read_text()
         assert f"offset {offset:g}" in card and "95% bootstrap intervals" in card and "--shares 0.3,0.9" in card
-        before, after = (policy_of(run.out / "policies" / n) for n in (folder, f"{name}_offset{offset:g}"))
+        assert (f"call limit {limit}" in card) == (limit is not None)
+        assert load_router(run.out / "policies" / policy).call_limit == limit
+        before, after = (policy_of(run.out / "policies" / n) for n in (folder, policy))
         assert after["head.bias"] - before["head.bias"] == pytest.approx([0, offset])
     learned_on = {e["task"] for store in ("policy", "evaluation") for e in run.rows(store).values()}
     assert not {e["task"] for e in dev} & learned_on

@@ -248,6 +248,15 @@ def test_a_router_of_another_pair_number_or_price_table_is_refused(tmp_path: Pat
     # A folder of an earlier version says nothing; its weights still do.
     with pytest.raises(StoreError, match="two decides between 2 models, the pool has 1: load a router of this pool"):
         load_router(tmp_path / "two", cases[1][0])
+    # A limit of calls is a number, wherever the folder comes from.
+    trained = json.loads((own / ROUTER_FILE).read_text())["trained"]
+    for limit, wrong in ((None, False), (7, False), (-1, True), ("7", True), (True, True), ([7], True)):
+        (own / ROUTER_FILE).write_text(json.dumps({"trained": trained | {"how": {"call_limit": limit}}}))
+        if wrong:
+            with pytest.raises(StoreError, match=r"call_limit=.*need a whole number"):
+                load_router(own, simulated)
+        else:
+            assert pickle.loads(pickle.dumps(load_router(own, simulated))).call_limit == limit
     (own / ROUTER_FILE).write_text("[")
     with pytest.raises(StoreError, match=rf"{ROUTER_FILE} is damaged \(JSONDecodeError\); copy"):
         load_router(own, simulated)

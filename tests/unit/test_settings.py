@@ -91,6 +91,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("shares", (0.3, 0.3), "need different numbers between 0 and 1"),
     ("shares", (0.0,), "need different numbers between 0 and 1"),
     ("shares", (0.5, 1.0), "need different numbers between 0 and 1"),
+    ("call_limits", (5, 5), "need different whole numbers >= 1"), ("call_limits", (0,), "need different whole"),
+    ("call_limits", (5,), "need some"),
     ("boundary_value", -0.1, "need a number >= 0"),
     ("reliability", 1.1, r"need a share in \[0, 1\]"),
     ("reliability", float("nan"), r"need a share in \[0, 1\]"),

@@ -12,11 +12,13 @@ from typing import cast
 import numpy as np
 import pytest
 
-from bopo_ray.pipeline.baselines import Policy
-from bopo_ray.pipeline.calibrate import for_each_lambda, front_choice, offsets_at
+from bopo_ray.pipeline.baselines import Policy, specs
+from bopo_ray.pipeline.calibrate import Tried, for_each_lambda, front_choice, offsets_at
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.pipeline.settings import Settings
 from bopo_ray.pipeline.sweep import CONTENTS, Point, Sweep
+from bopo_ray.records import Budget, CostMode
+from envs.base import Split, Task
 
 POINT = Point("hybrid", 0.3, 0)
 
@@ -106,6 +108,20 @@ def test_a_straight_frontier_is_shared_by_the_lambdas() -> None:
     # a 0.2 + 3 * 0.4 = 1.4, b 2 * 0.2 + 2 * 0.54 = 1.48, c 3 * 0.2 + 0.7 = 1.3
     assert front_choice(points, [small, large], (0.5,)) == {0.5: "b"}
     assert front_choice({"a": points["a"]}, [small, large], lambdas) == dict.fromkeys(lambdas, "a")
+    # of fewer points than lambdas on the front, the others are the first of what lies behind it
+    assert front_choice(points | {"too": (4.6, 0.3)}, [small, large], (0.4, *lambdas)) == {
+        0.1: "dominated", 0.2: "c", 0.3: "b", 0.4: "a"
+    }  # fmt: skip
+
+
+def test_a_point_of_a_router_has_a_name_and_may_have_a_limit() -> None:
+    assert Tried(0.0).name_of("x") == "x_offset0" and Tried(1.25, 5).name_of("x") == "x_offset1.25_calls5"
+    policy = Policy("x", "bosft", calls=5)
+    task = Task("ToyEnv-v0", "a", Split.DEV)
+    (own,) = specs([task], policy, Settings(), None)
+    assert own.budget == Budget(CostMode.CALLS, 5)
+    (under,) = specs([task], policy, Settings(), Budget(CostMode.USD, 7))
+    assert under.budget == Budget(CostMode.USD, 7), "a budget takes the limit's place"
 
 
 def test_offsets_are_those_that_call_the_larger_models_on_a_share_of_the_steps() -> None:
