@@ -259,7 +259,9 @@ SCALES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """What each scale changes."""
-_CALIBRATED: dict[str, Any] = {"shares": (0.08, 0.18, 0.3, 0.45, 0.62, 0.82), "share_rule": "front"}
+_CALIBRATED: dict[str, Any] = {
+    "shares": (0.08, 0.18, 0.3, 0.45, 0.62, 0.82), "share_rule": "front", "call_limits": (20,),
+}  # fmt: skip
 _SELF_TRAINED: dict[str, Any] = _CALIBRATED | {
     "models": "embedded", "context": 160, "strata": 5, "schedules": FIRST_LARGE, "reliability": 0.5,
 }  # fmt: skip
@@ -270,7 +272,7 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
     },
     "ALFWorld-v0": _SELF_TRAINED | {
         "max_steps": 30, "train_tasks": 180, "test_tasks": 120, "lambdas": (0.03, 0.1, 0.3, 0.8, 1.5),
-        "train_lambdas": (0.3,), "updates": 24, "boundary_value": 0.01,
+        "train_lambdas": (0.3,), "updates": 24, "boundary_value": 0.01, "call_limits": (15,),
     },
     "AppWorld-v0": _CALIBRATED | {
         "updates": 6, "tasks_per_update": 6, "lambdas": (0.03, 0.1, 0.3, 0.8), "train_lambdas": (0.3,),
@@ -278,10 +280,10 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """What each benchmark changes: real models, where there are some; the paper's step limits, where they are not the
 default; and, since all must fit into the same minutes, more of everything where the engine is fast, less where it is
-slow. Dev tasks choose how much of the large model a lambda wants; with real models BoSFT begins with routings that win
-reliably. Observations are long: with fewer tokens the router does not see what lies on a table, and learns to play
-always-small. What its router reads, a value and a step, is more than it learns from the text; on ScienceWorld it is
-not. Chosen on dev tasks, ALFWorld's."""
+slow. Dev tasks choose how much of the large model a lambda wants, and whether at most on half of a task's steps; with
+real models BoSFT begins with routings that win reliably. Observations are long: with fewer tokens the router does not
+see what lies on a table, and learns to play always-small. What its router reads, a value and a step, is more than it
+learns from the text; on ScienceWorld it is not. Chosen on dev tasks, ALFWorld's."""
 SHARE_RULES = ("price", "front")
 """What `Settings.share_rule` may be."""
 DECIDE = ("greedy", "sample")
