@@ -8,6 +8,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,7 +30,7 @@ from bopo_ray.pipeline.calibrate import Tried, offsets_at
 from bopo_ray.pipeline.settings import load_settings
 from experiments.audit import main as audit_main
 from experiments.frontier import main
-from tests.integration.conftest import TOY, Frontier
+from tests.integration.conftest import ROOT, TOY, Frontier
 from tests.toy import ID
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -137,6 +139,16 @@ def test_an_offset_is_chosen_on_dev_tasks_and_a_seed_may_be_added_to_a_finished_
     assert set(strict_json(run.out / "ledger.json")) == {
         f"bopo-hybrid_lam{lam:g}_seed{seed}" for lam in (0.2, 0.8) for seed in (0, 1)
     }
+
+    capped = ("experiments.hard_budget", str(run.out), "--calls", "1", "--usd", "", "--methods", "bopo-hybrid,bosft")
+    done = subprocess.run([sys.executable, "-m", *capped], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    own = run.rows("../hard-budget/episodes/dev").values()
+    for folder in ("bosft", *strict_json(run.out / "ledger.json")):
+        met = [s["probabilities"] for s in steps(run.out, "dev", f"{folder}_offset0")]
+        tried = {Tried(x).name_of(folder) for x in (0, *offsets_at(met, (0.3, 0.9, 1.0)))}
+        assert {e["policy"] for e in own if e["policy"].startswith(f"{folder}_offset")} == tried
+    assert {(e["budget_cap"], e["large_calls"] <= 1) for e in own} == {(1, True)}
 
 
 def check_offsets(run: Frontier, chosen: dict[str, list[Any]], seeds: tuple[int, ...]) -> None:
