@@ -82,7 +82,8 @@ def _success(row: pd.Series) -> str:
 def _less(row: pd.Series) -> str:
     if math.isnan(row["less"]):
         return ""
-    return f"{100 * row['less']:+.1f} [{100 * row['less_low']:.1f}, {100 * row['less_high']:.1f}]"
+    less, low, high = (round(100 * row[f"less{end}"], 1) + 0.0 for end in ("", "_low", "_high"))  # 0.0, not -0.0
+    return f"{less:+.1f} [{low:.1f}, {high:.1f}]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
