@@ -26,7 +26,7 @@ import pandas as pd
 
 from bopo_ray.analysis import canvas, plots
 from bopo_ray.analysis.claims import Claim, Results, claims_of, differences_of, table_of, tally
-from bopo_ray.analysis.finished import CAPPED, FinishedRun, open_finished
+from bopo_ray.analysis.finished import CAPPED, CHOSEN, FinishedRun, open_finished
 from bopo_ray.analysis.page import Section, write_page
 from bopo_ray.analysis.story import tell
 from bopo_ray.benchmarks import check_ready, env_label
@@ -128,14 +128,15 @@ def _said(written: Sequence[Path]) -> int:
 
 
 def _capped(full: Path, cpus: int) -> Job:
-    """experiments.hard_budget on a run; finished when its table is not older than the run's."""
-    table, run = full / "figures" / "hard_budget.html", full / "summary.json"
+    """experiments.hard_budget on a run; finished when its table, of what was chosen, is not older than the run's."""
+    table, run, chosen = full / "figures" / "hard_budget.html", full / "summary.json", full / CAPPED / CHOSEN
 
     def done() -> bool:
-        return table.is_file() and run.is_file() and table.stat().st_mtime >= run.stat().st_mtime
+        there = table.is_file() and run.is_file() and chosen.is_file()
+        return there and table.stat().st_mtime >= run.stat().st_mtime
 
     command = ("experiments.hard_budget", str(full), "--cpus", str(cpus))
-    return Job("every policy under caps", full / CAPPED, command, done)
+    return Job("every method under caps", full / CAPPED, command, done)
 
 
 def benchmarks(envs: str, out: Path, options: Sequence[str]) -> list[Benchmark]:

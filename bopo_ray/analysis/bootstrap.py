@@ -105,7 +105,7 @@ def seed_weights(n_seeds: int, n: int, rng: np.random.Generator) -> FloatArray:
 
 
 def paired_difference(ours_R: FloatArray, theirs_R: FloatArray, estimate: float) -> PairedDifference:
-    """Of two statistics on the same R resamples."""
+    """Of two statistics on the same R resamples, each of shape (R,), and their difference on the sample itself."""
     gaps_R = ours_R - theirs_R
     return PairedDifference(interval_of(estimate, gaps_R), _two_sided_p(gaps_R))
 

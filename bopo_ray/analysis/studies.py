@@ -131,7 +131,7 @@ def hard_budget(episodes: pd.DataFrame, headline: str) -> pd.DataFrame:
     """One row per method and cap: success and share of the cap used, what `headline` wins more, and overspends.
 
     Means over training seeds, with intervals over tasks and seeds. `less` is the success of `headline` less the
-    method's, on the same resamples; p_holm is corrected for the methods under one cap.
+    method's, on the same resamples; p_holm is corrected for the methods under one cap. One task settles nothing: NaN.
 
     Args:
         episodes: columns method, setting, train_seed, unit ("calls" or "usd"), cap and used (in that unit), task,
@@ -152,7 +152,10 @@ def hard_budget(episodes: pd.DataFrame, headline: str) -> pd.DataFrame:
         for name, own in drawn.items():
             less = gaps[name].interval if name in gaps else _UNKNOWN
             row = {"unit": unit, "cap": cap, "method": name} | own.row | _spread("less", asdict(less))
-            rows.append(row | {"p_holm": adjusted.get(name, math.nan)})
+            row |= {"p_holm": adjusted.get(name, math.nan)}
+            if weights_RT.shape[1] == 1:
+                row |= {key: math.nan for key in row if key.endswith(("_low", "_high", "p_holm"))}
+            rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -64,7 +64,7 @@ def calibrated(run: Run, policies: Sequence[Policy]) -> list[Policy]:
 
     Plays each on dev tasks as it is, and with the offsets of `Settings.shares`, and with these under each of
     `Settings.call_limits` (but in a run under a budget, which is limit enough); by "price" the best mean of
-    u - lambda * C_norm is taken, the first of `_Tried` where several are as good, and by "front" what `front_choice`
+    u - lambda * C_norm is taken, the first that was tried where several are as good, and by "front" what `front_choice`
     says. The policies as they are, where there are no shares.
     """
     s = run.settings

@@ -134,6 +134,10 @@ def test_hard_budgets_are_compared_task_by_task() -> None:
     assert 0 < y["less_low"] < 0.3 < y["less_high"] and y["p_holm"] < 0.05
     assert y["success_low"] < 0.4 < y["success_high"]
     assert hard_budget(pd.DataFrame(rows), "nobody")["less"].isna().all()
+    one = hard_budget(pd.DataFrame([played("y", 5, "a", False, 5), played("x", 5, "a", True, 2)]), "x").set_index(
+        "method"
+    )
+    assert one.loc["y", "less"] == 1.0 and one.loc["y", ["less_low", "success_high", "p_holm"]].isna().all()
 
 
 def test_figures_say_what_they_show() -> None:
