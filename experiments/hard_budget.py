@@ -36,7 +36,8 @@ NOTES = (
     "A cap in calls counts calls of any model but the smallest; one in dollars counts measured tokens at list prices, "
     "and a router's own questions. Share used: the mean over tasks.",
     "Setting: what a method plays under a cap, chosen by success on dev tasks under that cap, one for all training "
-    "seeds. A share: the offset with which the router calls a larger model at that share of the steps of dev tasks.",
+    "seeds. A share: the offset with which the router calls a larger model at that share of the steps of dev tasks. A "
+    "learned router plays a schedule where no offset of its own is better there by more than a standard error.",
     "The learned routers were trained without a cap and read what is left of it as text.",
     "Intervals: 95% percentile bootstrap over tasks, and over training seeds. Less: the headline method's success less "
     "the row's; p, Holm: corrected for the methods under one cap. Overspends: episodes that cost more than their cap.",
@@ -53,14 +54,14 @@ def numbers(kind: Callable[[str], float]) -> Callable[[str], list[float]]:
     return read
 
 
-def cap_tables(table: pd.DataFrame, finished: FinishedRun) -> list[Table]:
+def cap_tables(table: pd.DataFrame, episodes: int, finished: FinishedRun) -> list[Table]:
     """A row per method, a column per cap: success and the share of the cap used; and how much more the headline has."""
     caps = table[["unit", "cap"]].drop_duplicates().itertuples(index=False)
     names = {(unit, cap): f"{cap:g} calls" if unit == "calls" else f"${cap:g}" for unit, cap in caps}
     over, headline = int(table["overspends"].sum()), finished.summary["headline"]
     titles = (
         f"{finished.env} under hard budgets, {finished.label}: success at share of the cap used; "
-        f"{table['episodes'].sum():,} episodes, {over} overspends",
+        f"{episodes:,} episodes, {over} overspends",
         f"{headline} less each method, in points of success",
     )
     cells = table.set_index(["method", "unit", "cap"])
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--calls", type=numbers(int), default=[5, 10, 15], help="caps in calls of the large model")
     p.add_argument("--usd", type=numbers(float), help="caps in dollars (default 25, 50, 75%% of always-large's cost)")
     p.add_argument("--methods", default="", help="only these, e.g. bopo-hybrid,first-large (default: all of the run)")
+    p.add_argument("--dev-tasks", type=int, default=0, help="dev tasks to choose by (default as many as test tasks)")
     p.add_argument("--max-spend", type=float, default=math.inf, help="dollars that new calls may cost")
     p.add_argument("--cpus", type=int, default=0, help="CPUs to use, 0 for all")
     args = p.parse_args(argv)
@@ -104,8 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with open_run(finished, args.max_spend, args.cpus, console) as run:
             found = candidates(run, finished, [x for x in args.methods.split(",") if x])
             run.start_ray()
-            table = hard_budget(play_caps(run, finished, found, caps), finished.summary["headline"])
-        console.print(*cap_tables(table, finished))
+            played = play_caps(run, finished, found, caps, args.dev_tasks)
+        table = hard_budget(played, finished.summary["headline"])
+        console.print(*cap_tables(table, played["id"].nunique(), finished))
         written = write_study(
             finished.figures, "hard_budget", f"Under hard budgets: {finished.env}",
             f"{finished.label}. {finished.summary['note']}", table, hard_budget_figure(table, finished.label), NOTES,

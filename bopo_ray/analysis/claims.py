@@ -155,7 +155,7 @@ def _capped(results: Results) -> list[Claim]:
             ]  # fmt: skip
     over = float(results.hard_budget["overspends"].sum())
     played = int(results.hard_budget["episodes"].sum())
-    text = f"episodes that cost more than their cap, of {played:,} under caps in calls and in dollars"
+    text = f"episodes that cost more than their cap, of {played:,} that methods have under caps in calls and in dollars"
     return [*claims, Claim("table 1", text, Unit.COUNT, Interval(over, math.nan, math.nan), 0.0)]
 
 

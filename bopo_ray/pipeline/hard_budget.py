@@ -2,8 +2,9 @@
 
 What a method plays under a cap is chosen by its success on dev tasks under that very cap, then played on test tasks.
 [ours] A cap is no price: a router that hardly calls the large model at a high lambda leaves a small cap unused. So a
-learned router is tried with all offsets that it was calibrated by, and with one that has it call the large model until
-the cap is used up; a schedule with each of its lengths.
+learned router is tried with all offsets that it was calibrated by, a schedule with each of its lengths. With an offset
+that leaves the small model nothing, and a limit of large calls, a router is such a schedule; it is one wherever none of
+its own settings is better on dev tasks by more than a standard error, since the best of many is flattered by chance.
 
 The episodes are a run of their own in the folder hard-budget of the finished one, with a ledger of their own; they use
 its call store, its tasks and its trained routers, and train nothing.
@@ -12,6 +13,7 @@ its call store, its tasks and its trained routers, and train nothing.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +22,13 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
+from bopo_ray.analysis.bootstrap import FloatArray
 from bopo_ray.analysis.finished import CAPPED, CHOSEN, FinishedRun
 from bopo_ray.errors import ConfigError
 from bopo_ray.models.pool import read_pool, resolve_pool
 from bopo_ray.models.pricing import price_table
-from bopo_ray.pipeline.baselines import Policy, dev_tasks, specs, trained_routers
-from bopo_ray.pipeline.calibrate import ALL_LARGE, Tried, met_as_it_is, offsets_at, save_with, weights_with
+from bopo_ray.pipeline.baselines import Policy, specs, trained_routers
+from bopo_ray.pipeline.calibrate import Tried, met_as_it_is, offsets_at, save_with, weights_with
 from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.same import check_same_models
 from bopo_ray.pipeline.settings import load_settings
@@ -33,10 +36,14 @@ from bopo_ray.pipeline.sweep import learned_policies
 from bopo_ray.records import Budget, CostMode, Episode, EpisodeSpec, Phase
 from bopo_ray.routers import LEARNED, Router, parse_router
 from bopo_ray.store import EpisodeStore
-from envs.base import Task
+from envs.base import Split, Task
 
 __all__ = ["Candidate", "Choice", "candidates", "caps_of", "choose", "open_run", "play_caps", "usd_caps"]
 
+SCHEDULES = ("always-large", "first-large")
+"""Methods that a router is, with some offset and limit of large calls."""
+NOTHING_LEFT = 1e3
+"""An offset with which a router calls the large model at every step."""
 USD_SHARES = (0.25, 0.5, 0.75)
 """Dollar caps, as shares of what always-large costs without one."""
 
@@ -46,10 +53,14 @@ class Candidate:
     """What a method may play under a cap, with one training seed."""
 
     policy: Policy
-    """Under a name of its own; of a learned router the folder is that of the router without an offset."""
+    """What is played, under a name of its own. A router that decides has the folder of that without an offset."""
     setting: str
     """What the candidates of several seeds have in common: a share of large calls, a schedule."""
+    trained: Path | None = None
+    """Of a learned router, without an offset; also where it plays a schedule."""
     offset: float = 0.0
+    calls: int | None = None
+    """Limit of large calls, below the cap; None: no other than the cap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +117,22 @@ def candidates(run: Run, finished: FinishedRun, methods: Sequence[str] = ()) -> 
             f"methods={unknown}: not among those of {finished.folder}: {', '.join(known)}; set them with --methods"
         )
     routers = finished.evaluation().drop_duplicates("policy").set_index("policy")["router"]
-    found = [
+    fixed = [
         Candidate(Policy(name, method, routers[name]), name)
         for name, method in finished.frontier[["policy", "method"]].itertuples(index=False)
-        if method in wanted and routers[name] != LEARNED
+        if routers[name] != LEARNED
     ]
+    found = [c for c in fixed if c.policy.method in wanted]
+    schedules = [c for c in fixed if c.policy.method in SCHEDULES]
     several = len(run.settings.train_lambdas or run.settings.lambdas) > 1
     for policy in learned_policies(run.settings, finished.folder):
         if policy.method in wanted:
             trained = f"lambda {policy.lam:g}, " if several and policy.lam is not None else ""
             for setting, offset in _offsets(run, finished, policy).items():
                 own = dataclasses.replace(policy, name=Tried(offset).name_of(_folder(policy).name))
-                found.append(Candidate(own, trained + setting, offset))
+                found.append(Candidate(own, trained + setting, policy.folder, offset))
+            if run.settings.shares:
+                found += [_as_schedule(policy, c) for c in schedules]
     return found
 
 
@@ -127,9 +142,16 @@ def _offsets(run: Run, finished: FinishedRun, policy: Policy) -> dict[str, float
     if run.settings.shares:
         dev = EpisodeStore(finished.folder / "episodes" / "dev", run.pool.price_hash)
         met = met_as_it_is(dev, _folder(policy))
-        for share in (*run.settings.shares, ALL_LARGE):
+        for share in run.settings.shares:
             (found[f"share {share:g}"],) = offsets_at(met, [share])
     return found
+
+
+def _as_schedule(policy: Policy, schedule: Candidate) -> Candidate:
+    """The learned policy, where it plays that schedule; the episodes are the schedule's own."""
+    played = dataclasses.replace(schedule.policy, method=policy.method, lam=policy.lam, seed=policy.seed)
+    steps = parse_router(schedule.policy.router).argument
+    return Candidate(played, schedule.setting, policy.folder, NOTHING_LEFT, None if steps is None else int(steps))
 
 
 def _folder(policy: Policy) -> Path:
@@ -140,7 +162,9 @@ def _folder(policy: Policy) -> Path:
 def choose(dev: Iterable[Episode], found: Sequence[Candidate], caps: Sequence[Budget]) -> list[Choice]:
     """By cap and method: the setting with the most success, over tasks and training seeds; of several the cheapest.
 
-    One for all seeds, since the difference of two settings is small beside what a few dev tasks tell of one router.
+    A router's setting counts where it is better than the best schedule by more than a standard error of the difference
+    over tasks. One setting for all seeds, since the difference of two is small beside what a few dev tasks tell of one
+    router.
 
     Args:
         dev: episodes of all of them under all caps.
@@ -151,39 +175,66 @@ def choose(dev: Iterable[Episode], found: Sequence[Candidate], caps: Sequence[Bu
     for e in dev:
         own = by.setdefault((e.spec.policy, e.spec.budget), {}).setdefault(e.spec.task.name, [])
         own.append((e.success, e.cost_microusd))
-    means = {key: np.mean([np.mean(own, 0) for own in tasks.values()], 0) for key, tasks in by.items()}
+    of_tasks = {key: np.array([np.mean(own, 0) for _, own in sorted(tasks.items())]) for key, tasks in by.items()}
     methods: dict[str, dict[str, list[Candidate]]] = {}
     for c in found:
         methods.setdefault(c.policy.method, {}).setdefault(c.setting, []).append(c)
 
-    def value(seeds: Sequence[Candidate], cap: Budget) -> tuple[float, float]:
-        success, cost = np.mean([means[c.policy.name, cap] for c in seeds], 0).tolist()
-        return round(success, 9), -cost
-
     chosen = []
     for cap in caps:
         for settings in methods.values():
-            best = max(settings, key=lambda name: value(settings[name], cap))
-            chosen.append(Choice(cap, best, tuple(settings[best]), value(settings[best], cap)[0]))
+            results = {
+                name: np.mean([of_tasks[c.policy.name, cap] for c in seeds], 0) for name, seeds in settings.items()
+            }
+            best = _best(results, [name for name, seeds in settings.items() if not seeds[0].policy.folder])
+            success, _ = results[best].mean(0)
+            chosen.append(Choice(cap, best, tuple(settings[best]), round(float(success), 9)))
     return chosen
 
 
-def play_caps(run: Run, finished: FinishedRun, found: Sequence[Candidate], caps: Sequence[Budget]) -> pd.DataFrame:
+def _best(results: Mapping[str, FloatArray], schedules: Sequence[str]) -> str:
+    """The setting to play, by success and cost on each task, [tasks, 2]."""
+
+    def value(name: str) -> tuple[float, float]:
+        success, cost = results[name].mean(0).tolist()
+        return round(success, 9), -cost
+
+    best = max(results, key=value)
+    if not schedules or best in schedules:
+        return best
+    schedule = max(schedules, key=value)
+    more_T = results[best][:, 0] - results[schedule][:, 0]
+    error = float(more_T.std(ddof=1)) / math.sqrt(len(more_T)) if len(more_T) > 1 else math.inf
+    return best if more_T.mean() > error else schedule
+
+
+def play_caps(
+    run: Run, finished: FinishedRun, found: Sequence[Candidate], caps: Sequence[Budget], dev_tasks: int = 0
+) -> pd.DataFrame:
     """Chooses on dev tasks what each method plays under each cap, plays it on the test tasks, and keeps the routers.
 
-    Finished episodes are not repeated. Returns one row per test episode, as `bopo_ray.analysis.studies.hard_budget`
-    takes them.
+    Finished episodes are not repeated. Returns one row per method, training seed and test episode, as
+    `bopo_ray.analysis.studies.hard_budget` takes them.
+
+    Args:
+        run: of `open_run`.
+        finished: the run whose methods these are.
+        found: of `candidates`.
+        caps: of `caps_of`.
+        dev_tasks: to choose by, of those that there are; 0: as many as test tasks.
     """
     names = [parse_router(c.policy.router) for c in found if c.policy.router != LEARNED]
     trained = trained_routers(run, names, finished.folder / "episodes" / "boundary")
     dev, test = run.store("dev"), run.store("evaluation")
-    tasks = dev_tasks(run)
-    _play(run, dev, tasks, Phase.SELECTION, [(c, caps) for c in found], trained)
+    tasks = run.tasks(Split.DEV, dev_tasks or run.settings.test_tasks)
+    each = {c.policy.name: (c, caps) for c in found}
+    _play(run, dev, tasks, Phase.SELECTION, list(each.values()), trained)
     chosen = choose(dev.read(Phase.SELECTION), found, caps)
     todo: dict[str, tuple[Candidate, list[Budget]]] = {}
     for choice in chosen:
         for c in choice.candidates:
-            todo.setdefault(c.policy.name, (c, []))[1].append(choice.cap)
+            own = todo.setdefault(c.policy.name, (c, []))[1]
+            own += [choice.cap] if choice.cap not in own else []
     _play(run, test, run.test, Phase.EVALUATION, list(todo.values()), trained)
     run.stop_runners()
     table = pd.DataFrame([_chosen_row(run, choice, c) for choice in chosen for c in choice.candidates])
@@ -218,11 +269,12 @@ def _chosen_row(run: Run, choice: Choice, candidate: Candidate) -> dict[str, obj
         "method": policy.method, "setting": choice.setting, "train_seed": policy.seed, "policy": policy.name,
         "dev_success": choice.success, "router": None,
     }  # fmt: skip
-    if policy.folder:
+    if candidate.trained:
         words = f"{cap.cap}-calls" if cap.mode is CostMode.CALLS else f"{cap.cap / 1e6:g}-usd"
-        row["router"] = f"{policy.folder.name}_under-{words}_offset{offset:g}"
-        how = {"offset": offset, "cap": words.replace("-", " ")}
-        save_with(run.out / "policies", policy, str(row["router"]), **how)
+        own = Tried(offset, candidate.calls).name_of(f"{candidate.trained.name}_under-{words}")
+        row["router"] = own
+        how = {"offset": offset, "cap": words.replace("-", " "), "call_limit": candidate.calls}
+        save_with(run.out / "policies", dataclasses.replace(policy, folder=candidate.trained), own, **how)
     return row
 
 
@@ -230,7 +282,7 @@ def _episode_row(e: Episode) -> dict[str, object]:
     assert e.spec.budget is not None
     used = e.large_calls if e.spec.budget.mode is CostMode.CALLS else sum(s.charged_microusd for s in e.steps) / 1e6
     return _cap(e.spec.budget) | {
-        "used": used, "policy": e.spec.policy, "task": e.spec.task.name, "member": e.spec.member,
+        "id": e.spec.id, "used": used, "policy": e.spec.policy, "task": e.spec.task.name, "member": e.spec.member,
         "success": e.success, "score": e.score, "cost_usd": e.cost_microusd / 1e6, "large_calls": e.large_calls,
         "steps": len(e.steps), "stop": str(e.stop),
     }  # fmt: skip

@@ -15,13 +15,14 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from ray.rllib.core.rl_module import RLModule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bopo_ray import load_router
+from bopo_ray import History, load_router
 from bopo_ray.analysis.bill import sharing
 from bopo_ray.benchmarks import check_ready
 from bopo_ray.errors import ConfigError
@@ -146,9 +147,22 @@ def test_an_offset_is_chosen_on_dev_tasks_and_a_seed_may_be_added_to_a_finished_
     own = run.rows("../hard-budget/episodes/dev").values()
     for folder in ("bosft", *strict_json(run.out / "ledger.json")):
         met = [s["probabilities"] for s in steps(run.out, "dev", f"{folder}_offset0")]
-        tried = {Tried(x).name_of(folder) for x in (0, *offsets_at(met, (0.3, 0.9, 1.0)))}
+        tried = {Tried(x).name_of(folder) for x in (0, *offsets_at(met, (0.3, 0.9)))}
         assert {e["policy"] for e in own if e["policy"].startswith(f"{folder}_offset")} == tried
     assert {(e["budget_cap"], e["large_calls"] <= 1) for e in own} == {(1, True)}
+    points = pd.read_csv(run.out / "frontier.csv")
+    schedules = set(points["policy"][points["method"].isin(("always-large", "first-large"))])
+    assert {e["policy"] for e in own if "_offset" not in e["policy"]} == schedules
+    chosen_under = pd.read_csv(run.out / "hard-budget" / "chosen.csv")
+    assert len(chosen_under) == 1 + 4
+    for row in chosen_under.to_dict("records"):
+        router = load_router(run.out / "hard-budget" / "policies" / row["router"])
+        decides = router.decide(History("boil water", "A kitchen.", 9)).model
+        if row["policy"] in schedules:  # the router is that schedule
+            limit = "" if router.call_limit is None else router.call_limit
+            assert decides == 1 and row["setting"] == row["policy"] in ("always-large", f"first-large({limit})")
+        else:
+            assert router.call_limit is None and row["policy"] in {e["policy"] for e in own}
 
 
 def check_offsets(run: Frontier, chosen: dict[str, list[Any]], seeds: tuple[int, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -21,8 +22,9 @@ def under(cap: Budget, policy: str, task: str, success: bool, *models: int) -> E
     return dataclasses.replace(e, spec=dataclasses.replace(e.spec, budget=cap))
 
 
+TRAINED = Path("x")
 ROUTERS = [
-    Candidate(Policy(f"x{seed} {share}", "x", seed=seed), f"share {share}", share)
+    Candidate(Policy(f"x{seed} {share}", "x", seed=seed, folder=TRAINED), f"share {share}", TRAINED, share)
     for seed in (0, 1)
     for share in (0.1, 0.9)
 ]
@@ -52,6 +54,35 @@ def test_one_setting_for_all_seeds_the_cheapest_of_the_best(dev: list[Episode]) 
     for cap in (FIVE, TEN):
         assert chosen[cap, "first-large"].setting == "5", "the first of those that are as good and as cheap"
         assert chosen[cap, "first-large"].success == 1.0
+
+
+@pytest.mark.parametrize(
+    ("wins", "setting"),
+    [
+        ("abcd", "share 0.1"),  # more than first-large(5) by 1, 1, 0, 0: 0.5, with an error of 0.29
+        ("abc", "5"),  # by 1, 0, 0, 0: 0.25, which is its error
+        ("cd", "5"),  # as good as the better schedule, and cheaper
+        ("c", "5"),
+    ],
+)
+def test_a_router_plays_the_best_schedule_unless_it_is_better_by_more_than_an_error(wins: str, setting: str) -> None:
+    settings = {f"first-large({k})": Policy(f"first-large({k})", "x", f"first-large({k})", seed=0) for k in (2, 5)}
+    found = [ROUTERS[0], *(Candidate(p, name[-2], TRAINED, 1e3, int(name[-2])) for name, p in settings.items())]
+    dev = [
+        *(under(FIVE, "x0 0.1", task, task in wins, 0) for task in "abcd"),
+        *(under(FIVE, "first-large(2)", task, task == "c", 1) for task in "abcd"),
+        *(under(FIVE, "first-large(5)", task, task in "cd", 1) for task in "abcd"),
+    ]
+    (choice,) = choose(dev, found, [FIVE])
+    assert choice.setting == setting
+    assert choice.success == (1.0 if setting == "share 0.1" else 0.5)
+
+
+def test_one_task_says_nothing_for_a_router() -> None:
+    schedule = Candidate(Policy("first-large(5)", "x", "first-large(5)", seed=0), "5", TRAINED, 1e3, 5)
+    dev = [under(FIVE, "x0 0.1", "a", True, 0), under(FIVE, "first-large(5)", "a", False, 1)]
+    (choice,) = choose(dev, [ROUTERS[0], schedule], [FIVE])
+    assert choice.setting == "5"
 
 
 def test_caps_are_numbers_each_once() -> None:
