@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--calls", type=numbers(int), default=[5, 10, 15], help="caps in calls of the large model")
     p.add_argument("--usd", type=numbers(float), help="caps in dollars (default 25, 50, 75%% of always-large's cost)")
     p.add_argument("--methods", default="", help="only these, e.g. bopo-hybrid,first-large (default: all of the run)")
-    p.add_argument("--dev-tasks", type=int, default=0, help="dev tasks to choose by (default as many as test tasks)")
+    p.add_argument("--dev-tasks", type=int, default=0, help="dev tasks to choose by (default the run's)")
     p.add_argument("--max-spend", type=float, default=math.inf, help="dollars that new calls may cost")
     p.add_argument("--cpus", type=int, default=0, help="CPUs to use, 0 for all")
     args = p.parse_args(argv)

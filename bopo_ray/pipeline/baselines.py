@@ -40,8 +40,6 @@ The best of them, first-large, has no fewer points than a learned method has lam
 more hypervolume."""
 SCHEDULE_STEPS = (2, 5, 10, 20)
 """K of the first-large and last-large among which the best schedule is chosen."""
-DEV_SHARE = 3
-"""One dev task for so many test tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +89,7 @@ def trained_routers(run: Run, names: Iterable[RouterName], folder: Path | None =
 
 def dev_tasks(run: Run) -> tuple[Task, ...]:
     """Those that a run chooses by."""
-    return run.tasks(Split.DEV, max(1, run.settings.test_tasks // DEV_SHARE))
+    return run.tasks(Split.DEV, run.settings.dev_tasks or run.settings.test_tasks)
 
 
 def play_dev(run: Run, names: Sequence[str]) -> tuple[Task, ...]:

@@ -27,7 +27,7 @@ from bopo_ray.analysis.finished import CAPPED, CHOSEN, FinishedRun
 from bopo_ray.errors import ConfigError
 from bopo_ray.models.pool import read_pool, resolve_pool
 from bopo_ray.models.pricing import price_table
-from bopo_ray.pipeline.baselines import Policy, specs, trained_routers
+from bopo_ray.pipeline.baselines import Policy, dev_tasks, specs, trained_routers
 from bopo_ray.pipeline.calibrate import Tried, met_as_it_is, offsets_at, save_with, weights_with
 from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.same import check_same_models
@@ -209,7 +209,7 @@ def _best(results: Mapping[str, FloatArray], schedules: Sequence[str]) -> str:
 
 
 def play_caps(
-    run: Run, finished: FinishedRun, found: Sequence[Candidate], caps: Sequence[Budget], dev_tasks: int = 0
+    run: Run, finished: FinishedRun, found: Sequence[Candidate], caps: Sequence[Budget], n_dev: int = 0
 ) -> pd.DataFrame:
     """Chooses on dev tasks what each method plays under each cap, plays it on the test tasks, and keeps the routers.
 
@@ -221,12 +221,12 @@ def play_caps(
         finished: the run whose methods these are.
         found: of `candidates`.
         caps: of `caps_of`.
-        dev_tasks: to choose by, of those that there are; 0: as many as test tasks.
+        n_dev: dev tasks to choose by, of those that there are; 0: the run's.
     """
     names = [parse_router(c.policy.router) for c in found if c.policy.router != LEARNED]
     trained = trained_routers(run, names, finished.folder / "episodes" / "boundary")
     dev, test = run.store("dev"), run.store("evaluation")
-    tasks = run.tasks(Split.DEV, dev_tasks or run.settings.test_tasks)
+    tasks = run.tasks(Split.DEV, n_dev) if n_dev else dev_tasks(run)
     each = {c.policy.name: (c, caps) for c in found}
     _play(run, dev, tasks, Phase.SELECTION, list(each.values()), trained)
     chosen = choose(dev.read(Phase.SELECTION), found, caps)

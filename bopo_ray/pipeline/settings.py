@@ -62,6 +62,8 @@ class Settings:
     """training tasks, spread over the task kinds"""
     test_tasks: int = 90
     """held-out test tasks"""
+    dev_tasks: int = 0
+    """tasks to choose by (offsets, limits, schedules), of those that there are; 0: as many as test tasks"""
     max_steps: int = 40
     """agent steps per episode"""
     temperature: float = 0.7
@@ -152,6 +154,7 @@ class Settings:
                       "updates", "eval_samples", "width", "layers", "lanes")
         ]  # fmt: skip
         rules += [
+            ("dev_tasks", self.dev_tasks >= 0, "need 0 (as many as test tasks) or more"),
             ("sft_epochs", self.sft_epochs >= 0, "need 0 (no BoSFT) or more"),
             ("sft_patience", self.sft_patience >= 0, "need 0 (no early stop) or more"),
             ("schedules", _distinct(self.schedules), "need one or more different numbers of steps >= 0"),

@@ -85,6 +85,7 @@ BAD: list[tuple[str, Any, str]] = [
         "train_tasks", "test_tasks", "max_steps", "k", "strata", "tasks_per_update", "updates",
         "eval_samples", "width", "layers", "lanes",
     )],
+    ("dev_tasks", -1, "need 0"),
     ("sft_epochs", -1, r"need 0 \(no BoSFT\) or more"), ("sft_patience", -1, r"need 0 \(no early stop\) or more"),
     ("schedules", (), "need one or more different numbers of steps >= 0"),
     ("schedules", (-1,), "need one or more different numbers of steps >= 0"),
