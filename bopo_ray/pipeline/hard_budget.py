@@ -133,7 +133,10 @@ def candidates(run: Run, finished: FinishedRun, methods: Sequence[str] = ()) -> 
                 found.append(Candidate(own, trained + setting, policy.folder, offset))
             if run.settings.shares:
                 found += [_as_schedule(policy, c) for c in schedules]
-    return found
+    each: dict[tuple[str, int | None, str], Candidate] = {}
+    for c in found:  # of several lambdas one plays a schedule for all
+        each.setdefault((c.policy.method, c.policy.seed, c.setting), c)
+    return list(each.values())
 
 
 def _offsets(run: Run, finished: FinishedRun, policy: Policy) -> dict[str, float]:
@@ -223,13 +226,14 @@ def play_caps(
         caps: of `caps_of`.
         n_dev: dev tasks to choose by, of those that there are; 0: the run's.
     """
-    names = [parse_router(c.policy.router) for c in found if c.policy.router != LEARNED]
-    trained = trained_routers(run, names, finished.folder / "episodes" / "boundary")
+    fixed = [parse_router(c.policy.router) for c in found if c.policy.router != LEARNED]
+    trained = trained_routers(run, fixed, finished.folder / "episodes" / "boundary")
     dev, test = run.store("dev"), run.store("evaluation")
     tasks = run.tasks(Split.DEV, n_dev) if n_dev else dev_tasks(run)
-    each = {c.policy.name: (c, caps) for c in found}
-    _play(run, dev, tasks, Phase.SELECTION, list(each.values()), trained)
-    chosen = choose(dev.read(Phase.SELECTION), found, caps)
+    by_name = {c.policy.name: (c, caps) for c in found}
+    _play(run, dev, tasks, Phase.SELECTION, list(by_name.values()), trained)
+    names = {t.name for t in tasks}
+    chosen = choose((e for e in dev.read(Phase.SELECTION) if e.spec.task.name in names), found, caps)
     todo: dict[str, tuple[Candidate, list[Budget]]] = {}
     for choice in chosen:
         for c in choice.candidates:
