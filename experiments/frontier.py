@@ -47,14 +47,16 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     p.add_argument("--settings", type=Path, metavar="YAML", help="file of settings; options given here win over it")
+    usual = resolve(None, {})
     for field in dataclasses.fields(Settings):
         flag, doc = f"--{field.name.replace('_', '-')}", field_docs()[field.name]
-        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        value = getattr(usual, field.name)
+        default = ",".join(map(str, value)) if isinstance(value, tuple) else "" if value is None else value
         if isinstance(field.default, bool):
             p.add_argument(flag, action="store_const", const=True, dest=field.name, help=doc)
         else:
             action = "append" if field.name == "router" else "store"
-            text = f"{doc} (quick: {default})" if default != "" else doc
+            text = f"{doc} (default: {default})" if default != "" else doc
             p.add_argument(flag, dest=field.name, metavar="VALUE", action=action, help=text)
     return p
 

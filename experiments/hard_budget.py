@@ -30,8 +30,10 @@ from bopo_ray.analysis.study_plots import hard_budget_figure
 from bopo_ray.pipeline.command import exit_code, script_parser
 from bopo_ray.pipeline.hard_budget import candidates, caps_of, open_run, play_caps, usd_caps
 
-__all__ = ["main"]
+__all__ = ["CALLS", "main"]
 
+CALLS = (5, 10, 15)
+"""Caps in calls of the large model, as in the paper's table."""
 NOTES = (
     "A cap in calls counts calls of any model but the smallest; one in dollars counts measured tokens at list prices, "
     "and a router's own questions. Share used: the mean over tasks.",
@@ -91,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     p = script_parser("hard_budget", __doc__)
     p.add_argument("folder", type=Path, metavar="FOLDER", help="a finished run, results/RUN")
-    p.add_argument("--calls", type=numbers(int), default=[5, 10, 15], help="caps in calls of the large model")
+    p.add_argument("--calls", type=numbers(int), default=list(CALLS), help="caps in large calls (default 5,10,15)")
     p.add_argument("--usd", type=numbers(float), help="caps in dollars (default 25, 50, 75%% of always-large's cost)")
     p.add_argument("--methods", default="", help="only these, e.g. bopo-hybrid,first-large (default: all of the run)")
     p.add_argument("--dev-tasks", type=int, default=0, help="dev tasks to choose by (default the run's)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 from bopo_ray.models.pool import ModelSpec, PoolSpec, resolve_pool
 from bopo_ray.models.pricing import price_table
@@ -11,9 +12,12 @@ from bopo_ray.models.protocol import LanguageModel, ModelPool
 __all__ = ["build_pool", "host_pool", "load_pool"]
 
 
-def load_pool(models: str = "simulated", small: str = "", large: str = "") -> ModelPool:
-    """The pool that `resolve_pool` finds with the shipped prices, ready to answer; raises ConfigError."""
-    return build_pool(resolve_pool(models, small, large, price_table()))
+def load_pool(models: str = "simulated", small: str = "", large: str = "", prices: str = "") -> ModelPool:
+    """The pool that `resolve_pool` finds with the shipped prices, or those of the file `prices`, ready to answer.
+
+    Raises ConfigError.
+    """
+    return build_pool(resolve_pool(models, small, large, price_table(Path(prices)) if prices else price_table()))
 
 
 @cache

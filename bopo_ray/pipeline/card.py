@@ -8,15 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bopo_ray.analysis.bootstrap import bootstrap_ci
 from bopo_ray.benchmarks import env_label
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.rllib.backbone import ROUTER_FILE
 from bopo_ray.rllib.saved import about
 
-__all__ = ["CARD", "describe", "describe_as", "refresh_cards"]
+__all__ = ["CARD", "add_results", "describe", "describe_as", "refresh_cards"]
 
 CARD = "README.md"
 FIGURES = {"success": "success", "score": "mean score", "cost_usd": "dollars per task", "large_calls": "large calls"}
@@ -43,6 +45,16 @@ def describe_as(source: Path, folder: Path, name: str, **how: Any) -> None:
     """Says in the folder of a router made from that in `source` what was said there, but for its name and `how`."""
     trained = about(source)["trained"]
     _write(folder, {**about(folder), "trained": {**trained, "name": name, "how": trained["how"] | how}})
+
+
+def add_results(folder: Path, episodes: pd.DataFrame, decide: str) -> None:
+    """Says in a router's folder how it did in `episodes`: columns task and those of the results' points."""
+    means = episodes.astype(dict.fromkeys(FIGURES, float)).groupby("task")[list(FIGURES)].mean()
+    if len(means) < 2:  # one task has no interval
+        return
+    found = {name: bootstrap_ci(means[name]) for name in FIGURES}
+    results = {name: [own.estimate, own.low, own.high] for name, own in found.items()}
+    _write(folder, {**about(folder), "evaluation": {"tasks": len(means), "decide": decide} | results})
 
 
 def refresh_cards(run: Run, summary: dict[str, Any], command: str) -> None:

@@ -43,7 +43,8 @@ def evaluate_stage(run: Run) -> pd.DataFrame:
     """Plays every policy on the test tasks; returns one row per episode, see `bopo_ray.analysis.tables`.
 
     Learned routers decide as `Settings.decide` says, with the offset chosen on dev tasks; each random(p) matches the
-    share of large calls of one BoPO policy. A baseline that an earlier command played here stays among the results.
+    share of large calls of one BoPO policy. A baseline that an earlier command played here stays among the results, but
+    for random ones, whose shares may be nobody's by now.
     """
     s, store, names = run.settings, run.store("evaluation"), asked_for(run)
     fixed = [Policy(n, n, n) for n in (ALWAYS_SMALL, ALWAYS_LARGE)]
@@ -83,7 +84,8 @@ def _played_before(store: EpisodeStore, known: Container[str], whole: int) -> li
         for e in store.read(Phase.EVALUATION)
         if e.spec.router != LEARNED and e.spec.policy not in known
     )
-    return [Policy(name, name.partition("(")[0], router) for (name, router), n in counts.items() if n == whole]
+    found = [Policy(name, name.partition("(")[0], router) for (name, router), n in counts.items() if n == whole]
+    return [p for p in found if p.method != "random"]
 
 
 def _row(e: Episode, policy: Policy) -> dict[str, Any]:

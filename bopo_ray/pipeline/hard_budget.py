@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,12 @@ from rich.console import Console
 
 from bopo_ray.analysis.bootstrap import FloatArray
 from bopo_ray.analysis.finished import CAPPED, CHOSEN, FinishedRun
-from bopo_ray.errors import ConfigError
+from bopo_ray.errors import ConfigError, StoreError
 from bopo_ray.models.pool import read_pool, resolve_pool
 from bopo_ray.models.pricing import price_table
 from bopo_ray.pipeline.baselines import Policy, dev_tasks, specs, trained_routers
 from bopo_ray.pipeline.calibrate import Tried, met_as_it_is, offsets_at, save_with, weights_with
+from bopo_ray.pipeline.card import add_results
 from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.same import check_same_models
 from bopo_ray.pipeline.settings import load_settings
@@ -60,7 +62,7 @@ class Candidate:
     """Of a learned router, without an offset; also where it plays a schedule."""
     offset: float = 0.0
     calls: int | None = None
-    """Limit of large calls, below the cap; None: no other than the cap."""
+    """Limit of large calls beside the cap; None: no other than the cap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +78,9 @@ class Choice:
 
 
 def usd_caps(finished: FinishedRun) -> list[float]:
-    """Three dollar caps that bind: USD_SHARES of always-large's mean cost, to four digits."""
-    large = finished.frontier.set_index("policy")["cost_usd"]["always-large"]
-    return [round(share * float(large), 4) for share in USD_SHARES]
+    """Three dollar caps that bind: USD_SHARES of always-large's mean cost, to three digits; none where it is free."""
+    large = float(finished.frontier.set_index("policy")["cost_usd"]["always-large"])
+    return [float(f"{share * large:.3g}") for share in USD_SHARES if round(share * large, 6)]
 
 
 def caps_of(calls: Sequence[int], usd: Sequence[float]) -> list[Budget]:
@@ -145,6 +147,11 @@ def _offsets(run: Run, finished: FinishedRun, policy: Policy) -> dict[str, float
     if run.settings.shares:
         dev = EpisodeStore(finished.folder / "episodes" / "dev", run.pool.price_hash)
         met = met_as_it_is(dev, _folder(policy))
+        if not met:
+            raise StoreError(
+                f"{finished.folder} has no dev episodes of {_folder(policy).name}: more was asked of the run than it "
+                "has finished; go on with it first: python -m experiments.frontier --out FOLDER --resume"
+            )
         for share in run.settings.shares:
             (found[f"share {share:g}"],) = offsets_at(met, [share])
     return found
@@ -202,13 +209,15 @@ def _best(results: Mapping[str, FloatArray], schedules: Sequence[str]) -> str:
         success, cost = results[name].mean(0).tolist()
         return round(success, 9), -cost
 
-    best = max(results, key=value)
-    if not schedules or best in schedules:
-        return best
+    if not schedules:
+        return max(results, key=value)
     schedule = max(schedules, key=value)
-    more_T = results[best][:, 0] - results[schedule][:, 0]
-    error = float(more_T.std(ddof=1)) / math.sqrt(len(more_T)) if len(more_T) > 1 else math.inf
-    return best if more_T.mean() > error else schedule
+
+    def better(name: str) -> bool:
+        more_T = results[name][:, 0] - results[schedule][:, 0]
+        return len(more_T) > 1 and bool(more_T.mean() > more_T.std(ddof=1) / math.sqrt(len(more_T)))
+
+    return max((name for name in results if better(name)), key=value, default=schedule)
 
 
 def play_caps(
@@ -242,9 +251,26 @@ def play_caps(
     _play(run, test, run.test, Phase.EVALUATION, list(todo.values()), trained)
     run.stop_runners()
     table = pd.DataFrame([_chosen_row(run, choice, c) for choice in chosen for c in choice.candidates])
-    table.to_csv(run.out / CHOSEN, index=False)
-    rows = pd.DataFrame([_episode_row(e) for e in test.read() if e.spec.budget])
-    return rows.merge(table.drop(columns="dev_success"), on=["unit", "cap", "policy"])
+    episodes = pd.DataFrame([_episode_row(e) for e in test.read() if e.spec.budget])
+    rows = episodes.merge(table.drop(columns="dev_success"), on=["unit", "cap", "policy"])
+    for router, own in rows.groupby("router"):
+        add_results(run.out / "policies" / str(router), own, run.settings.decide)
+    _keep(run.out, table)
+    return rows
+
+
+def _keep(out: Path, table: pd.DataFrame) -> None:
+    """Writes what is chosen, beside what was for other methods and caps, and deletes the routers that no longer are."""
+    path, key = out / CHOSEN, ["unit", "cap", "method"]
+    if path.exists():
+        before = pd.read_csv(path)
+        table = pd.concat([before[~before.set_index(key).index.isin(table.set_index(key).index)], table])
+    temporary = path.with_suffix(".tmp")
+    table.to_csv(temporary, index=False)
+    temporary.replace(path)
+    for folder in (out / "policies").glob("*_under-*"):
+        if folder.name not in set(table["router"]):
+            shutil.rmtree(folder)
 
 
 def _play(
@@ -275,9 +301,11 @@ def _chosen_row(run: Run, choice: Choice, candidate: Candidate) -> dict[str, obj
     }  # fmt: skip
     if candidate.trained:
         words = f"{cap.cap}-calls" if cap.mode is CostMode.CALLS else f"{cap.cap / 1e6:g}-usd"
-        own = Tried(offset, candidate.calls).name_of(f"{candidate.trained.name}_under-{words}")
+        limits = [n for n in (candidate.calls, cap.cap if cap.mode is CostMode.CALLS else None) if n is not None]
+        limit = min(limits, default=None)
+        own = Tried(offset, limit).name_of(f"{candidate.trained.name}_under-{words}")
         row["router"] = own
-        how = {"offset": offset, "cap": words.replace("-", " "), "call_limit": candidate.calls}
+        how = {"offset": offset, "cap": words.replace("-", " "), "call_limit": limit}
         save_with(run.out / "policies", dataclasses.replace(policy, folder=candidate.trained), own, **how)
     return row
 

@@ -88,6 +88,11 @@ class Run:
             console.print(
                 f"{len(left_out):,} tasks are not asked: the models were not made for their kind, or learned from them"
             )
+        for what, asked, there in (
+            ("training", settings.train_tasks, self.train), ("test", settings.test_tasks, self.test),
+        ):  # fmt: skip
+            if len(there) < asked:
+                console.print(f"{len(there):,} {what} tasks are there, of {asked:,} that were asked for")
         self._group: EnvRunnerGroup | None = None
         self._versions = count(1)
         """Of the weights given to runners: each play's are new ones to them."""

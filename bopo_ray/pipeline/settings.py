@@ -6,7 +6,7 @@ import ast
 import dataclasses
 import inspect
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -263,7 +263,7 @@ SCALES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """What each scale changes."""
 _CALIBRATED: dict[str, Any] = {
-    "shares": (0.08, 0.18, 0.3, 0.45, 0.62, 0.82), "share_rule": "front", "call_limits": (20,),
+    "shares": (0.08, 0.18, 0.3, 0.45, 0.62, 0.82), "share_rule": "front",
 }  # fmt: skip
 _SELF_TRAINED: dict[str, Any] = _CALIBRATED | {
     "models": "embedded", "context": 160, "strata": 5, "schedules": FIRST_LARGE, "reliability": 0.5,
@@ -275,7 +275,7 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
     },
     "ALFWorld-v0": _SELF_TRAINED | {
         "max_steps": 30, "train_tasks": 180, "test_tasks": 120, "lambdas": (0.03, 0.1, 0.3, 0.8, 1.5),
-        "train_lambdas": (0.3,), "updates": 24, "boundary_value": 0.01, "call_limits": (15,),
+        "train_lambdas": (0.3,), "updates": 24, "boundary_value": 0.01,
     },
     "AppWorld-v0": _CALIBRATED | {
         "updates": 6, "tasks_per_update": 6, "lambdas": (0.03, 0.1, 0.3, 0.8), "train_lambdas": (0.3,),
@@ -320,7 +320,10 @@ def resolve(file: Path | None, given: dict[str, Any]) -> Settings:
         raise ConfigError(f"scale={scale!r}: need one of {', '.join(SCALES)}; set it with --scale")
     env = given.get("env") or from_file.get("env") or Settings.__dataclass_fields__["env"].default
     merged = BENCHMARKS.get(str(env), {}) | SCALES[scale] | from_file | given | {"scale": scale}
-    return _typed(merged)
+    found = _typed(merged)
+    if "call_limits" not in merged and found.shares and env in BENCHMARKS:
+        found = replace(found, call_limits=(max(1, found.max_steps // 2),))
+    return replace(found, dev_tasks=found.dev_tasks or found.test_tasks)
 
 
 def _typed(values: dict[str, Any]) -> Settings:
@@ -361,7 +364,9 @@ def _converted(value: Any, kind: type) -> Any:
 def load_settings(path: Path) -> Settings:
     """Reads what `save` wrote; raises StoreError when it is another version's."""
     try:
-        return _typed(yaml.safe_load(path.read_text()))
+        known = yaml.safe_load(path.read_text())
+        before = {"dev_tasks": max(1, known["test_tasks"] // 3)} if "test_tasks" in known else {}  # had no such option
+        return _typed(before | known)
     except KeyError as error:
         raise StoreError(
             f"{path} is of another version of bopo_ray, which had the option {error.args[0]!r}; continue the run with "

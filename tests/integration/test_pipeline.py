@@ -159,10 +159,12 @@ def test_an_offset_is_chosen_on_dev_tasks_and_a_seed_may_be_added_to_a_finished_
         router = load_router(run.out / "hard-budget" / "policies" / row["router"])
         decides = router.decide(History("boil water", "A kitchen.", 9)).model
         if row["policy"] in schedules:  # the router is that schedule
-            limit = "" if router.call_limit is None else router.call_limit
-            assert decides == 1 and row["setting"] == row["policy"] in ("always-large", f"first-large({limit})")
+            assert decides == 1 and row["setting"] == row["policy"]
         else:
-            assert router.call_limit is None and row["policy"] in {e["policy"] for e in own}
+            assert row["policy"] in {e["policy"] for e in own}
+        assert router.call_limit == 1, "the cap, which all schedules are above"
+        card = (run.out / "hard-budget" / "policies" / row["router"] / "README.md").read_text()
+        assert "cap 1 calls" in card and "95% bootstrap intervals" in card
 
 
 def check_offsets(run: Frontier, chosen: dict[str, list[Any]], seeds: tuple[int, ...]) -> None:

@@ -239,6 +239,10 @@ def test_every_policy_under_caps(
     assert hard_budget.main([*command, "--methods", "bosft,first-large"]) == 0
     assert {p: p.stat().st_mtime_ns for p in (out / "hard-budget").rglob("part-*.parquet")} == shards
     assert set(pd.read_csv(out / "figures" / "hard_budget.csv")["method"]) == {"bosft", "first-large"}
+    again, keys = pd.read_csv(out / "hard-budget" / "chosen.csv"), ["unit", "cap", "method", "policy"]
+    pd.testing.assert_frame_equal(*(t.sort_values(keys, ignore_index=True) for t in (again, chosen)))
+    saved = {p.name for p in (out / "hard-budget" / "policies").iterdir()}
+    assert saved == set(routers["router"]), "what was chosen for other methods is kept"
     capsys.readouterr()
     for arguments, named in (
         (["--methods", "bosft,nobody"], ["nobody", "first-large", "--methods"]),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from bopo_ray.analysis.finished import FinishedRun
 from bopo_ray.errors import ConfigError
 from bopo_ray.pipeline.baselines import Policy
-from bopo_ray.pipeline.hard_budget import Candidate, caps_of, choose
+from bopo_ray.pipeline.hard_budget import Candidate, caps_of, choose, usd_caps
 from bopo_ray.records import Budget, CostMode, Episode
 from tests.unit.test_baselines import played
 
@@ -76,6 +78,31 @@ def test_a_router_plays_the_best_schedule_unless_it_is_better_by_more_than_an_er
     (choice,) = choose(dev, found, [FIVE])
     assert choice.setting == setting
     assert choice.success == (1.0 if setting == "share 0.1" else 0.5)
+
+
+def test_of_the_settings_that_are_better_for_certain_the_best_is_played() -> None:
+    """The one with the highest mean need not be one of them."""
+    schedule = Candidate(Policy("first-large(5)", "x", "first-large(5)", seed=0), "5", TRAINED, 1e3, 5)
+    tasks = [f"{i:02d}" for i in range(20)]
+    lost = set(tasks[:10])  # by the schedule
+    bold = {*tasks[:7], *tasks[15:]}  # wins 7 of these and loses 5 of the others: 0.1, with an error of 0.18
+    dev = [under(FIVE, "first-large(5)", t, t not in lost, 1) for t in tasks]
+    dev += [under(FIVE, "x0 0.1", t, t in bold, 0) for t in tasks]
+    assert choose(dev, [ROUTERS[0], schedule], [FIVE])[0].setting == "5"
+    dev += [under(FIVE, "x0 0.9", t, t not in lost or t in tasks[:2], 0) for t in tasks]  # 0.1, with an error of 0.07
+    dev += [under(FIVE, "x0 0.5", t, t not in lost or t in tasks[:1], 0) for t in tasks]  # 0.05, which is its error
+    middle = Candidate(Policy("x0 0.5", "x", seed=0, folder=TRAINED), "share 0.5", TRAINED, 0.5)
+    (choice,) = choose(dev, [ROUTERS[0], middle, ROUTERS[1], schedule], [FIVE])
+    assert (choice.setting, choice.success) == ("share 0.9", 0.6)
+
+
+@pytest.mark.parametrize(
+    ("cost", "caps"),
+    [(0.0183, [0.00458, 0.00915, 0.0137]), (1.0, [0.25, 0.5, 0.75]), (0.00001, [2.5e-6, 5e-6, 7.5e-6]), (0.0, [])],
+)
+def test_dollar_caps_have_three_digits_however_small(cost: float, caps: list[float]) -> None:
+    frontier = pd.DataFrame([{"policy": "always-large", "cost_usd": cost}])
+    assert usd_caps(FinishedRun(Path(), {}, frontier, pd.DataFrame())) == pytest.approx(caps)
 
 
 def test_one_task_says_nothing_for_a_router() -> None:

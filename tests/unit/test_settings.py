@@ -57,6 +57,22 @@ def test_each_benchmark_has_the_papers_step_limit(tmp_path: Path) -> None:
     assert resolve(None, {}).max_steps == 40
 
 
+def test_what_follows_from_other_settings_by_default(tmp_path: Path) -> None:
+    """A limit of half of a task's steps; as many dev tasks as test tasks."""
+    for env, given, limits in (
+        ("ScienceWorld-v0", {}, (20,)), ("ALFWorld-v0", {}, (15,)), ("AppWorld-v0", {"scale": "tiny"}, (10,)),
+        ("ScienceWorld-v0", {"max_steps": 7}, (3,)), ("ScienceWorld-v0", {"call_limits": "4,8"}, (4, 8)),
+        ("ScienceWorld-v0", {"call_limits": ""}, ()), ("ScienceWorld-v0", {"shares": "", "train_lambdas": ""}, ()),
+        ("mine:Env-v0", {"shares": "0.5"}, ()),
+    ):  # fmt: skip
+        assert resolve(None, {"env": env, **given}).call_limits == limits
+    assert resolve(None, {}).dev_tasks == resolve(None, {}).test_tasks == 48
+    assert resolve(None, {"test_tasks": 9}).dev_tasks == 9 and resolve(None, {"dev_tasks": 5}).dev_tasks == 5
+    save(resolve(None, {}), path := tmp_path / "settings.yaml")
+    path.write_text(path.read_text().replace("dev_tasks: 48\n", ""))
+    assert load_settings(path).dev_tasks == 16, "a third of them, before it could be said"
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_scale_is_valid_and_names_fields_only(scale: str) -> None:
     assert set(SCALES[scale]) <= {f.name for f in dataclasses.fields(Settings)}
