@@ -80,6 +80,14 @@ def test_a_router_plays_the_best_schedule_unless_it_is_better_by_more_than_an_er
     assert choice.success == (1.0 if setting == "share 0.1" else 0.5)
 
 
+@pytest.mark.parametrize("n", range(2, 70))
+def test_one_task_that_differs_is_no_more_than_its_error(n: int) -> None:
+    schedule = Candidate(Policy("first-large(5)", "x", "first-large(5)", seed=0), "5", TRAINED, 1e3, 5)
+    dev = [under(FIVE, "first-large(5)", f"{i}", i > 5, 1) for i in range(n)]
+    dev += [under(FIVE, "x0 0.1", f"{i}", i > 5 or i == 1, 0) for i in range(n)]
+    assert choose(dev, [ROUTERS[0], schedule], [FIVE])[0].setting == "5"
+
+
 def test_of_the_settings_that_are_better_for_certain_the_best_is_played() -> None:
     """The one with the highest mean need not be one of them."""
     schedule = Candidate(Policy("first-large(5)", "x", "first-large(5)", seed=0), "5", TRAINED, 1e3, 5)
