@@ -7,7 +7,8 @@
 
 Expect progress and a table on the screen, and results/<run>/: report.html, frontier.csv, .png and .svg, summary.json,
 episodes as Parquet, the trained routers, and TensorBoard logs. The default pair of models was trained by this project,
-AppWorld's is simulated; both are labelled so.
+AppWorld's is simulated; both are labelled so. Defaults below are ScienceWorld's at quick scale; what another benchmark
+has instead stands in its run's settings.yaml.
 """
 
 from __future__ import annotations
