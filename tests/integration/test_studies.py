@@ -18,7 +18,16 @@ from bopo_ray.pipeline import jobs
 from bopo_ray.pipeline.jobs import spent_usd
 from bopo_ray.pipeline.settings import load_settings, save
 from bopo_ray.rllib.saved import about
-from experiments import ablation, allocation, cost_inversion, counterfactual, hard_budget, model_pairs, reproduce
+from experiments import (
+    ablation,
+    allocation,
+    cost_inversion,
+    counterfactual,
+    hard_budget,
+    headroom,
+    model_pairs,
+    reproduce,
+)
 from experiments.audit import main as audit_main
 from experiments.frontier import as_jobs, parser, settings_of
 from tests.integration.conftest import ROOT, TOY, Frontier, ledger
@@ -34,7 +43,7 @@ def refused(capsys: pytest.CaptureFixture[str], code: int) -> str:
     return line
 
 
-@pytest.mark.parametrize("script", [allocation, cost_inversion, counterfactual, hard_budget])
+@pytest.mark.parametrize("script", [allocation, cost_inversion, counterfactual, hard_budget, headroom])
 def test_a_folder_without_a_finished_run(script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, script.main([str(tmp_path)]))
     assert str(tmp_path) in line and "summary.json" in line and "--resume" in line
@@ -287,6 +296,40 @@ def test_one_step_is_swapped_in_episodes_that_are_else_the_same(
         (["--tasks", "0"], ["tasks=0", "at least 1", "--tasks"]),
     ):
         line = refused(capsys, counterfactual.main([str(run.out), *arguments]))
+        assert all(part in line for part in named), line
+
+
+def test_schedules_are_played_several_times_and_each_task_is_judged_by_its_other_episodes(
+    toy_run: Frontier, tmp_path: Path, ray_session: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Frontier(tmp_path, toy_run.options)
+    shutil.copytree(toy_run.out, run.out)
+    command = [str(run.out), "--lengths", "3,1,999", "--tasks", "4", "--samples", "2", "--cpus", "2"]
+    assert headroom.main(command) == 0
+    said = capsys.readouterr().out
+    assert "of the oracle's lead" in said or "nothing to gain" in said
+    table = pd.read_csv(run.out / "figures" / "headroom.csv")
+    played = [e for f in (run.out / "headroom").rglob("part-*.parquet") for e in pq.read_table(f).to_pylist()]
+    names = ["always-small", "first-large(1)", "first-large(3)", "always-large"]  # 999 is always-large
+    assert len(played) == 4 * len(names) * 2 and {e["split"] for e in played} == {"dev"}
+    own = table[table["pick"] == "schedules"].set_index("setting")
+    assert own.index.tolist() == names
+    for name in names:
+        mean = sum(e["success"] for e in played if e["policy"] == name) / 8
+        assert own.loc[name, "success"] == pytest.approx(mean)
+    best = sum(any(e["success"] for e in played if (e["task"], e["member"]) == key) for key in
+               {(e["task"], e["member"]) for e in played}) / 8  # fmt: skip
+    assert table.loc[table["pick"] == "oracle", "success"].max() <= best + 1e-9
+    again = [p.stat().st_mtime_ns for p in sorted((run.out / "headroom").rglob("part-*.parquet"))]
+    assert headroom.main(command) == 0, "nothing is played again"
+    assert again == [p.stat().st_mtime_ns for p in sorted((run.out / "headroom").rglob("part-*.parquet"))]
+    capsys.readouterr()
+    for arguments, named in (
+        (["--lengths", "1,x"], ["1,x", "whole numbers", "--lengths"]),
+        (["--lengths", "999"], ["[999]", "need one from 1 to", "--lengths"]),
+        (["--samples", "1"], ["samples=1", "at least 2", "--samples"]),
+    ):
+        line = refused(capsys, headroom.main([str(run.out), *arguments]))
         assert all(part in line for part in named), line
 
 
