@@ -1,5 +1,6 @@
-"""`openai:` models: any OpenAI-compatible endpoint, by the official SDK's async client.
+"""`openai:` models: any OpenAI-compatible endpoint, over HTTP by aiohttp.
 
+Not by the provider's SDK: one request and its raw answer are needed, and those took it six times as much CPU time.
 All models of a process share one event loop on a thread of its own, and models of one endpoint share its throttle;
 `complete` blocks its caller's thread only. What each answer of an endpoint means stands in `OpenAIModel._read`.
 
@@ -16,14 +17,17 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from functools import cache
-from typing import Any, TypeVar
+from ssl import SSLContext, create_default_context
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
-from weakref import WeakValueDictionary
+from urllib.request import getproxies, proxy_bypass
+from weakref import WeakValueDictionary, finalize
 
-import httpx2
-import openai
+import aiohttp
+import certifi
+from multidict import CIMultiDict
 
 from bopo_ray.errors import AttemptError, ConfigError, RefusedError
 from bopo_ray.models.pool import OPENAI_URL, ModelSpec
@@ -44,11 +48,27 @@ MAX_TOKENS_REPORTED = 2**31
 """No prompt and no reply is so long: such a figure is none."""
 OURS = ("model", "messages", "temperature", "max_tokens", "max_completion_tokens", "n", "stream", "stream_options")
 """Fields that budgets and replies rely on: `extra_body` must leave them alone."""
-NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
+IDLE_S = 4.0
+"""So long a connection is kept for the next request; common servers close theirs after five seconds or more."""
+NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
+ACCOUNT = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
+"""Headers for OpenAI's own address, and the environment variables that they come from."""
 
-# Below this level they log addresses and headers.
-for _name in ("openai", "httpx", "httpcore", "httpx2", "httpcore2"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
+logging.getLogger("aiohttp").setLevel(logging.WARNING)  # below it may log addresses
+
+
+class Answer(NamedTuple):
+    """What an endpoint sent, whole."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in any case."""
+    content: bytes
+
+    @property
+    def is_success(self) -> bool:
+        """Whether it says so."""
+        return 200 <= self.status < 300
 
 
 class OpenAIModel:
@@ -76,7 +96,7 @@ class OpenAIModel:
         self._throttle = _throttle(
             (self.base_url, spec.key_variable), max(1, spec.max_concurrency // processes), per_minute
         )
-        self._client: openai.AsyncOpenAI | None = None
+        self._session: aiohttp.ClientSession | None = None
         self._secrets: tuple[str, ...] = ()
         self._lock = threading.Lock()
 
@@ -99,7 +119,7 @@ class OpenAIModel:
     def complete(self, request: Request) -> Reply:
         """One attempt of at most `timeout_s`, after its turn in the endpoint's throttle."""
         outcome = _run(self._attempt(self._connect(), request))
-        # Raised here, where nothing of the SDK is in sight: its errors hold the request, and that the key.
+        # Raised here, where nothing of the client is in sight: its errors may hold the request, and that the key.
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -107,14 +127,14 @@ class OpenAIModel:
     def close(self) -> None:
         """Closes its connections."""
         with self._lock:
-            client, self._client = self._client, None
-        if client is not None:
-            _run(client.close())
+            session, self._session = self._session, None
+        if session is not None:
+            _run(session.close())
 
     def _key(self) -> str:
         variable = self._spec.key_variable
         if not variable:
-            return "none"  # the SDK wants some key
+            return "none"  # some servers want any key at all
         key = os.environ.get(variable, "").strip()
         if not key:
             raise ConfigError(
@@ -128,91 +148,90 @@ class OpenAIModel:
             )
         return key
 
-    def _connect(self) -> openai.AsyncOpenAI:
+    def _connect(self) -> aiohttp.ClientSession:
         with self._lock:
-            if self._client is None:
+            if self._session is None:
                 key = self._key()
                 self._secrets = (key,) if self._spec.key_variable else ()
-                self._client = openai.AsyncOpenAI(
-                    api_key=key,
-                    base_url=self.base_url,
-                    max_retries=0,
-                    timeout=httpx2.Timeout(self._spec.timeout_s, connect=min(CONNECT_S, self._spec.timeout_s)),
-                    default_headers=dict(self._spec.headers),
-                    default_query=dict(self._spec.query),
-                )
-            return self._client
+                headers = CIMultiDict({"Authorization": f"Bearer {key}", "Accept": "application/json"})
+                if _is_openai(self.base_url):
+                    headers.update({name: os.environ[v] for name, v in ACCOUNT.items() if os.environ.get(v)})
+                headers.update(self._spec.headers)
+                self._session = _run(_open_session(headers, self.base_url, min(CONNECT_S, self._spec.timeout_s)))
+                finalize(self, _let_go, self._session)
+            return self._session
 
-    async def _probe(self, client: openai.AsyncOpenAI) -> ConfigError | None:
+    async def _ask(self, session: aiohttp.ClientSession, method: str, path: str, body: bytes | None = None) -> Answer:
+        headers = {"Content-Type": "application/json"} if body is not None else None
+        async with session.request(
+            method, self.base_url + path, params=self._spec.query, data=body, headers=headers, allow_redirects=False
+        ) as response:
+            return Answer(response.status, response.headers, await response.read())
+
+    async def _probe(self, session: aiohttp.ClientSession) -> ConfigError | None:
         try:
             async with asyncio.timeout(CHECK_S):
-                response = await client.get("/models", cast_to=httpx2.Response, options={"timeout": CHECK_S})
-        except openai.APIStatusError as error:
-            response = error.response
+                answer = await self._ask(session, "GET", "/models")
         except Exception as error:
-            why = type(error.__cause__ or error).__name__
+            why = type(error).__name__
             return ConfigError(
                 f"model {self.name!r}: nobody answers at {self.base_url} within {CHECK_S:g} s ({why}); start the "
                 "server there, or set base_url in the pool file or OPENAI_BASE_URL"
             )
-        return self._refusal(response) if response.status_code in (401, 403) else None
+        return self._refusal(answer) if answer.status in (401, 403) else None
 
-    async def _attempt(self, client: openai.AsyncOpenAI, request: Request) -> Reply | AttemptError | ConfigError:
-        body = self._extra | {
+    async def _attempt(self, session: aiohttp.ClientSession, request: Request) -> Reply | AttemptError | ConfigError:
+        fields = self._extra | {
             "model": self._spec.target,
             "messages": [{"role": m.role, "content": m.content} for m in request.messages],
             "temperature": request.temperature,
             self.max_tokens_field: request.max_tokens,
         }
+        body = json.dumps(fields, separators=(",", ":")).encode()
         async with self._throttle.slot() as began_s:
             start_s = time.perf_counter()
             try:
                 async with asyncio.timeout(self._spec.timeout_s):
-                    response = await client.post("/chat/completions", cast_to=httpx2.Response, body=body)
-            except openai.APIStatusError as error:
-                response = error.response
+                    answer = await self._ask(session, "POST", "/chat/completions", body)
             except Exception as error:
                 return self._lost(error)
-            wait_s = retry_after_s(response.headers)
-            if response.status_code == 429:
+            wait_s = retry_after_s(answer.headers)
+            if answer.status == 429:
                 self._throttle.refused(began_s)
-            elif response.is_success:
+            elif answer.is_success:
                 self._throttle.succeeded()
-            if wait_s and response.status_code in (429, 503):
+            if wait_s and answer.status in (429, 503):
                 self._throttle.pause(wait_s)
-            return self._read(response, request, time.perf_counter() - start_s, wait_s)
+            return self._read(answer, request, time.perf_counter() - start_s, wait_s)
 
     def _lost(self, error: Exception) -> AttemptError:
         """No answer came. It is charged for unless the request never left."""
-        cause = error.__cause__ or error
-        if isinstance(cause, NEVER_SENT):
-            return self._failure("unreachable", f"can't be reached ({type(cause).__name__})", billed=False)
-        if isinstance(error, TimeoutError | openai.APITimeoutError):
+        if isinstance(error, NEVER_SENT):
+            return self._failure("unreachable", f"can't be reached ({type(error).__name__})", billed=False)
+        if isinstance(error, TimeoutError):
             return self._failure("timeout", f"gave no full answer within {self._spec.timeout_s:g} s", billed=True)
-        return self._failure("cut", f"broke off ({type(cause).__name__})", billed=True)
+        return self._failure("cut", f"broke off ({type(error).__name__})", billed=True)
 
     def _read(
-        self, response: httpx2.Response, request: Request, latency_s: float, wait_s: float | None
+        self, answer: Answer, request: Request, latency_s: float, wait_s: float | None
     ) -> Reply | AttemptError | ConfigError:
         """What an answer means: a reply, a failure that may pass, or one that can't."""
-        status = response.status_code
-        if response.is_success:
-            return self._reply(response, request, latency_s)
-        said = complaint(response)
+        status = answer.status
+        if answer.is_success:
+            return self._reply(answer, request, latency_s)
+        said = complaint(answer.content)
         if status == 400 and "content_filter" in said.codes:
-            return Reply("", _usage(read_json(response)) or Usage(0, 0), latency_s)
+            return Reply("", _usage(read_json(answer.content)) or Usage(0, 0), latency_s)
         if status == 429 and "insufficient_quota" not in said.codes:
             return self._failure("429", f"answered 429: {self._shown(said)}", billed=False, retry_after_s=wait_s)
         if status in (408, 409) or status >= 500:
-            digest = hashlib.blake2b(response.content, digest_size=4).hexdigest()
+            digest = hashlib.blake2b(answer.content, digest_size=4).hexdigest()
             text = f"answered {status}: {self._shown(said)}"
             return self._failure(f"{status}:{digest}", text, billed=False, retry_after_s=wait_s)
-        return self._refusal(response)
+        return self._refusal(answer)
 
-    def _reply(
-        self, response: httpx2.Response, request: Request, latency_s: float
-    ) -> Reply | AttemptError | ConfigError:
-        body = read_json(response)
+    def _reply(self, answer: Answer, request: Request, latency_s: float) -> Reply | AttemptError | ConfigError:
+        body = read_json(answer.content)
         match body:
             case {"choices": [{"message": dict() as message}, *_]} if isinstance(message.get("content"), str | None):
                 content = message.get("content") or ""
@@ -235,9 +254,9 @@ class OpenAIModel:
             usage = Usage(prompt_tokens(request.messages), count_tokens(text))
         return Reply(text, usage, latency_s)
 
-    def _refusal(self, response: httpx2.Response) -> RefusedError:
+    def _refusal(self, answer: Answer) -> RefusedError:
         """An answer that would be the same the next time."""
-        status, said = response.status_code, complaint(response)
+        status, said = answer.status, complaint(answer.content)
         key = self._spec.key_variable or "key_variable in the pool file (this model sends no key)"
         if "context_length_exceeded" in said.codes:
             mend = "lower max_prompt_tokens in the pool file"
@@ -247,6 +266,9 @@ class OpenAIModel:
             mend = f"check {key}, and whether its key may use this model"
         elif status in (400, 422):
             mend = "check temperature, max_tokens_field, extra_body and max_prompt_tokens in the pool file"
+        elif 300 <= status < 400:
+            target = redact(answer.headers.get("location", "elsewhere"), self._secrets)
+            mend = f"it points to {target}: set base_url to the address that answers itself"
         else:
             mend = "check the model's name and base_url"
         return RefusedError(
@@ -286,7 +308,39 @@ def _max_tokens_field(base_url: str, name: str) -> str:
             f"model {name!r}: base_url is no plain http address: need http(s)://HOST[:PORT]/PATH, without a name or "
             "password; keys stand in the environment variable that key_variable names"
         )
-    return "max_completion_tokens" if f".{host}".endswith(".api.openai.com") else "max_tokens"
+    return "max_completion_tokens" if _is_openai(base_url) else "max_tokens"
+
+
+def _is_openai(base_url: str) -> bool:
+    return f".{urlsplit(base_url).hostname}".endswith(".api.openai.com")
+
+
+async def _open_session(headers: CIMultiDict[str], base_url: str, connect_s: float) -> aiohttp.ClientSession:
+    """Without a bound on connections, which the throttle has; the proxy is the environment's."""
+    address = urlsplit(base_url)
+    proxies = {} if proxy_bypass(address.hostname or "") else getproxies()
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, ssl=_trusted()),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers=headers,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s),
+        proxy=proxies.get(address.scheme) or proxies.get("all"),
+    )
+
+
+@cache
+def _trusted() -> SSLContext:
+    """The system's certificates, and certifi's, since slim images have none; SSL_CERT_FILE names others."""
+    context = create_default_context()
+    if not os.environ.get("SSL_CERT_FILE"):
+        context.load_verify_locations(certifi.where())
+    return context
+
+
+def _let_go(session: aiohttp.ClientSession) -> None:
+    """Closes the connections of a model that nobody closed."""
+    if not session.closed:
+        asyncio.run_coroutine_threadsafe(session.close(), _loop())
 
 
 _LOCK = threading.Lock()

@@ -10,8 +10,6 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import httpx2
-
 __all__ = ["HIDDEN", "Complaint", "complaint", "read_json", "redact"]
 
 HIDDEN = "[hidden]"
@@ -34,20 +32,20 @@ class Complaint(NamedTuple):
     """Its machine-readable words for it, e.g. "content_filter"."""
 
 
-def complaint(response: httpx2.Response) -> Complaint:
+def complaint(content: bytes) -> Complaint:
     """Reads all dialects: {"error": {...}}, {"error": "..."}, {"message": ...}, {"detail": ...}, or a page."""
-    body = read_json(response)
+    body = read_json(content)
     error = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(error, dict):
         message = error.get("message") or error.get("detail") or json.dumps(error)
         return Complaint(str(message), tuple(str(error.get(k)) for k in ("code", "type")))
-    return Complaint(error if isinstance(error, str) else response.text, ())
+    return Complaint(error if isinstance(error, str) else content.decode("utf-8", "replace"), ())
 
 
-def read_json(response: httpx2.Response) -> Any:
+def read_json(content: bytes) -> Any:
     """The body; None where it is no JSON."""
     try:
-        return json.loads(response.content)
+        return json.loads(content)
     except (ValueError, RecursionError):
         return None
 

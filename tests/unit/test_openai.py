@@ -550,6 +550,66 @@ def test_closing_twice_and_calling_again() -> None:
         assert model.complete(ask()).text
 
 
+# -- how it is reached
+
+
+def test_a_redirect_is_not_followed_and_says_where_to() -> None:
+    fault = Fault(Kind.STATUS, {"Location": f"https://elsewhere.example/v1?key={KEY}"}, status=308)
+    outcome, endpoint = attempt(fault)
+    assert isinstance(outcome, ConfigError) and len(endpoint.asks) == 1
+    assert "answered 308" in str(outcome) and "https://elsewhere.example/v1" in str(outcome)
+    assert "set base_url" in str(outcome)
+
+
+def test_the_environments_proxy_is_used_but_for_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Endpoint(key=KEY) as endpoint:
+        monkeypatch.setenv("http_proxy", endpoint.url.removesuffix("/v1"))
+        model = build("http://models.invalid/v1")
+        assert model.complete(ask()).text, "nobody else knows that name"
+        model.close()
+        monkeypatch.setenv("no_proxy", "models.invalid")
+        with pytest.raises(AttemptError) as caught:
+            build("http://models.invalid/v1").complete(ask())
+    assert (caught.value.kind, caught.value.billed) == ("unreachable", False)
+
+
+def test_a_proxy_that_is_not_there_was_sent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    with pytest.raises(AttemptError) as caught:
+        build("http://models.invalid/v1").complete(ask())
+    assert (caught.value.kind, caught.value.billed) == ("unreachable", False)
+
+
+@pytest.mark.parametrize(("url", "sent"), [("https://api.openai.com/v1", True), ("http://127.0.0.1:1/v1", False)])
+def test_the_account_is_named_to_openai_alone(url: str, sent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-1")
+    model = build(url, headers=(("authorization", "Bearer of-ones-own"),))
+    headers = model._connect().headers
+    model.close()
+    assert headers.getall("Authorization") == ["Bearer of-ones-own"], "the pool file has the last word"
+    assert [headers.get(name) for name in ("OpenAI-Organization", "OpenAI-Project")] == (
+        ["org-1", "proj-1"] if sent else [None, None]
+    )
+
+
+def test_what_nobody_closed_is_let_go_without_a_word() -> None:
+    script = (
+        "import gc, sys; from tests.unit.test_openai import ask, build\n"
+        "for _ in range(2):\n"
+        "    model = build(sys.argv[1], key_variable='')\n"
+        "    print(model.complete(ask()).usage.prompt_tokens)\n"
+        "    if _ == 0: del model; gc.collect()\n"
+    )
+    with Endpoint() as endpoint:
+        done = subprocess.run(
+            [sys.executable, "-X", "dev", "-W", "ignore::DeprecationWarning", "-c", script, endpoint.url],
+            capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+    assert done.stdout.split() == ["17", "17"], done.stderr
+    assert "nclosed" not in done.stderr and "Error" not in done.stderr, done.stderr
+
+
 # -- the scripted endpoint itself
 
 
