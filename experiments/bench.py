@@ -8,6 +8,7 @@
     python -m experiments.bench desk              # the call store and the ledger, on their node and from others
     python -m experiments.bench growth            # an update's cost to its driver, of 100 to 10,000 episodes
     python -m experiments.bench learner router    # the router's updates, and its decisions
+    python -m experiments.bench http              # calls of an endpoint, by the CPU time that they take
 
 `envs` takes about a minute. Expect ours within a few per cent of ScienceWorld's raw step, and several times the
 simulator's own Python environment, which computes all valid actions at each step. The others are described in their
@@ -67,6 +68,7 @@ BENCHES = {
     "envs": "experiments.bench_envs",
     "executors": "experiments.bench_executors",
     "growth": "experiments.bench_growth",
+    "http": "experiments.bench_http",
     "learner": "experiments.bench_learner",
     "rollouts": "experiments.bench_rollouts",
     "router": "experiments.bench_router",

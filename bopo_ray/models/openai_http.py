@@ -2,7 +2,7 @@
 
 Not by the provider's SDK: one request and its raw answer are needed, and those took it six times as much CPU time.
 All models of a process share one event loop on a thread of its own, and models of one endpoint share its throttle;
-`complete` blocks its caller's thread only. What each answer of an endpoint means stands in `OpenAIModel._read`.
+`complete` blocks its caller's lane or thread only. What each answer of an endpoint means stands in `OpenAIModel._read`.
 
 Always true here: `complete` sends one request, never a second; its time is bounded from the first byte to the last;
 keys come from the environment alone, and no error holds one or is chained to an object that does.
@@ -17,7 +17,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
 from functools import cache
 from ssl import SSLContext, create_default_context
 from typing import Any, NamedTuple, TypeVar
@@ -30,6 +31,7 @@ import certifi
 from multidict import CIMultiDict
 
 from bopo_ray.errors import AttemptError, ConfigError, RefusedError
+from bopo_ray.lanes import result
 from bopo_ray.models.pool import OPENAI_URL, ModelSpec
 from bopo_ray.models.pricing import Price, Usage
 from bopo_ray.models.protocol import Message, Reply, Request
@@ -75,6 +77,7 @@ class OpenAIModel:
     """A model behind an endpoint; see `LanguageModel`. Thread-safe."""
 
     needs_plan = False
+    gives_way = True
 
     def __init__(self, spec: ModelSpec, processes: int = 1) -> None:
         """
@@ -118,7 +121,7 @@ class OpenAIModel:
 
     def complete(self, request: Request) -> Reply:
         """One attempt of at most `timeout_s`, after its turn in the endpoint's throttle."""
-        outcome = _run(self._attempt(self._connect(), request))
+        outcome = _run(self._attempt(self._connect(), request), result)
         # Raised here, where nothing of the client is in sight: its errors may hold the request, and that the key.
         if isinstance(outcome, Exception):
             raise outcome
@@ -364,13 +367,16 @@ def _loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs `work` on the loop; whoever is interrupted while it waits drops it."""
+def _run(work: Coroutine[Any, Any, T], wait: Callable[[Future[T]], T] = Future.result) -> T:
+    """Runs `work` on the loop while the caller waits; whoever is interrupted then drops it.
+
+    `wait`: `result` lets other lanes have their turns, which holders of a lock must not do.
+    """
     with _LOCK:
         loop = _loop()
     future = asyncio.run_coroutine_threadsafe(work, loop)
     try:
-        return future.result()
+        return wait(future)
     except BaseException:
         future.cancel()
         raise

@@ -14,6 +14,7 @@ import traceback
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -24,7 +25,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bopo_ray.agent import parse_action
-from bopo_ray.errors import AttemptError, ConfigError
+from bopo_ray.errors import AttemptError, ConfigError, ModelError
+from bopo_ray.lanes import Lanes
+from bopo_ray.models.desk import Desk
 from bopo_ray.models.openai_http import OpenAIModel
 from bopo_ray.models.pool import ModelSpec
 from bopo_ray.models.pricing import Price, Usage
@@ -548,6 +551,24 @@ def test_closing_twice_and_calling_again() -> None:
         model.close()
         model.close()
         assert model.complete(ask()).text
+
+
+def test_lanes_wait_for_it_without_a_thread_each() -> None:
+    with Endpoint(delay_s=0.2) as endpoint:
+        model, desk, lanes = build(endpoint.url, max_concurrency=64), Desk(), Lanes(64)
+        requests = [replace(ask(), sample=i) for i in range(32)]
+        waiting = [lanes.submit(lambda r=r: desk.call(model, r, 100, None)) for r in requests]  # the first all at once
+        names = set[str]()
+        while not all(w.done() for w in waiting):
+            names |= {t.name for t in threading.enumerate()}
+            time.sleep(0.01)
+        assert {w.result(10).reply.usage for w in waiting} == {Usage(17, 10)}
+        assert len(endpoint.bill) == 32 and not {n for n in names if n.startswith("aside")}
+        failing = lanes.submit(lambda: desk.call(build("http://127.0.0.1:1/v1", timeout_s=1.0), ask(), 100, None))
+        with pytest.raises(ModelError):
+            failing.result(60)
+        assert lanes.close(5.0)
+        model.close()
 
 
 # -- how it is reached
