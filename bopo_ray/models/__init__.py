@@ -60,7 +60,7 @@ def host_pool(spec: PoolSpec) -> None:
 
 
 def _build(spec: ModelSpec, processes: int, local: int) -> LanguageModel:
-    """Imports a provider when it is used: the SDK and transformers take seconds. `local` hf models share the GPUs."""
+    """Imports a provider when it is used: transformers take seconds. `local` hf models share the GPUs."""
     if spec.provider == "openai":
         from bopo_ray.models.openai_http import OpenAIModel
 
