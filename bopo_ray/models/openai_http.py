@@ -160,7 +160,9 @@ class OpenAIModel:
                 if _is_openai(self.base_url):
                     headers.update({name: os.environ[v] for name, v in ACCOUNT.items() if os.environ.get(v)})
                 headers.update(self._spec.headers)
-                self._session = _run(_open_session(headers, self.base_url, min(CONNECT_S, self._spec.timeout_s)))
+                # Before the whole attempt's time is up: what was never sent is free.
+                connect_s = min(CONNECT_S, 0.9 * self._spec.timeout_s)
+                self._session = _run(_open_session(headers, self.base_url, connect_s))
                 finalize(self, _let_go, self._session)
             return self._session
 
@@ -326,7 +328,7 @@ async def _open_session(headers: CIMultiDict[str], base_url: str, connect_s: flo
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, ssl=_trusted()),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers=headers,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s),
+        timeout=aiohttp.ClientTimeout(total=None, connect=connect_s),
         proxy=proxies.get(address.scheme) or proxies.get("all"),
     )
 

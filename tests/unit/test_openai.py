@@ -251,6 +251,24 @@ def test_a_request_that_never_left_is_not_billed() -> None:
     assert_clean(caught.value)
 
 
+def test_a_connection_that_is_never_taken_is_not_billed() -> None:
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        waiting = [socket.socket() for _ in range(4)]  # more than its queue holds
+        for s in waiting:
+            s.setblocking(False)
+            s.connect_ex(deaf.getsockname())
+        try:
+            with pytest.raises(AttemptError) as caught:
+                build(f"http://127.0.0.1:{deaf.getsockname()[1]}/v1", timeout_s=1.0).complete(ask())
+        finally:
+            for s in waiting:
+                s.close()
+    assert (caught.value.kind, caught.value.billed) == ("unreachable", False)
+    assert_clean(caught.value)
+
+
 def test_a_name_that_does_not_resolve_is_not_billed() -> None:
     with pytest.raises(AttemptError) as caught:
         build("http://no-such-host.invalid/v1").complete(ask())
