@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _verdict(more: dict[str, float]) -> str:
     """One sentence on the differences from the schedules' hypervolume."""
-    lead, known = more[ORACLE], more[KNOWN]
+    lead, known = more[ORACLE], max(0.0, more[KNOWN])
     if lead <= 0:
         return f"the oracle is not above the {SCHEDULES}: there is nothing to gain by the task"
     return (
