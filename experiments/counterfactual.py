@@ -21,7 +21,7 @@ from bopo_ray.analysis.counterfactual import counterfactual, counterfactual_figu
 from bopo_ray.analysis.finished import open_finished
 from bopo_ray.analysis.page import write_study
 from bopo_ray.errors import ConfigError
-from bopo_ray.pipeline.command import exit_code, finished_parser
+from bopo_ray.pipeline.command import exit_code, finished_parser, whole_numbers
 from bopo_ray.pipeline.counterfactual import play_swaps
 from bopo_ray.pipeline.hard_budget import open_run
 from bopo_ray.routers import parse_router
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 140)
 
     def work() -> int:
-        base, steps = parse_router(args.base), _steps(args.steps)
+        base, steps = parse_router(args.base), whole_numbers("steps", args.steps, 0)
         for name in ("tasks", "samples"):
             if getattr(args, name) < 1:
                 raise ConfigError(f"{name}={getattr(args, name)}: need at least 1; set it with --{name}")
@@ -72,16 +72,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     return exit_code(work)
-
-
-def _steps(text: str) -> list[int]:
-    try:
-        steps = sorted({int(x) for x in text.split(",")})
-    except ValueError:
-        steps = []
-    if not steps or steps[0] < 0:
-        raise ConfigError(f"steps={text!r}: need whole numbers >= 0 with commas; set them with --steps")
-    return steps
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from bopo_ray.analysis.finished import open_finished
 from bopo_ray.analysis.headroom import KNOWN, ORACLE, SCHEDULES, headroom, headroom_figure
 from bopo_ray.analysis.page import write_study
 from bopo_ray.errors import ConfigError
-from bopo_ray.pipeline.command import exit_code, finished_parser
+from bopo_ray.pipeline.command import exit_code, finished_parser, whole_numbers
 from bopo_ray.pipeline.hard_budget import open_run
 from bopo_ray.pipeline.headroom import play_schedules
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 140)
 
     def work() -> int:
-        lengths = _lengths(args.lengths)
+        lengths = whole_numbers("lengths", args.lengths, 1)
         for name in ("tasks", "samples"):
             if getattr(args, name) < 2:
                 raise ConfigError(f"{name}={getattr(args, name)}: need at least 2; set it with --{name}")
@@ -84,16 +84,6 @@ def _verdict(more: dict[str, float]) -> str:
         f"of the oracle's lead of {lead:.3f} over the {SCHEDULES}, {known:.3f} is there for one who knows each task by "
         f"its other episodes; the rest, {1 - known / lead:.0%}, is luck, or must be seen in the episode itself"
     )
-
-
-def _lengths(text: str) -> list[int]:
-    try:
-        lengths = sorted({int(x) for x in text.split(",")})
-    except ValueError:
-        lengths = []
-    if not lengths or lengths[0] < 1:
-        raise ConfigError(f"lengths={text!r}: need whole numbers > 0 with commas; set them with --lengths")
-    return lengths
 
 
 if __name__ == "__main__":

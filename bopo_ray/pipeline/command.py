@@ -16,7 +16,7 @@ from ray.exceptions import RayTaskError
 
 from bopo_ray.errors import ConfigError, EngineError, ModelError, SpendLimitError
 
-__all__ = ["Terminated", "exit_code", "finished_parser", "script_parser"]
+__all__ = ["Terminated", "exit_code", "finished_parser", "script_parser", "whole_numbers"]
 
 _FAILURES = (ConfigError, EngineError, ModelError, SpendLimitError, OSError)
 
@@ -42,6 +42,17 @@ def finished_parser(name: str, doc: str | None, several: bool = False) -> argpar
         p.add_argument("folder", type=Path, metavar="FOLDER", help="a finished run, results/RUN")
     p.add_argument("--out", type=Path, help="folder of the files (default: figures/ in the first run's)")
     return p
+
+
+def whole_numbers(option: str, text: str, least: int) -> list[int]:
+    """The different numbers of `text`, "1,2,5", ascending. Raises ConfigError for none, or one below `least`."""
+    try:
+        numbers = sorted({int(x) for x in text.split(",")})
+    except ValueError:
+        numbers = []
+    if not numbers or numbers[0] < least:
+        raise ConfigError(f"{option}={text!r}: need whole numbers >= {least} with commas; set them with --{option}")
+    return numbers
 
 
 def exit_code(
