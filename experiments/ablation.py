@@ -2,12 +2,13 @@
 
     python -m experiments.ablation --out results/ablation              # quick: 1.5 hours on 2 cores (estimated)
     python -m experiments.ablation --out results/ablation --scale tiny # any option of experiments.frontier
+    python -m experiments.ablation --out results/ablation --parts paper,no-bosft    # only these, beside the full method
 
 It runs experiments.frontier with the three advantages (hybrid, augmented, vanilla), without BoSFT, without the bonus on
 Hard tasks, and without the normalised cost; on a benchmark that has this project's own additions by default, such as
 ScienceWorld-v0, also without those. Each has its folder in --out, all share one call store. Expect those runs' output,
 a table, and ablation.html, .csv, .png and .svg in --out. The same command goes on where it was stopped, and does no run
-again that is finished. --max-spend bounds the runs together.
+again that is finished; with other --parts it adds those. --max-spend bounds the runs together.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import pandas as pd
 from bopo_ray.analysis import plots, tables
 from bopo_ray.analysis.finished import FinishedRun
 from bopo_ray.analysis.page import write_study
+from bopo_ray.errors import ConfigError
 from bopo_ray.pipeline.command import exit_code, script_parser
-from bopo_ray.pipeline.jobs import compare_runs
+from bopo_ray.pipeline.jobs import Job, compare_runs
 from bopo_ray.pipeline.settings import Settings
 from experiments.frontier import as_jobs, settings_for
 
-__all__ = ["FULL", "TAKEN", "combine", "main", "runs_for", "write"]
+__all__ = ["FULL", "TAKEN", "asked", "combine", "main", "runs_for", "write"]
 
 FULL = "full"
 RUNS: dict[str, tuple[str, ...]] = {
@@ -68,6 +70,17 @@ def runs_for(settings: Settings) -> dict[str, tuple[str, ...]]:
     return {k: own for k, own in RUNS.items() if (k != "paper" or added) and (k != "no-value" or value)}
 
 
+def asked(jobs: Mapping[str, Job], parts: Sequence[str]) -> dict[str, Job]:
+    """The full method, these parts (none: all), and those that are finished, so that the table has them.
+
+    Raises:
+        ConfigError: there is no such part, or the settings have none.
+    """
+    if wrong := [part for part in parts if part not in jobs]:
+        raise ConfigError(f"--parts={wrong[0]}: with these settings it may name {', '.join(jobs)}")
+    return {name: job for name, job in jobs.items() if not parts or name in (FULL, *parts) or job.done()}
+
+
 def combine(runs: Mapping[str, FinishedRun]) -> pd.DataFrame:
     """One evaluation of all variants: the boundary policies and the advantages of the full run, the others' BoPO."""
     full = runs[FULL].evaluation()
@@ -100,13 +113,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     p = script_parser("ablation", __doc__, allow_abbrev=False)
     p.add_argument("--out", type=Path, required=True, help="folder of the runs and the figure")
+    p.add_argument("--parts", default="", help="only these beside the full method, e.g. paper,no-bosft (default: all)")
     args, options = p.parse_known_args(argv)
 
     def work() -> int:
         settings = settings_for("the ablation", options, TAKEN)
         runs = runs_for(settings)
         jobs = as_jobs(runs, {name: args.out / name for name in runs}, options, args.out / "calls.db")
-        return compare_runs(args.out, jobs, settings.max_spend, write)
+        parts = [part for part in args.parts.split(",") if part]
+        return compare_runs(args.out, asked(jobs, parts), settings.max_spend, write)
 
     return exit_code(work)
 

@@ -123,6 +123,8 @@ def test_an_ablation_is_runs_on_one_store_and_a_paired_comparison(
     for taken in ("--beta=1", "--cost-scale=absolute"):
         line = refused(capsys, ablation.main(["--out", str(out), taken]))
         assert f"{taken.partition('=')[0]}: the ablation sets it itself" in line
+    line = refused(capsys, ablation.main(["--out", str(out), "--env", ID, "--parts", "paper"]))
+    assert "--parts=paper: with these settings it may name full, no-bosft, no-bonus, absolute" in line
     assert "one benchmark at a time" in refused(capsys, ablation.main(["--out", str(out), "--env", "all"]))
     assert "lambdas=(-1.0,)" in refused(capsys, ablation.main(["--out", str(tmp_path / "no"), "--lambdas=-1"]))
     assert not (tmp_path / "no").exists()
