@@ -74,7 +74,7 @@ def test_the_nodes_get_this_checkout_without_history_results_or_keys(config: dic
     }  # fmt: skip
     assert {".git", ".env"} <= set(config["rsync_exclude"])
     assert config["rsync_filter"] == [".gitignore"]
-    assert {"results/", ".venv*/"} <= set((ROOT / ".gitignore").read_text().split())
+    assert {"/results/", ".venv*/"} <= set((ROOT / ".gitignore").read_text().split())
 
 
 def test_the_images_have_the_tested_ray(config: dict[str, Any]) -> None:
