@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = settings_for("the ablation", options, TAKEN)
         runs = runs_for(settings)
         jobs = as_jobs(runs, {name: args.out / name for name in runs}, options, args.out / "calls.db")
-        parts = [part for part in args.parts.split(",") if part]
+        parts = [part.strip() for part in args.parts.split(",") if part.strip()]
         return compare_runs(args.out, asked(jobs, parts), settings.max_spend, write)
 
     return exit_code(work)
