@@ -1,6 +1,7 @@
 """Episodes on disk: Parquet shards with one schema, written whole or not at all.
 
-Always true here: a shard that has its final name is complete (temporary sibling, fsync, row count checked, rename);
+Always true here: a shard that has its final name is complete (temporary sibling, fsync, row count checked, rename), and
+what was damaged afterwards is never read as something else (page checksums);
 every shard names the schema version and the hash of the prices it was billed at, and a folder never mixes two;
 an episode counts once, whatever the number of shards that hold it.
 """
@@ -13,6 +14,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +23,7 @@ from bopo_ray.errors import StoreError
 from bopo_ray.records import Budget, CostMode, Episode, EpisodeSpec, Phase, Question, Step, StopReason
 from envs.base import Split, Task
 
-__all__ = ["SCHEMA", "SCHEMA_VERSION", "EpisodeStore", "episode_row", "row_episode", "write_table"]
+__all__ = ["SCHEMA", "SCHEMA_VERSION", "EpisodeStore", "episode_row", "read_shard", "row_episode", "write_table"]
 
 SCHEMA_VERSION, READABLE = "3", ("2", "3")
 """Version 2 knew no routers that ask questions."""
@@ -119,11 +121,14 @@ class EpisodeStore:
         return [s for s in specs if s.id not in self._ids]
 
     def read(self, phase: Phase | None = None, policy: str | None = None) -> Iterator[Episode]:
-        """All episodes, each once, in an order that does not depend on how they were written."""
+        """All episodes, each once, in an order that does not depend on how they were written.
+
+        Raises StoreError for a damaged shard: what were made of the others alone would be wrong.
+        """
         rows: dict[str, dict[str, object]] = {}
         filters = [(k, "=", str(v)) for k, v in (("phase", phase), ("policy", policy)) if v is not None]
         for shard in self._shards():
-            for row in pq.read_table(shard, filters=filters or None).to_pylist():
+            for row in read_shard(shard, filters=filters or None).to_pylist():
                 rows.setdefault(row["id"], row)
         for key in sorted(rows):
             yield row_episode(rows[key])
@@ -151,9 +156,13 @@ class EpisodeStore:
     def _checked(self, shard: Path) -> pa.Table:
         """The ids of a shard; a damaged one is set aside so that its episodes are made again."""
         try:
-            metadata = pq.read_schema(shard).metadata or {}
-        except (pa.ArrowInvalid, OSError) as error:
-            if getattr(error, "errno", None) not in (None, errno.EINVAL):
+            schema = pq.read_schema(shard)
+            metadata = schema.metadata or {}
+            if metadata.get(_VERSION_KEY) == self._metadata[_VERSION_KEY] and not schema.equals(SCHEMA):
+                raise pa.ArrowInvalid("its columns are not those of its version")  # the footer has no checksum
+            ids = pq.read_table(shard, columns=["id"], page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            if not _is_damage(error):
                 raise
             shard.rename(shard.with_suffix(".corrupt"))
             return pa.table({"id": pa.array([], pa.string())})
@@ -164,7 +173,25 @@ class EpisodeStore:
             found, wanted = metadata.get(key, b"none").decode(), self._metadata[key].decode()
             if found != wanted and not (key == _VERSION_KEY and found in READABLE):
                 raise StoreError(f"{shard} has {what} {found}, this run has {wanted}; {mend}, or choose another --out")
-        return pq.read_table(shard, columns=["id"])
+        return ids
+
+
+def read_shard(path: Path, **options: Any) -> pa.Table:
+    """A Parquet file of a run, by `pyarrow.parquet.read_table`; raises StoreError when it is damaged."""
+    try:
+        return pq.read_table(path, page_checksum_verification=True, **options)
+    except (pa.ArrowException, OSError) as error:
+        if not _is_damage(error):
+            raise
+        raise StoreError(
+            f"{path} is damaged ({' '.join(str(error).split())[:120]}); move it away and run the same command with "
+            "--resume: what it held is made again, from stored calls where there are any"
+        ) from error
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether the file is at fault, not the disk or the user's rights."""
+    return getattr(error, "errno", None) in (None, errno.EINVAL)
 
 
 def write_table(table: pa.Table, path: Path) -> None:
@@ -172,7 +199,9 @@ def write_table(table: pa.Table, path: Path) -> None:
     temporary = path.with_suffix(f".{uuid.uuid4().hex[:8]}.tmp")
     try:
         with temporary.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
+            # Without page checksums a flipped bit is read as another value, unseen; nothing guards statistics, by which
+            # rows are left out.
+            pq.write_table(table, file, compression="zstd", write_page_checksum=True, write_statistics=False)
             file.flush()
             os.fsync(file.fileno())
         if pq.read_metadata(temporary).num_rows != table.num_rows:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from bopo_ray.models.spend import Totals
 from bopo_ray.records import spawn_seed
+from bopo_ray.store import read_shard
 
 __all__ = ["Bill", "Sharing", "bill", "sharing"]
 
@@ -80,7 +80,7 @@ def bill(shards: Iterable[Path], totals: Totals, cpu_hour_microusd: int) -> Bill
     """Adds up the episodes of `shards`, each once, and the ledger's `totals`."""
     rows: dict[str, tuple[int, int, float, bool]] = {}
     for shard in shards:
-        table = pq.read_table(shard, columns=["id", "router", "calls", "cost_microusd", "steps"])
+        table = read_shard(shard, columns=["id", "router", "calls", "cost_microusd", "steps"])
         for batch in table.to_batches():
             steps = batch.column("steps")
             seconds = dict.fromkeys(range(len(batch)), 0.0)
@@ -136,7 +136,7 @@ def sharing(shards: Iterable[Path], deterministic: bool, trained_for_all: bool =
     random: set[int] = set()
     own: dict[str, set[int]] = defaultdict(set)
     for shard in shards:
-        table = pq.read_table(shard, columns=["task", "policy", "member", "sample", "first_observation", "steps"])
+        table = read_shard(shard, columns=["task", "policy", "member", "sample", "first_observation", "steps"])
         for row in table.to_pylist():
             if row["policy"] == "oracle":  # which repeats others' calls
                 continue

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from bopo_ray.errors import StoreError
 from bopo_ray.records import CostMode
+from bopo_ray.store import read_shard
 
 __all__ = ["CAPPED", "CHOSEN", "FinishedRun", "open_finished"]
 
@@ -77,7 +78,7 @@ class FinishedRun:
         tables = []
         for shard in sorted(folder.rglob("part-*.parquet")):
             if shard.parent.name in stores:
-                table = pq.read_table(shard, columns=[*columns, "steps"])
+                table = read_shard(shard, columns=[*columns, "steps"])
                 steps = pc.list_value_length(table.column("steps"))
                 tables.append(table.select(columns).append_column("steps", steps))
         if not tables:

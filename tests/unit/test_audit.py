@@ -399,6 +399,48 @@ def test_each_evaluated_policy_has_one_row(rows: int, run: Path, capsys: pytest.
     assert (d.stored, d.recomputed) == (rows, 1) and d.where in said
 
 
+def retire(folder: Path) -> None:
+    """A later command has chosen another offset and share, and asked for neither of two baselines that are half played;
+    what an earlier one had played stays in the store."""
+    names = {"always-small 0": "r_offset-1", "always-small 1": "r_offset2", "random(0.5) 0": "random(0.4)"}
+
+    def change(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            if row["policy"] == "random(0.5) 1" and row["task"].startswith("fetch"):
+                row["policy"] = "one-step(0.1)"
+            row["policy"] = names.get(row["policy"], row["policy"])
+            if row["policy"].startswith("r_offset"):
+                row["router"] = "learned"
+
+    change_episodes(folder, change)
+    table = pd.read_csv(folder / "frontier.csv").replace({"policy": names})
+    gone = ["r_offset-1", "random(0.4)", "random(0.5) 1"]
+    table[~table["policy"].isin(gone)].to_csv(folder / "frontier.csv", index=False)
+
+
+def test_a_policy_that_a_later_command_has_left_out_is_no_difference(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    retire(run)
+    code, said, found = audited(run, capsys)
+    assert (code, found.differences, found.episodes) == (0, (), 20) and "0 differ" in said
+
+
+def test_a_row_that_is_lacking_is_a_difference_whatever_the_policy(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A learned router with no other offset in its place; and whatever the summary names."""
+    retire(run)
+    table = pd.read_csv(run / "frontier.csv")
+    table[table["policy"] != "r_offset2"].to_csv(run / "frontier.csv", index=False)
+    summary = json.loads((run / "summary.json").read_text())
+    write_json(run / "summary.json", summary | {"points": [{"policy": "random(0.4)"}, {"policy": "one-step(0.1)"}]})
+    code, _, found = audited(run, capsys)
+    lacking = {d.where.removeprefix("frontier.csv: "): (d.what, d.stored, d.recomputed) for d in found.differences}
+    names = ("r_offset-1", "r_offset2", "random(0.4)", "one-step(0.1)")
+    assert code == 1 and lacking == dict.fromkeys(names, ("rows", 0, 1))
+
+
 def test_a_row_of_a_policy_that_was_never_evaluated(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = pd.read_csv(run / "frontier.csv")
     pd.concat([table, table.loc[[1]].assign(policy="nobody")]).to_csv(run / "frontier.csv", index=False)
@@ -475,7 +517,7 @@ def test_another_price(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_damaged_shard_stays_where_it_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (shard,) = (run / "episodes" / "boundary").glob("part-*.parquet")
     shard.write_bytes(shard.read_bytes()[:-100])
-    assert "episodes/ can't be read" in refused(run, capsys)
+    assert f"{shard.name} is damaged" in refused(run, capsys)
     assert shard.exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from bopo_ray import store as store_module
 from bopo_ray.errors import StoreError
 from bopo_ray.records import Budget, CostMode, Episode, Phase, Question
 from bopo_ray.rllib.bopo import BoPO, BoPOConfig
-from bopo_ray.store import EpisodeStore, write_table
+from bopo_ray.store import SCHEMA, EpisodeStore, write_table
 from tests.toy import play, toy_spec
 
 BUDGETS = (
@@ -170,6 +171,45 @@ def test_a_truncated_shard_is_set_aside_and_its_episodes_are_missing_again(tmp_p
     assert sorted(tmp_path.iterdir()) == sorted([first, second.with_suffix(".corrupt")])
     again.append(EPISODES[2:5])
     assert by_id(EpisodeStore(tmp_path, "p1")) == {e.spec.id: e for e in EPISODES[:5]}
+
+
+def test_a_flipped_bit_is_never_read_as_another_value(tmp_path: Path) -> None:
+    """Wherever it is: the shard is set aside, or named in one line, or the bit meant nothing."""
+    EpisodeStore(tmp_path / "sound", "p1").append(EPISODES)
+    (shard,) = (tmp_path / "sound").glob("part-*.parquet")
+    data, came_to = shard.read_bytes(), Counter[str]()
+    for at in range(0, len(data), len(data) // 97):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        flipped = bytearray(data)
+        flipped[at] ^= 1 << at % 8
+        (folder / shard.name).write_bytes(flipped)
+        try:
+            store = EpisodeStore(folder, "p1")
+            found = by_id(store)
+        except StoreError as error:
+            came_to["named" if str(folder / shard.name) in str(error) else "unnamed"] += 1
+        else:
+            assert found in ({}, BY_ID), f"byte {at}"
+            assert len(store) == len(found)
+            came_to["set aside" if not found else "harmless"] += 1
+    assert came_to["named"] > 40 and came_to["set aside"] > 10 and not came_to["unnamed"], came_to
+
+
+def test_a_damaged_shard_is_named_when_it_is_read(tmp_path: Path) -> None:
+    store = EpisodeStore(tmp_path, "p1")
+    store.append(EPISODES)
+    (shard,) = tmp_path.glob("part-*.parquet")
+    column = pq.ParquetFile(shard).metadata.row_group(0).column(SCHEMA.get_field_index("outcome"))
+    damaged = bytearray(shard.read_bytes())
+    damaged[column.data_page_offset + column.total_compressed_size - 1] ^= 1
+    shard.write_bytes(damaged)
+    with pytest.raises(
+        StoreError, match=rf"{shard.name} is damaged .*move it away and run the same command with --res"
+    ):
+        by_id(store)
+    shard.unlink()
+    assert EpisodeStore(tmp_path, "p1").missing([e.spec for e in EPISODES]) == [e.spec for e in EPISODES]
 
 
 def test_a_file_that_was_being_written_is_not_read_and_goes_with_the_next_write(tmp_path: Path) -> None:
