@@ -88,15 +88,17 @@ class SharedFolder:
                 f"it, or, if that machine is gone, {(HELD_S - age_s) / 60:.0f} minutes more, or choose another --out"
             )
         self._count = int(owner.get("count", 0))
+        self._last = owner.get("host"), self._count
+        """Who copied last, and how often, as far as is known here."""
         if owner and self._count > self._seen():
             self._fetch()
 
     def save(self, last: bool = False) -> None:
-        """Copies what is new or has changed; raises StoreError when that fails."""
+        """Copies what is new or has changed; raises StoreError when that fails, or another machine has taken over."""
         with self._lock:
             try:
                 self._save(last)
-            except OSError as error:
+            except (OSError, json.JSONDecodeError, sqlite3.Error, pa.ArrowException) as error:
                 raise StoreError(
                     f"the results can't be copied to {self.uri} ({_line(error)}); they are in {self.local}: mend it "
                     "and run the same command with --resume"
@@ -105,6 +107,7 @@ class SharedFolder:
     def _save(self, last: bool) -> None:
         here = {str(p.relative_to(self.local)): p for p in self.local.rglob("*") if p.is_file()}
         here = {name: path for name, path in here.items() if not LEFT_OUT.search(path.name)}
+        self._check_owner()
         self._count += 1
         self._note()  # first here: a copy that is cut off is older than this folder
         self._write_owner(True)
@@ -114,6 +117,16 @@ class SharedFolder:
         for name in self._there() - here.keys() - {OWNER}:
             self._fs.delete_file(f"{self._root}/{name}")
         self._write_owner(not last)
+
+    def _check_owner(self) -> None:
+        """Nobody may have taken over: what they wrote would be deleted here."""
+        owner = self._owner()
+        host, count = owner.get("host"), int(owner.get("count", 0))
+        if (host, count) != self._last and not (host == socket.gethostname() and count <= self._count):
+            raise StoreError(
+                f"{self.uri} was taken over by {host} while this machine could not copy to it; what was finished here "
+                f"is in {self.local}: end this run, and go on there or with another --out"
+            )
 
     def _copy(self, source: Path, name: str) -> None:
         """Puts it there if it has changed."""
@@ -181,6 +194,7 @@ class SharedFolder:
         owner = {"host": socket.gethostname(), "at": time.time(), "count": self._count, "open": is_open}
         with self._fs.open_output_stream(f"{self._root}/{OWNER}") as file:
             file.write(json.dumps(owner).encode())
+        self._last = owner["host"], self._count
 
     def _note(self) -> None:
         self.local.mkdir(parents=True, exist_ok=True)
@@ -209,8 +223,8 @@ def shared_folder(out: str, local: Path) -> Iterator[tuple[Path, Callable[[], No
         while not ended.wait(COPY_S):
             try:
                 folder.save()
-            except StoreError as error:
-                log.warning("%s", error)
+            except Exception as error:  # the next copy may succeed: this thread must live
+                log.warning("%s", _line(error))
 
     thread = threading.Thread(target=again, name="shared folder", daemon=True)
     thread.start()
@@ -238,12 +252,22 @@ def _state(path: Path) -> tuple[int, int] | None:
 
 
 def _snapshot(database: Path, target: Path) -> Path:
-    """A copy of a database as it is now; those who write to it wait, see `bopo_ray.models.sqlite`."""
+    """A copy of a database as it is now.
+
+    Those who write to it wait while it is opened and closed, see `bopo_ray.models.sqlite`, and not while it is copied.
+    """
     target.unlink(missing_ok=True)
     with database.with_name(f"{database.name}-lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(target)) as copy:
-            source.backup(copy)
+        with closing(sqlite3.connect(database, isolation_level=None)) as source:
+            source.execute("BEGIN")
+            source.execute("SELECT 1 FROM sqlite_master").fetchone()  # from here on it sees the file of this moment
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            try:
+                with closing(sqlite3.connect(target)) as copy:
+                    source.backup(copy)
+            finally:
+                fcntl.flock(lock, fcntl.LOCK_EX)
     return target
 
 

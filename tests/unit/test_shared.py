@@ -185,6 +185,78 @@ def test_a_second_machine_is_refused_while_the_first_is_at_work(
     SharedFolder(uri, tmp_path / "three")  # ended in order
 
 
+def test_a_machine_that_was_cut_off_does_not_delete_what_its_successor_wrote(
+    tmp_path: Path, uri: str, there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "one", FILES)
+    on("one", monkeypatch)
+    first = SharedFolder(uri, tmp_path / "one")
+    first.save()
+    owner = json.loads((there / "run" / OWNER).read_text())
+    (there / "run" / OWNER).write_text(json.dumps(owner | {"at": time.time() - HELD_S - 1}))
+    on("two", monkeypatch)
+    second = SharedFolder(uri, tmp_path / "two")
+    write(tmp_path / "two", {"episodes/boundary/part-9.parquet": "new"})
+    second.save()
+    on("one", monkeypatch)
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"taken over by two while .* go on there or with another --out"):
+            first.save()
+    assert read(there / "run") == read(tmp_path / "two")
+    on("two", monkeypatch)
+    second.save(last=True)
+
+
+def test_a_copy_that_failed_half_way_is_made_by_the_next(
+    tmp_path: Path, uri: str, there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "one", FILES)
+    folder = SharedFolder(uri, tmp_path / "one")
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "_copy", lambda *_: (_ for _ in ()).throw(sqlite3.OperationalError("disk I/O error")))
+        with pytest.raises(StoreError, match="can't be copied"):
+            folder.save()
+    folder.save()
+    assert read(there / "run") == FILES
+
+
+def test_a_database_that_can_not_be_copied_does_not_end_the_copying(
+    tmp_path: Path, uri: str, there: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shared, "COPY_S", 0.05)
+    with shared_folder(uri, tmp_path / "here") as (folder, _):
+        write(folder, {"calls.db": "no database" * 500})
+        end = time.monotonic() + 20
+        while not caplog.records:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        (folder / "calls.db").unlink()
+        write(folder, {"a.txt": "1"})
+        while not (there / "run/a.txt").exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    assert "can't be copied" in caplog.text
+
+
+def test_calls_are_stored_while_a_large_database_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the copy is of the moment at which it was begun."""
+    store, call = CallStore(tmp_path / "calls.db"), StoredCall("m", "text", Usage(1, 1), 0.1)
+    store.put("before", call)
+
+    class Slow(sqlite3.Connection):
+        def backup(self, target: sqlite3.Connection, **_: object) -> None:  # type: ignore[override]
+            store.put("meanwhile", call)
+            super().backup(target)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, factory=Slow, **k))
+    shared._snapshot(tmp_path / "calls.db", tmp_path / "copy.db")
+    monkeypatch.undo()
+    copy = CallStore(tmp_path / "copy.db")
+    assert copy.get("before") == store.get("meanwhile") == call
+    assert copy.get("meanwhile") is None
+
+
 def test_a_folder_with_another_run_is_not_overwritten(tmp_path: Path, uri: str) -> None:
     write(tmp_path / "one", FILES)
     SharedFolder(uri, tmp_path / "one").save(last=True)
