@@ -30,6 +30,8 @@ class AttemptError(ModelError):
         """
         super().__init__(message)
         self.kind, self.retry, self.billed, self.retry_after_s = kind, retry, billed, retry_after_s
+        self.queued_s = 0.0
+        """Of the attempt's seconds, those in which it waited for its turn."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return _attempt_error, (str(self), self.kind, self.retry, self.billed, self.retry_after_s)

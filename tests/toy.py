@@ -34,6 +34,7 @@ PLANS = {
     "fault-dead": ("pick up cup", "pick up cup"),
     "fault-once": ("pick up cup", "move cup to table"),
     "fault-hang": ("pick up cup", "move cup to table"),
+    "fault-slow": tuple(f"examine page {i}" for i in range(8)),
 }
 
 
@@ -90,6 +91,8 @@ class Toy(gym.Env[str, str]):
         self.over = True
 
     def _misbehave(self) -> None:
+        if self.name.startswith("fault-slow"):
+            time.sleep(0.5)
         if self.name.startswith("fault-dead"):
             raise EngineError("the toy engine died")
         marker = Path(self.scratch) / self.name.replace("/", "-")

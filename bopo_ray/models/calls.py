@@ -15,10 +15,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +30,6 @@ from bopo_ray.errors import StoreError
 from bopo_ray.models.pricing import Usage
 from bopo_ray.models.protocol import Request
 from bopo_ray.models.sqlite import (
-    LEASE_S,
-    DamageError,
     Database,
     Format,
     lease_clock,
@@ -40,10 +39,14 @@ from bopo_ray.models.sqlite import (
 )
 from bopo_ray.store import write_table
 
+log = logging.getLogger(__name__)
+
 __all__ = [
-    "CallStore", "ModelStats", "StoreStats", "StoredCall", "call_key", "owner_alive", "owner_id",
+    "CLAIM_S", "CallStore", "ModelStats", "StoreStats", "StoredCall", "call_key", "owner_alive", "owner_id",
 ]  # fmt: skip
 
+CLAIM_S = 240.0
+"""Lease of a claim: its owner renews it in much less, unless it is gone with its machine."""
 CHECK_EVERY = 64
 """Puts of a process between two looks at the size."""
 _CLAIM = "INSERT INTO claims SELECT ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM calls WHERE key = ?) ON CONFLICT DO NOTHING"
@@ -147,13 +150,13 @@ def call_key(identity: str, request: Request) -> str:
 class CallStore:
     """The calls in one file, for all threads and processes of a machine."""
 
-    def __init__(self, path: Path, max_bytes: int = 4 << 30, lease_s: float = LEASE_S, repair: bool = True) -> None:
+    def __init__(self, path: Path, max_bytes: int = 4 << 30, lease_s: float = CLAIM_S, repair: bool = True) -> None:
         """Opens or creates a store.
 
         Args:
             path: its file.
             max_bytes: bound on its size; beyond it the oldest calls are dropped.
-            lease_s: a claim this old is taken over, although its owner may live.
+            lease_s: a claim that was neither made nor renewed for so long is taken over, although its owner may live.
             repair: whether a damaged file is moved aside for a new one, with one warning; otherwise it is an error.
 
         Raises StoreError for a file that can't be used or is no call store.
@@ -203,12 +206,19 @@ class CallStore:
         check = next(self._puts) % CHECK_EVERY == 0
 
         def work(c: sqlite3.Connection) -> None:
-            _insert(c, row)
+            if not _insert(c, row) and _find(c, key) is None:  # what is there is damaged
+                c.execute("DELETE FROM calls WHERE key = ?", (key,))
+                _insert(c, row)
             c.execute("DELETE FROM claims WHERE key = ?", (key,))
             if check:
                 _shrink(c, self._max_bytes)
 
         self._database.write(work)
+
+    def renew(self, keys: Sequence[str], owner: str) -> None:
+        """Begins the lease of the owner's claims on these keys anew."""
+        rows = [(lease_clock(), key, owner) for key in keys]
+        self._database.write(lambda c: c.executemany("UPDATE claims SET since = ? WHERE key = ? AND owner = ?", rows))
 
     def release(self, key: str, owner: str) -> None:
         """Ends the owner's claim without a call."""
@@ -255,15 +265,16 @@ class CallStore:
         return dropped
 
     def export(self, path: Path) -> int:
-        """Writes all calls to one Parquet file, whole or not at all; returns how many."""
+        """Writes all calls to one Parquet file, whole or not at all; returns how many.
+
+        Damaged ones are left out, with a warning.
+        """
 
         def work(c: sqlite3.Connection) -> list[pa.RecordBatch]:
             cursor, batches = c.execute(f"SELECT {_NAMES}, checksum FROM calls ORDER BY id"), []
             while rows := cursor.fetchmany(10_000):
-                for row in rows:
-                    _check(row[:-1], row[-1])
-                columns = list(zip(*rows, strict=True))[:-1]
-                batches.append(pa.record_batch(columns, _COLUMNS))
+                if sound := [row[:-1] for row in rows if _is_sound(row[:-1], row[-1])]:
+                    batches.append(pa.record_batch(list(zip(*sound, strict=True)), _COLUMNS))
             return batches
 
         table = pa.Table.from_batches(self._database.read(work), _COLUMNS)
@@ -276,11 +287,13 @@ class CallStore:
 
 
 def _find(c: sqlite3.Connection, key: str) -> StoredCall | None:
+    """The call of that key, unless it is damaged."""
     row = c.execute(f"SELECT {_NAMES}, checksum FROM calls WHERE key = ?", (key,)).fetchone()
     if row is None:
         return None
     *fields, checksum = row
-    _check(tuple(fields), checksum)
+    if not _is_sound(tuple(fields), checksum):
+        return None
     _, model, text, prompt, cached, completion, latency_s, _ = fields
     return StoredCall(model, text, Usage(prompt, completion, cached), latency_s)
 
@@ -295,9 +308,12 @@ def _checksum(row: tuple[object, ...]) -> int:
     return zlib.crc32(repr(row).encode())
 
 
-def _check(row: tuple[object, ...], checksum: int) -> None:
-    if _checksum(row) != checksum:
-        raise DamageError("a row fails its checksum")
+def _is_sound(row: tuple[object, ...], checksum: int) -> bool:
+    """Whether it is as it was written; one that is not counts as missing, and the others are as good as before."""
+    sound = _checksum(row) == checksum
+    if not sound:
+        log.warning("a stored call is damaged (it fails its checksum): it counts as missing and may be made again")
+    return sound
 
 
 def _used(c: sqlite3.Connection) -> int:

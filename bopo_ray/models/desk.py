@@ -8,24 +8,34 @@ case.
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
+from weakref import WeakSet
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, stop_before_delay
+from tenacity import RetryCallState, Retrying, retry_if_exception
 from tenacity.wait import wait_random_exponential
 
-from bopo_ray.errors import AttemptError, ConfigError, ModelError, RefusedError, SpendLimitError
+from bopo_ray.errors import AttemptError, ConfigError, RefusedError, SpendLimitError
 from bopo_ray.lanes import aside, result
 from bopo_ray.method.budget import Ledger
 from bopo_ray.models.calls import StoredCall, call_key, owner_id
 from bopo_ray.models.pricing import Usage
 from bopo_ray.models.protocol import LanguageModel, Reply, Request
 from bopo_ray.models.spend import Totals
+
+log = logging.getLogger(__name__)
+RENEW_S = 60.0
+"""Between two renewals of the claims of this process."""
+LONGEST_CALL_S = 3600.0
+"""A claim is renewed for so long at most: whoever hangs in a call must not hold up everybody else for good."""
 
 __all__ = ["Answer", "BudgetSpent", "Calls", "Desk", "RetryPolicy", "Spend"]
 
@@ -35,9 +45,11 @@ class RetryPolicy:
     """When to give an attempt up."""
 
     attempts: int = 8
-    """At most so many attempts at a call."""
+    """At most so many attempts at a call, besides those that were refused for the time being (429)."""
+    refusals: int = 40
+    """At most so many of those: a quota of a minute passes."""
     age_s: float = 300.0
-    """No attempt begins so many seconds after the first one did."""
+    """No attempt begins so many seconds after the first one did; while it waits for its turn a call grows no older."""
     identical: int = 3
     """So often the same server error (5xx with the same body) is taken for an answer."""
     first_wait_s: float = 0.5
@@ -71,6 +83,7 @@ class Calls(Protocol):
 
     def claim(self, key: str, owner: str) -> StoredCall | bool: ...
     def put(self, key: str, call: StoredCall) -> None: ...
+    def renew(self, keys: Sequence[str], owner: str) -> None: ...
     def release(self, key: str, owner: str) -> None: ...
 
 
@@ -106,6 +119,8 @@ class Desk:
         self._lock = threading.Lock()
         self._in_flight: dict[str, list[Future[StoredCall]]] = {}
         """Calls that are being made, and who else waits for each: mostly nobody."""
+        self._claimed: dict[str, float] = {}
+        """Keys of those that are claimed in the store, and when that was, by `time.monotonic`."""
 
     def call(self, model: LanguageModel, request: Request, prompt_bound: int, budget: Ledger | None = None) -> Answer:
         """The model's reply to `request`, from the store or paid for.
@@ -132,8 +147,8 @@ class Desk:
                 mates.append(made := Future[StoredCall]())
             try:
                 return self._saved(model, result(made), budget)
-            except (ModelError, BudgetSpent):
-                continue  # the mate failed: this one tries for itself
+            except BudgetSpent:
+                continue  # the mate's budget: this one has another
         try:
             stored = self._claim(key, model)
             if stored is not None:
@@ -152,6 +167,7 @@ class Desk:
     def _landed(self, key: str) -> list[Future[StoredCall]]:
         """Who waits for the call, which is in flight no longer."""
         with self._lock:
+            self._claimed.pop(key, None)
             return self._in_flight.pop(key)
 
     def _claim(self, key: str, model: LanguageModel) -> StoredCall | None:
@@ -170,9 +186,17 @@ class Desk:
                         f"a call of {model.name} is not among the recorded ones: the recording is of another run, "
                         "model or setting; give the settings that it was made with, or leave out --replay"
                     )
+                self._claimed[key] = time.monotonic()
+                _keep_renewing(self)
                 return None
             aside(time.sleep, pause_s)
             pause_s = min(2 * pause_s, 0.2)
+
+    def renew_claims(self) -> None:
+        """Begins the lease of all claims anew, but for those of calls that take longer than any should."""
+        since = time.monotonic() - LONGEST_CALL_S
+        if self._calls is not None and (keys := [k for k, began in list(self._claimed.items()) if began > since]):
+            self._calls.renew(keys, self._owner)
 
     def _saved(self, model: LanguageModel, call: StoredCall, budget: Ledger | None) -> Answer:
         cost = model.price.cost(call.usage)
@@ -219,12 +243,14 @@ class Desk:
 
         Most calls succeed at once, and to prepare for more attempts is a seventh of the harness's work at a step.
         """
-        seen, first = Counter[str](), [failed]
+        seen, first, queued_s = Counter[str](), [failed], 0.0
 
         def again(error: BaseException) -> bool:
+            nonlocal queued_s
             if not isinstance(error, AttemptError) or not error.retry:
                 return False
             seen[error.kind] += 1
+            queued_s += error.queued_s
             return not error.kind.startswith("5") or seen[error.kind] < self._retry.identical
 
         def attempt() -> Answer:
@@ -233,9 +259,15 @@ class Desk:
             return once()
 
         p = self._retry
+
+        def over(state: RetryCallState) -> bool:
+            age_s = took_s + state.seconds_since_start + state.upcoming_sleep - queued_s  # type: ignore[operator]
+            refused = seen["429"]
+            return state.attempt_number - refused >= p.attempts or refused >= p.refusals or age_s >= p.age_s
+
         retrying = Retrying(
-            stop=stop_after_attempt(p.attempts) | stop_before_delay(max(0.0, p.age_s - took_s)), wait=_Wait(p),
-            retry=retry_if_exception(again), reraise=True, sleep=lambda s: aside(time.sleep, s),
+            stop=over, wait=_Wait(p), retry=retry_if_exception(again), reraise=True,
+            sleep=lambda s: aside(time.sleep, s),
         )  # fmt: skip
         return retrying(attempt)
 
@@ -300,6 +332,35 @@ class Desk:
                 return self._spend.reserve(self._owner, key, model, worst)
             aside(time.sleep, pause_s)
             pause_s = min(2 * pause_s, 1.0)
+
+
+_DESKS: WeakSet[Desk] = WeakSet()
+"""Whose claims this process renews."""
+
+
+def _keep_renewing(desk: Desk) -> None:
+    """From now on the desk's claims are renewed."""
+    if desk not in _DESKS:
+        _DESKS.add(desk)
+        _renewer(os.getpid())
+
+
+@cache
+def _renewer(pid: int) -> threading.Thread:
+    """The thread of this process that renews claims: a call may wait for its turn longer than a lease."""
+
+    def renew() -> None:
+        while True:
+            time.sleep(RENEW_S)
+            try:
+                for desk in list(_DESKS):
+                    desk.renew_claims()
+            except Exception as error:  # the next time may succeed, and a lease is several times as long
+                log.warning("claims could not be renewed: %s", error)
+
+    thread = threading.Thread(target=renew, name="claims", daemon=True)
+    thread.start()
+    return thread
 
 
 def _unknown(key: str) -> None:

@@ -50,6 +50,11 @@ MAX_TOKENS_REPORTED = 2**31
 """No prompt and no reply is so long: such a figure is none."""
 OURS = ("model", "messages", "temperature", "max_tokens", "max_completion_tokens", "n", "stream", "stream_options")
 """Fields that budgets and replies rely on: `extra_body` must leave them alone."""
+BEYOND = (408, 502, 504, 520, 524)
+"""A gateway says that the server behind it gave no answer in time, or none that it could read: that one may have the
+request, and charge for it."""
+OF_THE_PROMPT = frozenset({"content_filter", "content_policy_violation", "invalid_prompt"})
+"""Codes of a refusal of what this one prompt says: the reply is an empty one, as with a filter that cuts it."""
 IDLE_S = 4.0
 """So long a connection is kept for the next request; common servers close theirs after five seconds or more."""
 NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
@@ -83,7 +88,7 @@ class OpenAIModel:
         """
         Args:
             spec: of an `openai:` model.
-            processes: how many share the endpoint's limits; each takes its share, at least 1.
+            processes: how many share the endpoint's limits; each takes its share, and one call at a time at least.
         """
         self.name, self.price, self.sampling = spec.label, spec.price, spec.sampling
         self.base_url = (spec.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL).rstrip("/")
@@ -95,7 +100,7 @@ class OpenAIModel:
             )
         fixed = (json.dumps(self._extra, sort_keys=True), json.dumps(dict(spec.query), sort_keys=True))
         self.identity = "|".join(("openai", self.base_url, spec.target, self.max_tokens_field, *fixed))
-        per_minute = max(1, spec.requests_per_minute // processes) if spec.requests_per_minute else 0
+        per_minute = spec.requests_per_minute / processes
         self._throttle = _throttle(
             (self.base_url, spec.key_variable), max(1, spec.max_concurrency // processes), per_minute
         )
@@ -193,21 +198,32 @@ class OpenAIModel:
             self.max_tokens_field: request.max_tokens,
         }
         body = json.dumps(fields, separators=(",", ":")).encode()
+        asked_s = time.perf_counter()
         async with self._throttle.slot() as began_s:
             start_s = time.perf_counter()
-            try:
-                async with asyncio.timeout(self._spec.timeout_s):
-                    answer = await self._ask(session, "POST", "/chat/completions", body)
-            except Exception as error:
-                return self._lost(error)
-            wait_s = retry_after_s(answer.headers)
-            if answer.status == 429:
-                self._throttle.refused(began_s)
-            elif answer.is_success:
-                self._throttle.succeeded()
-            if wait_s and answer.status in (429, 503):
-                self._throttle.pause(wait_s)
-            return self._read(answer, request, time.perf_counter() - start_s, wait_s)
+            outcome = await self._in_turn(session, request, body, began_s)
+        if isinstance(outcome, AttemptError):
+            outcome.queued_s = start_s - asked_s
+        return outcome
+
+    async def _in_turn(
+        self, session: aiohttp.ClientSession, request: Request, body: bytes, began_s: float
+    ) -> Reply | AttemptError | ConfigError:
+        """An attempt that has its turn, since `began_s` by the loop's time."""
+        start_s = time.perf_counter()
+        try:
+            async with asyncio.timeout(self._spec.timeout_s):
+                answer = await self._ask(session, "POST", "/chat/completions", body)
+        except Exception as error:
+            return self._lost(error)
+        wait_s = retry_after_s(answer.headers)
+        if answer.status == 429:
+            self._throttle.refused(began_s)
+        elif answer.is_success:
+            self._throttle.succeeded()
+        if wait_s and answer.status in (429, 503):
+            self._throttle.pause(wait_s)
+        return self._read(answer, request, time.perf_counter() - start_s, wait_s)
 
     def _lost(self, error: Exception) -> AttemptError:
         """No answer came. It is charged for unless the request never left."""
@@ -225,14 +241,14 @@ class OpenAIModel:
         if answer.is_success:
             return self._reply(answer, request, latency_s)
         said = complaint(answer.content)
-        if status == 400 and "content_filter" in said.codes:
+        if status in (400, 403, 422) and OF_THE_PROMPT & set(said.codes):
             return Reply("", _usage(read_json(answer.content)) or Usage(0, 0), latency_s)
         if status == 429 and "insufficient_quota" not in said.codes:
             return self._failure("429", f"answered 429: {self._shown(said)}", billed=False, retry_after_s=wait_s)
         if status in (408, 409) or status >= 500:
             digest = hashlib.blake2b(answer.content, digest_size=4).hexdigest()
             text = f"answered {status}: {self._shown(said)}"
-            return self._failure(f"{status}:{digest}", text, billed=False, retry_after_s=wait_s)
+            return self._failure(f"{status}:{digest}", text, billed=status in BEYOND, retry_after_s=wait_s)
         return self._refusal(answer)
 
     def _reply(self, answer: Answer, request: Request, latency_s: float) -> Reply | AttemptError | ConfigError:
@@ -296,6 +312,8 @@ def _usage(body: Any) -> Usage | None:
                 return None
         case _:
             return None
+    if type(total := more.get("total_tokens")) is int and total < MAX_TOKENS_REPORTED:
+        completion = max(completion, total - prompt)  # some leave what was thought out of the one and not of the other
     details = more.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else 0
     return Usage(prompt, completion, min(max(cached, 0), prompt) if type(cached) is int else 0)
@@ -352,7 +370,7 @@ _LOCK = threading.Lock()
 _THROTTLES: WeakValueDictionary[tuple[str, str], Throttle] = WeakValueDictionary()
 
 
-def _throttle(endpoint: tuple[str, str], max_concurrency: int, per_minute: int) -> Throttle:
+def _throttle(endpoint: tuple[str, str], max_concurrency: int, per_minute: float) -> Throttle:
     with _LOCK:
         throttle = _THROTTLES.get(endpoint)
         if throttle is None:

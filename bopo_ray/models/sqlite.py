@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import logging
 import math
 import os
@@ -287,7 +288,7 @@ class Database:
             # Another process may have been here before: then there is a new file already.
             if self._inode == _inode(self.path) != 0:
                 self._connection.close()
-                aside = self.path.with_name(f"{self.path.name}.corrupt")
+                aside = next(name for name in _asides(self.path) if not name.exists())
                 for end in ("", "-wal", "-shm"):
                     with contextlib.suppress(FileNotFoundError):
                         os.replace(f"{self.path}{end}", f"{aside}{end}")
@@ -354,6 +355,12 @@ class Database:
                 "database browser), then run the same command with --resume"
             )
         return StoreError(f"{path} can't be used ({said}); it must be a writable file on a local disk with space left")
+
+
+def _asides(path: Path) -> Iterator[Path]:
+    """Where a damaged file may go, one after the other: none replaces another."""
+    for n in itertools.count(1):
+        yield path.with_name(f"{path.name}.corrupt{f'-{n}' if n > 1 else ''}")
 
 
 @cache

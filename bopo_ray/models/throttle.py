@@ -28,7 +28,7 @@ MIN_CUT_GAP_S = 1.0
 class Throttle:
     """One endpoint's limits in this process. Not thread-safe: for the event loop that it is first used on."""
 
-    def __init__(self, max_concurrency: int, per_minute: int = 0) -> None:
+    def __init__(self, max_concurrency: int, per_minute: float = 0) -> None:
         """
         Args:
             max_concurrency: most calls in flight, and the limit to start from.
@@ -41,7 +41,7 @@ class Throttle:
         self._successes = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    def tighten(self, max_concurrency: int, per_minute: int) -> None:
+    def tighten(self, max_concurrency: int, per_minute: float) -> None:
         """Keeps the stricter of its limits and these: two models of one endpoint may be given different ones."""
         self.maximum = min(self.maximum, max_concurrency)
         self.limit = min(self.limit, self.maximum)

@@ -41,7 +41,7 @@ from bopo_ray.records import CostMode, Episode, EpisodeSpec
 from bopo_ray.rllib.backbone import check_backbone
 from bopo_ray.rllib.bopo import BoPOConfig
 from bopo_ray.rllib.collect import collect
-from bopo_ray.rllib.open_desk import DeskConfig, node_id, serve_desk
+from bopo_ray.rllib.open_desk import DeskConfig, lent_environment, node_id, serve_desk
 from bopo_ray.rllib.placement import LEARNER_BYTES, RunnerGroup, fitting, most_memory, runner_bytes
 from bopo_ray.rllib.runner import Failure
 from bopo_ray.routers import Router
@@ -206,7 +206,7 @@ class Run:
         check_learners(self.settings, ray.cluster_resources())
         if len(ray.nodes()) > 1 or address != "local":
             self.desk = dataclasses.replace(self.desk, node=node_id(), actor=f"desk-{uuid.uuid4().hex[:8]}")
-            self._desk_actor = serve_desk(self.desk)
+            self._desk_actor = serve_desk(self.desk, lent_environment(self.models))
         if not self.settings.replay:
             host_pool(self.models)
         dashboard = (

@@ -29,7 +29,7 @@ __all__ = ["Fleet", "Lines", "collect"]
 
 log = logging.getLogger(__name__)
 SILENCE_S = 600.0
-"""A runner that hands in nothing for so long is killed and replaced."""
+"""A runner that makes no step for so long is killed and replaced."""
 PROBE_S = 0.2
 """Between two questions to a runner whether it has been replaced."""
 ANSWER_S = 2.0
@@ -138,6 +138,9 @@ class _Seat:
     questions: int = 0
     """Calls that it has not answered."""
     heard: float = 0.0
+    """When it last handed something in, or had made a step."""
+    steps: int = 0
+    """That it has made."""
 
 
 class Fleet:
@@ -239,7 +242,7 @@ class Fleet:
             seat.playing |= {spec.id: spec for spec in unit}
             while unit or seat.questions < min(QUESTIONS, len(seat.playing)):
                 router = (None, 0, None) if seat.told else self.router
-                self.calls[seat.actor.exchange.remote(seat.session, unit, *router)] = index
+                self.calls[seat.actor.hand_in.remote(seat.session, unit, *router)] = index
                 seat.questions += 1
                 seat.told, unit = True, []
 
@@ -249,14 +252,14 @@ class Fleet:
         seat = self.seats[index]
         seat.questions -= 1
         try:
-            results = ray.get(ref)
+            results, steps = ray.get(ref)
         except RayTaskError:
             raise
         except RayError as error:
             self._lost(index, str(error).splitlines()[0])
             return
-        if results:
-            seat.heard = time.monotonic()
+        if results or steps != seat.steps:
+            seat.heard, seat.steps = time.monotonic(), steps
         for result in results:
             seat.playing.pop(result.spec.id, None)
             self._arrive(result)
@@ -296,4 +299,4 @@ class Fleet:
         for index, seat in list(self.seats.items()):
             if seat.playing and now - seat.heard > self.silence_s:
                 ray.kill(seat.actor, no_restart=False)
-                self._lost(index, f"silent for {self.silence_s:.0f} s")
+                self._lost(index, f"no step for {self.silence_s:.0f} s")

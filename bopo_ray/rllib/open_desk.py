@@ -8,8 +8,10 @@ goes together.
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -17,18 +19,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 
 from bopo_ray.errors import ModelError
-from bopo_ray.lanes import Lanes, result, together
+from bopo_ray.lanes import Lanes, aside, result, together
 from bopo_ray.models.calls import CallStore
 from bopo_ray.models.desk import Desk
+from bopo_ray.models.openai_http import ACCOUNT
+from bopo_ray.models.pool import PoolSpec
 from bopo_ray.models.spend import SpendLedger
 
-__all__ = ["DeskConfig", "node_id", "open_desk", "serve_desk"]
+__all__ = ["DeskConfig", "borrow_environment", "lent_environment", "node_id", "open_desk", "serve_desk"]
 
 DEADLINE_S = 120.0
 """For the actor to answer in."""
+SURE_S = 120.0
+"""So long what must not be lost is told to the actor again."""
+AGAIN_S = 1.0
+"""Between two attempts at that."""
+SURE = ("put", "settle", "lose", "release")
+"""What was paid and what became of it: told twice it is as told once."""
+TASKS = ("ALFWORLD_DATA", "APPWORLD_ROOT")
+"""Variables that say where tasks are."""
 BATCHES = 32
 """Batches of questions that a process waits for at the same time, at most."""
 
@@ -82,6 +94,28 @@ def node_id() -> str:
     return ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
 
 
+def lent_environment(pool: PoolSpec) -> dict[str, str]:
+    """What a run's processes on a cluster take over from the one that starts it, as far as it is set there: the keys of
+    `pool`, and which tasks are played. Ray starts its workers with the environment of its own nodes."""
+    names = {m.key_variable for m in pool.models if m.provider == "openai" and m.key_variable} | {*ACCOUNT.values()}
+    paths = {name: os.path.abspath(os.environ[name]) for name in TASKS if os.environ.get(name)}
+    own = {name: os.environ[name] for name in sorted({*names, "APPWORLD_TEST_SET"}) if os.environ.get(name)}
+    return own | paths
+
+
+def borrow_environment(config: DeskConfig) -> None:
+    """Sets here what the actor lends and this process lacks. Through it rather than by a `runtime_env`, which Ray's
+    dashboard shows. Raises ModelError when the actor is gone."""
+    if not config.actor:
+        return
+    try:
+        lent: dict[str, str] = ray.get(ray.get_actor(config.actor).environment.remote(), timeout=DEADLINE_S)
+    except (ValueError, RayError, TimeoutError) as error:
+        raise ModelError(f"the call store's actor {config.actor} does not answer ({type(error).__name__})") from None
+    for name, value in lent.items():
+        os.environ.setdefault(name, value)
+
+
 class _Question(NamedTuple):
     """A call of a method of the store or of the ledger."""
 
@@ -94,11 +128,16 @@ class _Question(NamedTuple):
 class _Served:
     """The actor: owns the two files for those that can't open them."""
 
-    def __init__(self, config: DeskConfig) -> None:
+    def __init__(self, config: DeskConfig, environment: Mapping[str, str]) -> None:
+        self._environment = dict(environment)
         self.calls = CallStore(Path(config.calls), config.max_bytes)
         self.spend = SpendLedger(Path(config.spend), config.cap_microusd)
         self.lanes = Lanes(workers=0)
         """What is asked at the same moment shares a transaction."""
+
+    def environment(self) -> dict[str, str]:
+        """What it lends."""
+        return self._environment
 
     def ask(self, questions: Sequence[_Question]) -> list[Any]:
         """What came of each: its answer, or the exception that it raised."""
@@ -106,13 +145,16 @@ class _Served:
         return [future.exception() or future.result() for future in asked]
 
 
-def serve_desk(config: DeskConfig) -> Any:
-    """Starts the actor called `config.actor` on this node; it ends with the job, and with the handle returned here."""
+def serve_desk(config: DeskConfig, environment: Mapping[str, str] | None = None) -> Any:
+    """Starts the actor called `config.actor` on this node; it ends with the job, and with the handle returned here.
+
+    It lends `environment`, see `borrow_environment`.
+    """
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(config.node, soft=False)
     return (
         ray.remote(_Served)
         .options(name=config.actor, num_cpus=0, max_concurrency=64, max_restarts=-1, scheduling_strategy=strategy)
-        .remote(config)
+        .remote(config, environment or {})
     )
 
 
@@ -147,4 +189,21 @@ class _Remote:
         self._line, self._part = line, part
 
     def __getattr__(self, method: str) -> Any:
-        return lambda *args: self._line.ask(_Question(self._part, method, args))
+        ask = self._surely if method in SURE else self._line.ask
+        return lambda *args: ask(_Question(self._part, method, args))
+
+    def _surely(self, question: _Question) -> Any:
+        """Asks again where no answer comes: a paid reply is not thrown away because an actor is being restarted."""
+        until, told = time.monotonic() + SURE_S, False
+        while True:
+            try:
+                return self._line.ask(question)
+            except ModelError as error:
+                if time.monotonic() > until or isinstance(error.__cause__, ActorDiedError):
+                    raise
+            except ValueError as error:
+                if told and type(error) is ValueError:  # the reservation was closed, and the answer got lost
+                    return True
+                raise
+            told = True
+            aside(time.sleep, AGAIN_S)

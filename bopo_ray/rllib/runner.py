@@ -38,7 +38,7 @@ from bopo_ray.records import Episode, EpisodeSpec, Step, StopReason, spawn_seed
 from bopo_ray.rllib.batch import passes
 from bopo_ray.rllib.encode import Reader
 from bopo_ray.rllib.memory import Memory
-from bopo_ray.rllib.open_desk import DeskConfig, open_desk
+from bopo_ray.rllib.open_desk import DeskConfig, borrow_environment, open_desk
 from bopo_ray.rllib.router_module import ROUTER_DEFAULTS
 from bopo_ray.routers import LEARNED, Moment, Router, fixed_router
 from bopo_ray.routers.decision import decide
@@ -123,6 +123,7 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
         if self.worker_index:  # a process of its own; what it has loaded by now will never be garbage
             gc.freeze()
             gc.set_threshold(GARBAGE)
+        borrow_environment(self.config.env_config.get("desk") or DeskConfig())
         self._n_lanes = self.config.num_envs_per_env_runner
         self._lanes = Lanes(2 * self._n_lanes)  # those of an abandoned session may still wait for their models
         self._at_most = min(DECISIONS, max(4, self._n_lanes // 8))
@@ -131,6 +132,7 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
         self._free: list[RoutingEnv] = []
         self._routers: dict[str, Router] = {}
         self._version = -1
+        self._steps = 0
         self._n_models = len(_pool(self.config.env_config))
         self._read = Reader.of(ROUTER_DEFAULTS | self.config.router_shape)
         self.module: Any = None
@@ -244,6 +246,10 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
             raise
         return ended
 
+    def hand_in(self, *asked: Any) -> tuple[list[Episode | Failure], int]:
+        """What `exchange` returns, and how many steps this runner has made by now: nothing may end for long."""
+        return self.exchange(*asked), self._steps
+
     def _abandon(self, name: str = "") -> None:
         """Forgets what is being played: its lanes end when they have stored and paid the call that they wait for."""
         self._session.over = True
@@ -310,6 +316,7 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
             draw = None if spec.greedy else spawn_seed(spec.stream, len(steps)) / 2**63
             decision = decide(p, mask, draw)
             view, outcome, _, _, info = env.step(decision.model)
+            self._steps += 1
             if "reply" in info:
                 fields = ("model", "reply", "action", "observation", "prompt_tokens", "cached_tokens",
                           "completion_tokens", "cost_microusd", "lost_microusd", "latency_s", "question")  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,14 @@ def test_a_silent_runner_is_killed_and_its_episodes_are_played_once(group: Runne
     found = collect(group, [*hanging, *SPECS[:4]], silence_s=2.0)
     assert found[2:] == alone(SPECS[:4], folder) and all(isinstance(r, Episode) for r in found)
     assert len(set(players(group)) & before) < 2
+
+
+def test_a_runner_at_work_on_a_long_episode_is_not_taken_for_silent(group: RunnerGroup) -> None:
+    """Its steps count, and not its episodes alone."""
+    before, began = set(players(group)), time.monotonic()
+    found = collect(group, [toy_spec(f"fault-slow/{n}", ALWAYS_LARGE) for n in range(2)], silence_s=2.0)
+    assert all(isinstance(r, Episode) and len(r.steps) == 8 for r in found)
+    assert time.monotonic() - began > 4 and set(players(group)) == before
 
 
 def test_an_episode_that_takes_long_holds_no_other(group: RunnerGroup, folder: Path) -> None:

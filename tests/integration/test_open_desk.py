@@ -63,7 +63,7 @@ def cluster_script(folder: Path) -> None:
     from ray.cluster_utils import Cluster
 
     from bopo_ray.lanes import Lanes
-    from bopo_ray.rllib.open_desk import DeskConfig, _Line, node_id, open_desk, serve_desk
+    from bopo_ray.rllib.open_desk import DeskConfig, _Line, borrow_environment, node_id, open_desk, serve_desk
 
     def call(config: DeskConfig, sample: int) -> tuple[str, str, str, bool]:
         """What came of a call, the text or the error; which process and node asked; whether through the actor."""
@@ -92,6 +92,11 @@ def cluster_script(folder: Path) -> None:
         unknown = lanes.submit(lambda: desk._spend.settle(10**9, Usage(1, 1), 1))  # type: ignore[union-attr]
         return [c.result().partition(" by")[0] for c in calls], repr(unknown.exception()), sizes
 
+    def borrowed(config: DeskConfig) -> dict[str, str | None]:
+        os.environ["OWN"] = "the node's"
+        borrow_environment(config)
+        return {name: os.environ.get(name) for name in ("LENT", "OWN")}
+
     def actors() -> list[str]:
         return [a["name"] for a in ray.util.list_named_actors(all_namespaces=True)]
 
@@ -103,7 +108,7 @@ def cluster_script(folder: Path) -> None:
     try:
         ray.init(**options)
         config = DeskConfig(str(folder / "calls.db"), str(folder / "spend.db"), CAP, node=node_id(), actor="the-desk")
-        actor = serve_desk(config)
+        actor = serve_desk(config, {"LENT": "by the driver", "OWN": "the driver's"})
         there, here = ray.remote(resources={"other": 1})(call), ray.remote(call)
         strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node_id(), soft=False)
         there_all = [ray.get(there.remote(config, sample), timeout=60) for sample in SAMPLES]
@@ -113,6 +118,7 @@ def cluster_script(folder: Path) -> None:
             crossed = ""
         except ray.exceptions.RayTaskError as error:
             crossed = type(error.cause).__name__
+        lent = ray.get(ray.remote(resources={"other": 1})(borrowed).remote(config), timeout=60)
         during = actors()
         ray.kill(actor)
         dead = ray.get(there.remote(config, 7), timeout=60)
@@ -133,7 +139,7 @@ def cluster_script(folder: Path) -> None:
         cluster.shutdown()
     print(json.dumps({"there": there_all, "here": here_one, "crossed": crossed, "during": during, "dead": dead,
                       "absent": absent, "second": after_restart, "left": left, "head": head,
-                      "many": many, "failed": failed, "sizes": sizes}))  # fmt: skip
+                      "many": many, "failed": failed, "sizes": sizes, "lent": lent}))  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +192,11 @@ def test_what_a_crowd_asks_goes_together_and_fails_alone(happened: dict[str, Any
     assert happened["failed"].startswith("ValueError('reservation 1000000000: never made")
     sizes = happened["sizes"]
     assert sum(sizes) == 4 * CROWD + 1 and max(sizes) > 10  # a claim, a reservation, a reply and a bill for each
+
+
+def test_a_node_takes_over_what_it_lacks_of_the_drivers_environment(happened: dict[str, Any]) -> None:
+    """As Ray starts workers with the environment of their node, keys would have to be on each before it is started."""
+    assert happened["lent"] == {"LENT": "by the driver", "OWN": "the node's"}
 
 
 def test_an_actor_that_is_gone_fails_the_episode_only(happened: dict[str, Any]) -> None:

@@ -396,6 +396,35 @@ def test_flipped_bytes_never_give_a_wrong_reply(tmp_path_factory: pytest.TempPat
         assert min(flips) < 100  # in the header, where a flip may make it a database of another kind or version
 
 
+def test_one_damaged_call_is_made_again_and_the_others_are_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, bad = tmp_path / "calls.db", KEYS[7]
+    fill(path)
+    raw = path.read_bytes()
+    assert raw.count(f"reply of {bad} ".encode()) == 20
+    path.write_bytes(raw.replace(f"reply of {bad} ".encode(), f"reply oF {bad} ".encode(), 1))
+    store = CallStore(path)
+    assert [k for k in KEYS[:300] if store.get(k) is None] == [bad]
+    assert "fails its checksum" in caplog.text and "made again" in caplog.text
+    assert store.export(tmp_path / "sound.parquet") == 299
+    assert store.claim(bad, ME) is True
+    again = dataclasses.replace(CALL, text="made again")
+    store.put(bad, again)
+    assert store.get(bad) == again and store.stats().calls == 300
+    assert not list(tmp_path.glob("*.corrupt*"))
+
+
+def test_a_second_damaged_store_does_not_replace_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "calls.db"
+    for text in (b"first", b"second"):
+        path.unlink(missing_ok=True)
+        path.write_bytes(text * 1000)
+        CallStore(path).close()
+    asides = (tmp_path / "calls.db.corrupt", tmp_path / "calls.db.corrupt-2")
+    assert [a.read_bytes()[:5] for a in asides] == [b"first", b"secon"]
+
+
 def test_a_store_that_is_damaged_while_two_use_it_is_replaced_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

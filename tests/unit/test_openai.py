@@ -203,10 +203,13 @@ def test_the_same_server_error_is_the_same_kind_and_another_is_another() -> None
     assert kinds[0] == kinds[1] != kinds[2]
 
 
-@pytest.mark.parametrize("status", [408, 409, 502, 504])
-def test_other_statuses_that_may_pass(status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "billed"), [(409, False), (500, False), (503, False), (408, True), (502, True), (504, True), (524, True)]
+)
+def test_other_statuses_that_may_pass(status: int, billed: bool) -> None:
+    """A gateway that gave up waiting does not know what the server behind it goes on to charge."""
     error = failed(Fault(Kind.STATUS, status=status, body="wait"))
-    assert error.kind.startswith(str(status)) and not error.billed
+    assert error.kind.startswith(str(status)) and error.billed == billed
 
 
 @pytest.mark.parametrize("fault", [Fault(Kind.HANG), Fault(Kind.DRIP, seconds=0.02)])
@@ -297,6 +300,25 @@ def test_a_filtered_reply_is_empty_and_paid() -> None:
     reply, endpoint = replied(Fault(Kind.FILTER_200))
     assert (reply.text, reply.usage) == ("", endpoint.bill[0].usage)
     assert reply.usage.prompt_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(400, "invalid_prompt"), (400, "content_policy_violation"), (403, "content_policy_violation")]
+)
+def test_a_refusal_of_what_one_prompt_says_does_not_end_the_run(status: int, code: str) -> None:
+    body = json.dumps({"error": {"message": "Your prompt was flagged.", "code": code}})
+    reply, _ = replied(Fault(Kind.STATUS, status=status, body=body))
+    assert (reply.text, reply.usage) == ("", Usage(0, 0))
+
+
+def test_what_was_thought_is_billed_where_only_the_total_has_it() -> None:
+    def body(total: object) -> str:
+        usage = {"prompt_tokens": 32, "completion_tokens": 9, "total_tokens": total}
+        return json.dumps({"choices": [{"message": {"content": "look"}}], "usage": usage})
+
+    for total, completion in ((350, 318), (41, 9), (0, 9), ("350", 9), (2**40, 9)):
+        reply, _ = replied(Fault(Kind.STATUS, status=200, body=body(total)))
+        assert reply.usage == Usage(32, completion)
 
 
 def test_a_filtered_prompt_is_an_empty_reply_for_nothing() -> None:
@@ -517,7 +539,21 @@ def test_each_process_takes_its_share() -> None:
         model = build(endpoint.url, processes=3, max_concurrency=10)
         list(pool.map(model.complete, [ask()] * 40))
         assert endpoint.max_in_flight == 3
-    assert build("http://127.0.0.1:1/v1", processes=100, max_concurrency=10)._throttle.limit == 1
+    many = build("http://127.0.0.1:1/v1", processes=100, max_concurrency=10, requests_per_minute=20)._throttle
+    assert (many.limit, many._gap_s) == (1, 300), "a start in five minutes each is twenty a minute of all"
+
+
+def test_an_attempt_tells_how_long_it_waited_for_its_turn() -> None:
+    with Endpoint(faults=[Fault(Kind.SLOW, seconds=0.3), Fault(Kind.ERROR)], key=KEY) as endpoint:
+        model = build(endpoint.url, max_concurrency=1)
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(model.complete, ask())
+            while not endpoint.asks:
+                time.sleep(0.01)
+            second = pool.submit(model.complete, ask())
+            error = second.exception()
+            assert first.result() and isinstance(error, AttemptError) and error.queued_s > 0.1
+        model.close()
 
 
 def test_a_storm_of_429_shrinks_the_concurrency() -> None:
