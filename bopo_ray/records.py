@@ -52,9 +52,9 @@ class Phase(StrEnum):
     POLICY = "policy"
     """Rollouts of the policy that BoPO trains."""
     SELECTION = "selection"
-    """Fixed schedules on dev tasks, the best of which is evaluated."""
+    """Rollouts on dev tasks, by which it is chosen what is evaluated."""
     EVALUATION = "evaluation"
-    """Greedy rollouts on held-out tasks."""
+    """Rollouts on held-out tasks; a learned router's are greedy or sampled, as the run's settings say."""
 
 
 class CostMode(StrEnum):

@@ -127,7 +127,9 @@ def reward(
     return np.asarray(bonus * u - lam * np.asarray(cost_norm, dtype=np.float64), dtype=np.float64)
 
 
-def beta_warning(stats: Mapping[str, BoundaryStats], beta: float, lam: float, easy_at: int = 3) -> tuple[str, ...]:
+def beta_warning(
+    stats: Mapping[str, BoundaryStats], beta: float, lam: float, easy_at: int | None = None
+) -> tuple[str, ...]:
     """The Hard tasks on which always-large does not out-reward always-small: beta < lambda/d - 1. [ours]
 
     d = u_L - u_S is the gap of mean outcomes (of success rates where u is 0 or 1), and a full unit of C_norm is

@@ -13,7 +13,12 @@ from statistics import fmean
 
 from bopo_ray.records import CostMode, Difficulty, Episode
 
-__all__ = ["BoundaryStats", "boundary_stats", "class_shares", "classify", "counts"]
+__all__ = ["BoundaryStats", "boundary_stats", "class_shares", "classify", "counts", "easy_from"]
+
+
+def easy_from(k: int) -> int:
+    """Successes of always-small, of `k` rollouts, from which a task is Easy: 3 of 5, rounded up, at least 1. [ours]"""
+    return max(1, -(-3 * k // 5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +64,17 @@ class BoundaryStats:
         if self.later_successes < 0:
             raise ValueError(f"task {self.task}: later_successes={self.later_successes}: need at least 0")
 
-    def difficulty(self, easy_at: int = 3) -> Difficulty:
+    def difficulty(self, easy_at: int | None = None) -> Difficulty:
         """Easy: s_S >= `easy_at`. Intractable: no success of any rollout, later ones included. Hard: the rest. [ours]
 
         Args:
-            easy_at: successes of always-small that make a task Easy, at least 1.
+            easy_at: successes of always-small that make a task Easy, at least 1; None: `easy_from` its rollouts.
 
         Raises:
             ValueError: `easy_at` is below 1.
         """
+        if easy_at is None:
+            easy_at = easy_from(self.k_small)
         if easy_at < 1:
             raise ValueError(f"easy_at={easy_at}: need at least 1, or a task that never succeeded would be Easy")
         if self.successes_small >= easy_at:
@@ -116,7 +123,7 @@ def boundary_stats(
     )
 
 
-def classify(stats: Iterable[BoundaryStats], easy_at: int = 3) -> dict[str, Difficulty]:
+def classify(stats: Iterable[BoundaryStats], easy_at: int | None = None) -> dict[str, Difficulty]:
     """The label of each task, by task name, in the order given."""
     return {s.task: s.difficulty(easy_at) for s in stats}
 

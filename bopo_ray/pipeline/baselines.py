@@ -24,6 +24,7 @@ __all__ = [
     "asked_for",
     "best_policy",
     "best_schedules",
+    "dev_episodes",
     "dev_tasks",
     "matched_random",
     "play_dev",
@@ -93,14 +94,23 @@ def dev_tasks(run: Run) -> tuple[Task, ...]:
 
 
 def play_dev(run: Run, names: Sequence[str]) -> tuple[Task, ...]:
-    """Plays the boundary policies and these schedules on dev tasks, into the store "dev"; returns the tasks."""
+    """Plays the boundary policies and these schedules on dev tasks, into the store "dev"; returns the tasks.
+
+    Under the budget that the evaluation is under: what is best without one need not be best with it.
+    """
     s, tasks = run.settings, dev_tasks(run)
     run.play(
         "fixed schedules on dev tasks", run.store("dev"),
-        [EpisodeSpec(t, Phase.SELECTION, n, 0, m, 0, router=n) for t in tasks
+        [EpisodeSpec(t, Phase.SELECTION, n, 0, m, 0, budget=s.budget, router=n) for t in tasks
          for n in (ALWAYS_SMALL, ALWAYS_LARGE, *names) for m in range(s.eval_samples)],
     )  # fmt: skip
     return tasks
+
+
+def dev_episodes(run: Run) -> list[Episode]:
+    """Those by which it is chosen what is evaluated: of a run under a budget, those that were under it."""
+    budget = run.settings.budget
+    return [e for e in run.store("dev").read(Phase.SELECTION) if budget in (None, e.spec.budget)]
 
 
 def best_schedules(run: Run) -> list[Policy]:
@@ -108,7 +118,7 @@ def best_schedules(run: Run) -> list[Policy]:
     s = run.settings
     names = [f"{f}({k})" for f in ("first-large", "last-large") for k in SCHEDULE_STEPS if k < s.max_steps]
     play_dev(run, names)
-    played = list(run.store("dev").read(Phase.SELECTION))
+    played = dev_episodes(run)
     candidates = sorted((ALWAYS_SMALL, ALWAYS_LARGE, *names))
     chosen = {lam: best_policy(played, candidates, lam, run.mode, CostScale(s.cost_scale)) for lam in s.lambdas}
     return [Policy(f"best-schedule({lam:g})", "best-schedule", name) for lam, name in chosen.items()]

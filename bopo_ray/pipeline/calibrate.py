@@ -7,6 +7,9 @@ The router that is evaluated has the number in its weights; it is a folder of it
 Routers differ in scale, and in how much of the large model they were left with, so the numbers to choose from are each
 router's own: those with which it would call a larger model at given shares of the steps that it has met on dev tasks.
 
+A router that draws its decisions calls a larger model with some probability at each step; its shares are the means of
+that.
+
 With limits of calls to choose from, too, each number is tried under each limit (Eq. (9)), and so is one with which the
 router calls the large model until the limit is reached: a late call is dear, since prompts grow, and a router that
 goes on calling where all is lost pays most on the tasks that nobody wins. A schedule, first-large:K, is such a point.
@@ -28,18 +31,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from ray.rllib.core.rl_module import RLModule
 
 from bopo_ray.analysis.pareto import Reference, hypervolume, pareto_front
 from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL
 from bopo_ray.method.reward import CostScale
-from bopo_ray.pipeline.baselines import Policy, best_policy, play_dev, specs
+from bopo_ray.pipeline.baselines import Policy, best_policy, dev_episodes, play_dev, specs
 from bopo_ray.pipeline.card import describe_as
 from bopo_ray.pipeline.run import Run, write_json
 from bopo_ray.pipeline.settings import Settings
 from bopo_ray.pipeline.stages import load_policy
-from bopo_ray.records import Episode, Phase
+from bopo_ray.records import Budget, CostMode, Episode, Phase
 from bopo_ray.rllib.router_module import RouterModule
 from bopo_ray.store import EpisodeStore
 from envs.base import Task
@@ -54,6 +57,10 @@ FILE = "calibration.json"
 _BOUNDARIES = (ALWAYS_SMALL, ALWAYS_LARGE)
 ALL_LARGE = 1.0
 """The share of large calls that no lambda needs, and a limit may."""
+_DRAWN = 0.999
+"""What stands for that where decisions are drawn: no number makes them certain."""
+_FARTHEST = 1e3
+"""No offset is farther from 0: the logarithm of the least probability is -708."""
 BIAS = "policy.head.bias"
 """Of the acting router's state: what is added to its logits, [n_models]."""
 
@@ -63,9 +70,11 @@ def calibrated(run: Run, policies: Sequence[Policy]) -> list[Policy]:
     or at one of `Settings.train_lambdas`, becomes one for each.
 
     Plays each on dev tasks as it is, and with the offsets of `Settings.shares`, and with these under each of
-    `Settings.call_limits` (but in a run under a budget, which is limit enough); by "price" the best mean of
-    u - lambda * C_norm is taken, the first that was tried where several are as good, and by "front" what `front_choice`
-    says. The policies as they are, where there are no shares.
+    `Settings.call_limits`; by "price" the best mean of u - lambda * C_norm is taken, the first that was tried where
+    several are as good, and by "front" what `front_choice` says. The policies as they are, where there are no shares.
+
+    In a run under a budget all that is compared is played under it, like the evaluation, and under no other limit; once
+    more without it each router says which offsets there are to choose from.
     """
     s = run.settings
     if not s.shares:
@@ -111,24 +120,24 @@ class Tried(NamedTuple):
 
 
 def _choose(run: Run, wanted: Sequence[Policy]) -> dict[str, Tried]:
-    s = run.settings
+    s, greedy = run.settings, run.settings.decide == "greedy"
     tasks, store, tried = play_dev(run, ()), run.store("dev"), dict[Path, list[Tried]]()
     for policy in wanted:
         assert policy.folder is not None
         if policy.folder in tried:
             continue
-        _play(run, policy.folder, Tried(0.0), tasks)
+        _play(run, policy.folder, Tried(0.0), tasks, None)
         met = met_as_it_is(store, policy.folder)
-        offsets = dict.fromkeys([0.0, *offsets_at(met, s.shares)])
+        offsets = dict.fromkeys([0.0, *offsets_at(met, s.shares, greedy)])
         tried[policy.folder] = [Tried(x) for x in sorted(offsets, key=abs)]
         if s.budget is None:
-            offsets |= dict.fromkeys(offsets_at(met, [ALL_LARGE]))
+            offsets |= dict.fromkeys(offsets_at(met, [ALL_LARGE], greedy))
             tried[policy.folder] += [Tried(x, n) for n in s.call_limits for x in sorted(offsets, key=abs)]
         for own in tried[policy.folder]:
-            _play(run, policy.folder, own, tasks)
-    played = list(store.read(Phase.SELECTION))
+            _play(run, policy.folder, own, tasks, s.budget)
+    played = dev_episodes(run)
     scale = CostScale(s.cost_scale)
-    points = _points(played) if s.share_rule == "front" else {}
+    points = _points(played, run.mode) if s.share_rule == "front" else {}
     chosen = {}
     for policy in wanted:
         assert policy.folder is not None and policy.lam is not None
@@ -146,10 +155,10 @@ def _choose(run: Run, wanted: Sequence[Policy]) -> dict[str, Tried]:
     return chosen
 
 
-def _play(run: Run, folder: Path, own: Tried, tasks: Sequence[Task]) -> None:
-    """A router's dev episodes with this, as far as they are not there."""
+def _play(run: Run, folder: Path, own: Tried, tasks: Sequence[Task], budget: Budget | None) -> None:
+    """A router's dev episodes with this, under a budget or none, as far as they are not there."""
     tried, store = Policy(own.name_of(folder.name), "", calls=own.calls), run.store("dev")
-    todo = [dataclasses.replace(x, phase=Phase.SELECTION) for x in specs(tasks, tried, run.settings, None)]
+    todo = [dataclasses.replace(x, phase=Phase.SELECTION) for x in specs(tasks, tried, run.settings, budget)]
     if store.missing(todo):
         run.play(f"calibrating {tried.name}", store, todo, weights_with(run, folder, own.offset))
 
@@ -162,22 +171,48 @@ def weights_with(run: Run, folder: Path, offset: float) -> Any:
 
 
 def met_as_it_is(dev: EpisodeStore, folder: Path) -> list[tuple[float, ...]]:
-    """A saved router's distributions at the steps that it met on dev tasks without an offset."""
-    return [t.probabilities for e in dev.read(Phase.SELECTION, Tried(0.0).name_of(folder.name)) for t in e.steps]
+    """A saved router's distributions at the steps that it met on dev tasks without an offset.
+
+    And without a budget, whose mask would stand in the place of what the router wants.
+    """
+    as_it_is = dev.read(Phase.SELECTION, Tried(0.0).name_of(folder.name))
+    return [t.probabilities for e in as_it_is if e.spec.budget is None for t in e.steps]
 
 
-def offsets_at(p_NM: ArrayLike, shares: Sequence[float]) -> list[float]:
-    """The offsets with which a greedy router calls a model above the smallest on these shares of N steps.
+def offsets_at(p_NM: ArrayLike, shares: Sequence[float], greedy: bool = True) -> list[float]:
+    """The offsets with which a router calls a model above the smallest on these shares of N steps.
 
     Rounded to hundredths, so that the last bits of a probability, which vary, say nothing; each once, rising.
 
     Args:
         p_NM: its distributions over M models.
         shares: in (0, 1]; 1 is always-large, where the steps are like these.
+        greedy: it takes the most probable model; False: it draws, and a share is the mean probability of those above
+            the smallest.
     """
     log_p_NM = np.log(np.maximum(np.asarray(p_NM, float), np.finfo(float).tiny))
-    needed_N = ((log_p_NM[:, :1] - log_p_NM[:, 1:]) / np.arange(1, log_p_NM.shape[1])).min(1)
-    return sorted({round(float(x), 2) + 0.0 for x in np.quantile(needed_N, shares)})
+    behind_NL = log_p_NM[:, :1] - log_p_NM[:, 1:]
+    if greedy:
+        offsets = np.quantile((behind_NL / np.arange(1, log_p_NM.shape[1])).min(1), shares)
+    else:
+        offsets = np.array([_drawn_at(behind_NL, min(share, _DRAWN)) for share in shares])
+    return sorted({round(float(x), 2) + 0.0 for x in offsets})
+
+
+def _drawn_at(behind_NL: NDArray[np.float64], share: float) -> float:
+    """The offset with which models above the smallest have this mean probability, which rises with it: by bisection.
+
+    Args:
+        behind_NL: by how much the logits of the L models above the smallest are below that one's, at N steps.
+        share: in (0, 1).
+    """
+    steps_L, low, high = np.arange(1, behind_NL.shape[1] + 1), -_FARTHEST, _FARTHEST
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        logit_N = np.logaddexp.reduce(middle * steps_L - behind_NL, axis=1)
+        p_large = float(np.exp(-np.logaddexp(0, -logit_N)).mean())
+        low, high = (middle, high) if p_large < share else (low, middle)
+    return (low + high) / 2
 
 
 def front_choice(
@@ -194,7 +229,7 @@ def front_choice(
         boundaries: of always-small and always-large.
         lambdas: in any order.
     """
-    reference = Reference(max(cost for cost, _ in boundaries))
+    reference = Reference(max(cost for cost, _ in boundaries) or 1.0)  # nothing costs anything: any width will do
 
     def volume(names: Sequence[str]) -> float:
         return hypervolume(*zip(*boundaries, *(points[n] for n in names), strict=True), reference)
@@ -211,11 +246,12 @@ def front_choice(
     return {lam: dearest_first[min(i, len(best) - 1)] for i, lam in enumerate(sorted(lambdas))}
 
 
-def _points(episodes: Sequence[Episode]) -> dict[str, tuple[float, float]]:
-    """Mean cost in USD and success over tasks, by policy."""
+def _points(episodes: Sequence[Episode], mode: CostMode) -> dict[str, tuple[float, float]]:
+    """Mean cost, in USD or large calls, and success over tasks, by policy."""
     by: dict[str, dict[str, list[tuple[float, bool]]]] = {}
+    unit = 1e6 if mode is CostMode.USD else 1
     for e in episodes:
-        by.setdefault(e.spec.policy, {}).setdefault(e.spec.task.name, []).append((e.cost_microusd / 1e6, e.success))
+        by.setdefault(e.spec.policy, {}).setdefault(e.spec.task.name, []).append((e.cost(mode) / unit, e.success))
     means = {name: np.mean([np.mean(own, 0) for own in tasks.values()], 0) for name, tasks in by.items()}
     return {name: (float(cost), float(success)) for name, (cost, success) in means.items()}
 

@@ -153,7 +153,7 @@ def _offsets(run: Run, finished: FinishedRun, policy: Policy) -> dict[str, float
                 "has finished; go on with it first: python -m experiments.frontier --out FOLDER --resume"
             )
         for share in run.settings.shares:
-            (found[f"share {share:g}"],) = offsets_at(met, [share])
+            (found[f"share {share:g}"],) = offsets_at(met, [share], run.settings.decide == "greedy")
     return found
 
 

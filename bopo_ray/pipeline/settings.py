@@ -111,9 +111,9 @@ class Settings:
     eval_samples: int = 1
     """evaluation episodes per test task and policy"""
     budget_calls: int | None = None
-    """hard cap on an evaluation episode: calls of any model but the smallest"""
+    """hard cap on an episode of the evaluation, on test and dev tasks: calls of any model but the smallest"""
     budget_usd: float | None = None
-    """hard cap on an evaluation episode: dollars"""
+    """hard cap on an episode of the evaluation, on test and dev tasks: dollars"""
     router: tuple[str, ...] = ()
     """more routers to evaluate, NAME or NAME:ARGUMENT, e.g. cascade:3,last-large:10; may be given several times"""
     width: int = 64
@@ -121,7 +121,7 @@ class Settings:
     layers: int = 2
     """transformer layers of the small router"""
     context: int = 96
-    """tokens of history that the small router reads"""
+    """tokens of task, budget and history that the small router reads; the first two take at most 55 of them"""
     backbone: str = ""
     """Hugging Face model to be the router, FOLDER or NAME: a causal language model or an encoder; none: a small one"""
     backbone_context: int = 1024
@@ -212,7 +212,7 @@ class Settings:
 
     @property
     def budget(self) -> Budget | None:
-        """The hard cap on an evaluation episode."""
+        """The hard cap on an episode of the evaluation, and on one by which it is chosen what is evaluated."""
         if self.budget_calls is not None:
             return Budget(CostMode.CALLS, self.budget_calls)
         return None if self.budget_usd is None else Budget(CostMode.USD, round(self.budget_usd * 1_000_000))

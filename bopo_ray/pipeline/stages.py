@@ -17,7 +17,7 @@ import ray
 from bopo_ray.agent import router_view
 from bopo_ray.errors import ConfigError, EngineError
 from bopo_ray.method.synthesis import Expert, choose_expert, gate, reliable_policies, stratified_shares
-from bopo_ray.method.taxonomy import counts
+from bopo_ray.method.taxonomy import classify, counts
 from bopo_ray.pipeline.baselines import dev_tasks
 from bopo_ray.pipeline.card import describe
 from bopo_ray.pipeline.run import Run, write_json
@@ -48,9 +48,10 @@ def boundary_stage(run: Run) -> dict[str, Boundary]:
         _check_context(run)
     run.play("boundary rollouts", store, specs)
     boundaries = read_boundaries(store.folder, run.pool.price_hash, run.mode)
+    labels = classify(b.stats for b in boundaries.values())
     rows = [
         {
-            "task": name, "difficulty": str(b.stats.difficulty()), "successes_small": b.stats.successes_small,
+            "task": name, "difficulty": str(labels[name]), "successes_small": b.stats.successes_small,
             "successes_large": b.stats.successes_large, "k": b.stats.k_small,
             "cost_small_usd": float(np.mean([e.cost_microusd for e in b.small])) / 1e6,
             "cost_large_usd": float(np.mean([e.cost_microusd for e in b.large])) / 1e6,
@@ -60,11 +61,10 @@ def boundary_stage(run: Run) -> dict[str, Boundary]:
         for name, b in boundaries.items()
     ]  # fmt: skip
     write_table(pa.Table.from_pylist(rows), run.out / "boundaries.parquet")
-    shares = counts({name: b.stats.difficulty() for name, b in boundaries.items()})
     inverted = sum(r["cost_small_usd"] > r["cost_large_usd"] for r in rows)
     run.console.print(
         "taxonomy: "
-        + ", ".join(f"{n} {d}" for d, n in shares.items())
+        + ", ".join(f"{n} {d}" for d, n in counts(labels).items())
         + f"; always-small costs more than always-large on {inverted} of {len(rows)} tasks"
     )
     if run.mode is CostMode.USD and not any(r["cost_large_usd"] + r["cost_small_usd"] for r in rows):
@@ -147,13 +147,14 @@ def bosft_stage(run: Run, boundaries: dict[str, Boundary]) -> Path:
 
 def _experts(run: Run, boundaries: Mapping[str, Boundary], stratified: Mapping[str, Sequence[Episode]]) -> list[Expert]:
     """What BoSFT imitates, of the rollouts that are stored; by task."""
-    hard = [name for name, b in boundaries.items() if b.stats.difficulty() is Difficulty.HARD]
+    labels = classify(b.stats for b in boundaries.values())
+    hard = [name for name, d in labels.items() if d is Difficulty.HARD]
     tried = [e for n in hard for e in (*stratified.get(n, ()), *boundaries[n].small, *boundaries[n].large)]
     reliable = reliable_policies(tried, run.mode, run.settings.reliability)
     if reliable:
         run.console.print(f"of Hard tasks BoSFT imitates successes of {', '.join(sorted(reliable))}")
     chosen = [
-        choose_expert(b.stats.difficulty(), b.small, b.large, stratified.get(name, ()), run.mode, reliable)
+        choose_expert(labels[name], b.small, b.large, stratified.get(name, ()), run.mode, reliable)
         for name, b in boundaries.items()
     ]
     return [expert for expert in chosen if expert]

@@ -69,8 +69,8 @@ class BoPOConfig(RouterAlgorithmConfig):
         off-policy. 1: it waits for all of them."""
         self.difficulty_mix: dict[str, float] = {"hard": 2, "easy": 1, "intractable": 1}
         """Weights of the classes among the groups, see `class_shares`."""
-        self.easy_at = 3
-        """Successes of always-small from which a task is Easy."""
+        self.easy_at: int | None = None
+        """Successes of always-small from which a task is Easy; None: `easy_from` its rollouts, 3 of 5."""
         self.clip, self.kl, self.entropy, self.anchor = 0.2, 0.02, 0.005, 0.5
         """Coefficients of the loss, see `LossConfig`."""
         self.boundary_dir: str | None = None
@@ -242,16 +242,17 @@ class BoPO(Algorithm):
         `group_size` episodes of each task; one that failed is replaced by another, twice at most. The members of a
         group share the sample index of the model calls: what a model says to the same history is the same for all of
         them, so that they differ by the router's choices alone (less noise in the advantages), and what they do alike
-        is paid once. [ours] Raises SpendLimitError, and ConfigError when a model refuses every call; what was played by
-        then is kept.
+        is paid once; two groups of one task have two, or the second would be the first again. [ours] Raises
+        SpendLimitError, and ConfigError when a model refuses every call; what was played by then is kept.
         """
         cfg = self.config
         first = self.updates * cfg.tasks_per_update
-        for index, name in enumerate(tasks, first):
+        for i, name in enumerate(tasks):
+            index, sample = first + i, self._sample(tasks[:i].count(name))
             if index not in self.open:
                 specs = [
                     EpisodeSpec(self.boundaries[name].task, Phase.POLICY, policy, index, member, cfg.seed or 0,
-                                sample=self._sample())
+                                sample=sample)
                     for member in range(cfg.group_size)
                 ]  # fmt: skip
                 self.open[index] = OpenGroup({s.id: s for s in specs})
@@ -284,9 +285,10 @@ class BoPO(Algorithm):
             assert self.fleet is not None
             self.fleet.add([again])
 
-    def _sample(self) -> int:
-        """Sample index of this update's model calls: the same in all trials of a seed, another in each seed."""
-        return (self.config.seed or 0) * 1_000_000 + self.updates
+    def _sample(self, nth: int = 0) -> int:
+        """Sample index of the model calls of this update's `nth` group of a task: the same in all trials of a seed,
+        another in each seed."""
+        return (self.config.seed or 0) * 1_000_000 + nth * 10_000 + self.updates
 
     def _trial_folder(self) -> str:
         return f"{self.config.advantage}_lam{self.config.lam:g}_seed{self.config.seed or 0}"
@@ -332,7 +334,9 @@ class BoPO(Algorithm):
             for i, rollouts in enumerate((boundary.small, boundary.large))
         ]  # fmt: skip
         advantage = group_advantage(rewards, outcomes, anchors, AdvantageMode(cfg.advantage))
-        rng = np.random.default_rng(spawn_seed("anchors", cfg.seed, self.updates, name))
+        sample = episodes[0].spec.sample
+        again = () if sample == self._sample() else (sample,)  # of several groups of a task each draws its own
+        rng = np.random.default_rng(spawn_seed("anchors", cfg.seed, self.updates, name, *again))
         pulls = tuple(
             (imitable[i][int(rng.integers(len(imitable[i])))], float(a))
             for i, a in enumerate(advantage.anchor_advantages)
@@ -343,7 +347,6 @@ class BoPO(Algorithm):
         return Group(tuple(episodes), advantage.advantages, pulls, stale)
 
     def _log_rollouts(self, episodes: Sequence[Episode]) -> None:
-        n_models = max((len(s.probabilities) for e in episodes for s in e.steps), default=1)
         for e in episodes:
             steps = max(1, len(e.steps))
             figures = {
@@ -351,7 +354,7 @@ class BoPO(Algorithm):
                 "outcome": e.outcome,
                 "cost_usd": e.cost_microusd / 1e6,
                 "steps": float(len(e.steps)),
-                "share_large": sum(s.model == n_models - 1 for s in e.steps) / steps,
+                "share_large": e.large_calls / steps,
             }
             for key in ("rollouts", f"rollouts_{self.difficulty(e.spec.task.name)}"):
                 for name, value in figures.items():

@@ -21,8 +21,6 @@ class RouterAlgorithmConfig(AlgorithmConfig):
         super().__init__(algo_class=algo_class)
         self.router_shape: dict[str, Any] = dict(ROUTER_DEFAULTS)
         """The router's shape, see `ROUTER_DEFAULTS`."""
-        self.policy_dir: str | None = None
-        """Folder of a saved RouterModule to start from."""
         self.memory_per_env_runner, self.memory_for_main_process = 0, 0
         """Bytes that Ray sets aside, see `placement`; 0 asks for none."""
         self.home = ""

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bopo_ray.analysis.studies import EASY_SHARE
 from bopo_ray.errors import GateError
 from bopo_ray.method.synthesis import Expert, choose_expert, class_weights, gate, reliable_policies, stratified_shares
-from bopo_ray.method.taxonomy import BoundaryStats, boundary_stats, class_shares, classify, counts
+from bopo_ray.method.taxonomy import BoundaryStats, boundary_stats, class_shares, classify, counts, easy_from
 from bopo_ray.records import CostMode, Difficulty, Episode, EpisodeSpec, Phase, Step, StopReason
 from envs.base import Split, Task
 
@@ -120,6 +121,23 @@ def test_no_class_but_hard_has_more_than_its_share_of_the_tasks(mix: list[float]
     assert all(x >= 0 for x in shares.values())
     if HARD in shares:
         assert all(shares.get(c, 0) <= n / sum(tasks) + 1e-9 for c, n in zip(classes[1:], tasks[1:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("k", "successes", "expected"),
+    [(1, 1, EASY), (1, 0, HARD), (2, 2, EASY), (2, 1, HARD), (3, 2, EASY), (10, 5, HARD)],
+)
+def test_a_task_is_easy_from_three_successes_of_five_however_many_rollouts_there_are(
+    k: int, successes: int, expected: Difficulty
+) -> None:
+    """From three of any number, no task could be Easy by two rollouts."""
+    own = BoundaryStats("boil/1", k, k, successes, k, 1.0, 2.0, successes / k, 1.0, 10.0)
+    assert own.difficulty() is expected and classify([own]) == {"boil/1": expected}
+
+
+def test_the_evaluations_classes_have_the_same_threshold() -> None:
+    for k in range(1, 40):
+        assert [s / k >= EASY_SHARE for s in range(k + 1)] == [s >= easy_from(k) for s in range(k + 1)], k
 
 
 def test_threshold_is_an_option_and_zero_is_refused() -> None:

@@ -13,6 +13,7 @@ from bopo_ray.errors import ConfigError, StoreError
 from bopo_ray.pipeline.same import check_same, check_same_tasks, task_lists
 from bopo_ray.pipeline.settings import SCALES, Settings, field_docs, load_settings, resolve, save
 from bopo_ray.records import Budget, CostMode
+from bopo_ray.rllib.encode import BUDGET_TOKENS, TASK_TOKENS
 from envs.base import Split, Task
 from experiments.frontier import parser
 
@@ -195,6 +196,13 @@ def test_a_settings_file_that_can_not_be_used(tmp_path: Path, text: str, message
 def test_a_settings_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"settings file .*none\.yaml can't be read"):
         resolve(tmp_path / "none.yaml", {})
+
+
+def test_the_context_is_said_to_hold_task_and_budget_too() -> None:
+    """With a step in front of them, and each with a separator behind it."""
+    said = field_docs()["context"]
+    assert said.startswith("tokens of task, budget and history")
+    assert f"at most {1 + TASK_TOKENS + 1 + BUDGET_TOKENS + 1} of them" in said
 
 
 def test_every_field_has_its_line_in_the_help() -> None:

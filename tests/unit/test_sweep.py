@@ -136,3 +136,22 @@ def test_offsets_are_those_that_call_the_larger_models_on_a_share_of_the_steps()
     # of three models the one that needs least: from 0.8 to 0.15 takes log(16/3), to 0.05 in two steps log(16)/2 each
     assert offsets_at([[0.8, 0.15, 0.05]], (0.5,)) == [round(min(np.log(16 / 3), np.log(16) / 2), 2)]
     assert offsets_at([[1.0, 0.0]], (0.5,))[0] > 700, "a router that is certain has an offset, too"
+
+
+def test_offsets_of_a_router_that_draws_are_those_with_which_it_calls_them_so_often_in_the_mean() -> None:
+    """With the greedy one's for 0.08, for one step in twelve, it would call the large at a third."""
+    p_large = np.array([0.02, 0.1, 0.15, 0.2, 0.22, 0.25, 0.27, 0.3, 0.31, 0.33, 0.35, 0.4])
+    logit_N, p_N2 = np.log(p_large / (1 - p_large)), np.stack([1 - p_large, p_large], 1)
+
+    def drawn(offset: float) -> float:
+        return float(np.mean(1 / (1 + np.exp(-logit_N - offset))))
+
+    shares = (0.08, 0.3, 0.82)
+    assert [drawn(x) for x in offsets_at(p_N2, shares, greedy=False)] == pytest.approx(shares, abs=0.002)
+    assert drawn(offsets_at(p_N2, (0.08,))[0]) > 0.3
+    assert offsets_at([[0.8, 0.2]], (0.5,), greedy=False) == [round(np.log(4), 2)]
+    # of three models 0.15 y + 0.05 y^2 = 0.8 at one half, with y = exp(offset)
+    assert offsets_at([[0.8, 0.15, 0.05]], (0.5,), greedy=False) == [round(np.log((0.1825**0.5 - 0.15) / 0.1), 2)]
+    (all_large,) = offsets_at(p_N2, (1.0,), greedy=False)
+    assert 0.998 < drawn(all_large) < 1, "it is never certain, and has an offset nevertheless"
+    assert offsets_at([[1.0, 0.0]], (0.5,), greedy=False)[0] > 700
