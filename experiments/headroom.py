@@ -1,7 +1,7 @@
-"""How much can a router gain at all? What knowing each task is worth, and how much of the oracle's lead is luck.
+"""How much can a router gain at all? What knowing each task is worth, at least and at most; beyond that is luck.
 
     python -m experiments.headroom results/RUN                        # of a finished experiments.frontier
-    python -m experiments.headroom results/RUN --lengths 2,5,10 --tasks 100 --samples 5
+    python -m experiments.headroom results/RUN --lengths 2,5,10 --tasks 100 --samples 5   # more samples: closer bounds
 
 It plays first-large(K), for each K of --lengths, and the boundary policies on dev tasks, --samples times with other
 draws of the models. Expect some minutes, two tables, one sentence, and figures/headroom.html, .csv, .png and .svg in
@@ -13,29 +13,32 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
 from bopo_ray.analysis.finished import open_finished
-from bopo_ray.analysis.headroom import KNOWN, ORACLE, SCHEDULES, headroom, headroom_figure
+from bopo_ray.analysis.headroom import KNOWN, MOST, ORACLE, SCHEDULES, headroom, headroom_figure
 from bopo_ray.analysis.page import write_study
 from bopo_ray.errors import ConfigError
 from bopo_ray.pipeline.command import exit_code, finished_parser, whole_numbers
 from bopo_ray.pipeline.hard_budget import open_run
 from bopo_ray.pipeline.headroom import play_schedules
 
-__all__ = ["main"]
+__all__ = ["main", "verdict"]
 
 FOLDER = "headroom"
 """In the finished run's."""
 NOTES = (
     "schedules: first-large(K), the same for all tasks. oracle: of each task the schedule that is best in the very "
     "episode that is counted. known tasks: the schedule that is best by the task's other episodes, drawn towards the "
-    "mean over tasks as far as single episodes are luck, counted on the episode left out. Best: most success less "
-    "lambda times cost.",
-    "What known tasks are above schedules is what there is to know of a task; what the oracle is above that is luck, "
-    "which no router can have. A router does not know the task so well, and sees how its own episode goes instead.",
+    "mean over tasks as far as single episodes are luck, counted on the episode left out. Known tasks, at most: the "
+    "schedule that is best by the mean of all of the task's episodes, counted on these. Best: most success less lambda "
+    "times cost.",
+    "What known tasks are above schedules is the least that there is to know of a task: a few plays tell less than all "
+    "of it, and more samples raise it. With the most, which more samples lower, some luck is counted, too. What the "
+    "oracle is above that is luck, or must be seen in the episode itself. Before its first step a router knows a task "
+    "less well; it sees how its own episode goes instead.",
     "task_share: the part of the variance of single outcomes that lies between tasks (ICC); the rest is chance.",
     "Intervals: 95% percentile bootstrap over tasks.",
 )
@@ -65,24 +68,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(table[points].to_string(index=False, float_format="{:.4f}".format, na_rep=""))
         volumes = [c for c in table.columns if c.startswith(("hypervolume", "more"))]
         print(table.drop_duplicates("pick")[["pick", *volumes]].to_string(index=False, float_format="{:.4f}".format))
-        print(_verdict(table.drop_duplicates("pick").set_index("pick")["more"].to_dict()))
+        print(verdict(table.drop_duplicates("pick").set_index("pick")["more"].to_dict()))
         label = f"{finished.label}. {finished.summary['note']}"
         figure = headroom_figure(table, finished.label)
-        title = f"How much of the oracle's lead is luck: {finished.env}"
+        title = f"How much of the oracle's lead is to be known: {finished.env}"
         print(*write_study(args.out or finished.figures, "headroom", title, label, table, figure, NOTES), sep="\n")
         return 0
 
     return exit_code(work)
 
 
-def _verdict(more: dict[str, float]) -> str:
-    """One sentence on the differences from the schedules' hypervolume."""
-    lead, known = more[ORACLE], max(0.0, more[KNOWN])
+def verdict(more: Mapping[str, float]) -> str:
+    """One sentence on the differences from the schedules' hypervolume, by pick."""
+    lead = more[ORACLE]
     if lead <= 0:
         return f"the oracle is not above the {SCHEDULES}: there is nothing to gain by the task"
+    least, most = (min(max(0.0, more[pick]), lead) for pick in (KNOWN, MOST))
     return (
-        f"of the oracle's lead of {lead:.3f} over the {SCHEDULES}, {known:.3f} is there for one who knows each task by "
-        f"its other episodes; the rest, {1 - known / lead:.0%}, is luck, or must be seen in the episode itself"
+        f"of the oracle's lead of {lead:.3f} over the {SCHEDULES}, at least {least:.3f} ({least / lead:.0%}) is to be "
+        f"known of the tasks, as their other episodes tell it, and at most {most:.3f} ({most / lead:.0%}); the rest, "
+        f"{1 - most / lead:.0%} or more, is luck, or must be seen in the episode itself"
     )
 
 

@@ -223,7 +223,7 @@ def audit(folder: Path) -> Audit:
     ):
         try:
             work()
-        except (pa.ArrowException, OSError, LookupError, TypeError, ValueError) as error:
+        except (pa.ArrowException, OSError, LookupError, AttributeError, TypeError, ValueError) as error:
             if isinstance(error, StoreError):
                 raise
             raise StoreError(

@@ -25,6 +25,8 @@ def counterfactual(rows: pd.DataFrame) -> pd.DataFrame:
     Args:
         rows: of `play_swaps`.
 
+    A task counts once, however many of its episodes have the step.
+
     Returns:
         Columns step ("all" or its number), after_failure ("all", "yes", "no"), tasks, episodes, outcome_small,
         outcome_large, gain, gain_low, gain_high, extra_cost_usd, extra_cost_usd_low, extra_cost_usd_high; intervals:
@@ -37,16 +39,17 @@ def counterfactual(rows: pd.DataFrame) -> pd.DataFrame:
             part = own if where == "all" else own[own["after_failure"] == (where == "yes")]
             if part["task"].nunique() < 2:
                 continue
+            tasks = part.groupby("task")[["outcome_small", "outcome_large", "cost_small_usd", "cost_large_usd"]].mean()
             line = {
-                "step": str(step), "after_failure": where, "tasks": int(part["task"].nunique()), "episodes": len(part),
-                "outcome_small": float(part["outcome_small"].mean()),
-                "outcome_large": float(part["outcome_large"].mean()),
+                "step": str(step), "after_failure": where, "tasks": len(tasks), "episodes": len(part),
+                "outcome_small": float(tasks["outcome_small"].mean()),
+                "outcome_large": float(tasks["outcome_large"].mean()),
             }  # fmt: skip
             for name, less, more in (
                 ("gain", "outcome_small", "outcome_large"),
                 ("extra_cost_usd", "cost_small_usd", "cost_large_usd"),
             ):
-                interval = bootstrap_ci((part[more] - part[less]).groupby(part["task"]).mean().to_numpy())
+                interval = bootstrap_ci((tasks[more] - tasks[less]).to_numpy())
                 line |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
             table.append(line)
     return pd.DataFrame(table)

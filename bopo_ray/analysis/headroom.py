@@ -1,9 +1,12 @@
-"""How much of the oracle's lead over schedules is luck, and how much a matter of the task. [ours]
+"""How much of the oracle's lead over schedules is a matter of the task, at least and at most. [ours]
 
 The oracle takes for each task the best of episodes that were played. Where an outcome is partly chance it takes the
-lucky ones, and its lead can't be had by anybody who has yet to play. So here someone else chooses, too, who knows each
-task by its other episodes, and is counted on one that was left out. That is more than a router knows of a task before
-its first step; a router has what happens in its own episode instead.
+lucky ones, and that part of its lead can't be had by anybody who has yet to play. So here two others choose, too. One
+knows each task by its other episodes, and is counted on one that was left out: by so few plays less is known than there
+is to know, so this is a lower bound, which rises with the plays. One chooses by a task's mean over all of its episodes,
+and is counted on these: still partly luck, so this is an upper bound, which falls with the plays. (The expectation of
+the greatest of some means is at least the greatest expectation.) Before its first step a router knows less of a task
+than the first; it has what happens in its own episode instead.
 """
 
 from __future__ import annotations
@@ -20,12 +23,12 @@ from bopo_ray.analysis.bootstrap import Point, bootstrap_ci, paired_hypervolume
 from bopo_ray.analysis.canvas import INK, MUTED, canvas, head, styled, usd
 from bopo_ray.analysis.pareto import Reference, pareto_front
 
-__all__ = ["KNOWN", "ORACLE", "SCHEDULES", "headroom", "headroom_figure", "task_share"]
+__all__ = ["KNOWN", "MOST", "ORACLE", "SCHEDULES", "headroom", "headroom_figure", "task_share"]
 
-SCHEDULES, KNOWN, ORACLE = "schedules", "known tasks", "oracle"
+SCHEDULES, KNOWN, MOST, ORACLE = "schedules", "known tasks", "known tasks, at most", "oracle"
 LAMBDAS = 0.03, 2.0
 """Least and greatest cost weight at which is chosen, in units of always-large's mean cost."""
-COLOURS = {SCHEDULES: INK, KNOWN: "#0072B2", ORACLE: "#D55E00"}
+COLOURS = {SCHEDULES: INK, KNOWN: "#0072B2", MOST: "#009E73", ORACLE: "#D55E00"}
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -58,17 +61,19 @@ def task_share(values_TM: npt.ArrayLike) -> float:
 
 
 def headroom(rows: pd.DataFrame) -> pd.DataFrame:
-    """What is won by schedules, the same for all tasks; by someone who knows the tasks; and by the oracle.
+    """What is won by schedules, the same for all tasks; by someone who knows the tasks, at least and at most; and by
+    the oracle.
 
-    Who chooses takes the schedule of most success less lambda times cost, at as many lambdas as there are schedules:
-    the oracle by the very episode that is counted; who knows the tasks by the others of the task, drawn towards the
-    mean over tasks as far as single episodes are luck (the best linear prediction), and counted on the one left out.
+    Who chooses takes the schedule of most success less lambda times cost, at as many lambdas as there are schedules
+    besides the boundary policies, but at least 2: the oracle by the very episode that is counted; who knows the tasks
+    by the M - 1 others of the task, drawn towards the mean over tasks as far as single episodes are luck (the best
+    linear prediction), and counted on the one left out; at most, by the mean of all M, on which it is counted.
 
     Args:
         rows: of `play_schedules`, whole: each task by each schedule in each sample, at least 2 tasks and 2 samples.
 
     Returns:
-        A row per point: pick (`SCHEDULES`, `KNOWN`, `ORACLE`), setting (the schedule, or lambda), success with
+        A row per point: pick (`SCHEDULES`, `KNOWN`, `MOST`, `ORACLE`), setting (the schedule, or lambda), success with
         success_low and success_high, cost_usd, task_share (of its successes; schedules only), and, the same in all
         rows of a pick, hypervolume and more, its difference from the schedules', each with _low and _high. Intervals:
         95% bootstrap over tasks. A hypervolume is that of a pick's points and the two boundary policies, as a share of
@@ -79,7 +84,7 @@ def headroom(rows: pd.DataFrame) -> pd.DataFrame:
     unit = float(cost[:, -1].mean()) or 1.0
     lambdas = np.geomspace(*LAMBDAS, max(len(played.names) - 2, 2))
     points = {SCHEDULES: [_point(name, cost[:, i], success[:, i]) for i, name in enumerate(played.names)]}
-    for pick in (KNOWN, ORACLE):
+    for pick in (KNOWN, MOST, ORACLE):
         points[pick] = [_chosen(pick, played, float(lam), unit) for lam in lambdas]
     boundary = [points[SCHEDULES][0], points[SCHEDULES][-1]]
     reference = Reference(1.1 * max(float(p.cost_usd_T.mean()) for p in boundary) or 1.0)
@@ -127,12 +132,12 @@ def _chosen(pick: str, played: _Played, lam: float, unit: float) -> Point:
     cost_TM, success_TM = np.empty((tasks, samples)), np.empty((tasks, samples))
     shares = [[task_share(x[:, k]) for k in range(x.shape[1])] for x in (played.success_TKM, played.cost_TKM)]
     for m in range(samples):
-        known = [m] if pick == ORACLE else [other for other in range(samples) if other != m]
-        seen = [x[:, :, known] for x in (played.success_TKM, played.cost_TKM)]
-        if pick == ORACLE:
-            success_TK, cost_TK = (x.mean(axis=2) for x in seen)
-        else:
+        known = {ORACLE: [m], MOST: list(range(samples)), KNOWN: [other for other in range(samples) if other != m]}
+        seen = [x[:, :, known[pick]] for x in (played.success_TKM, played.cost_TKM)]
+        if pick == KNOWN:
             success_TK, cost_TK = (_predicted(x, share) for x, share in zip(seen, shares, strict=True))
+        else:
+            success_TK, cost_TK = (x.mean(axis=2) for x in seen)
         best_T = (success_TK - lam * cost_TK / unit).argmax(axis=1)
         success_TM[:, m] = played.success_TKM[np.arange(tasks), best_T, m]
         cost_TM[:, m] = played.cost_TKM[np.arange(tasks), best_T, m]
@@ -149,7 +154,7 @@ def _predicted(seen_TKN: FloatArray, share_K: list[float]) -> FloatArray:
 
 @styled
 def headroom_figure(table: pd.DataFrame, label: str) -> Figure:
-    """Success against cost of the three, and of each schedule how much of its outcomes is the task's.
+    """Success against cost of the four, and of each schedule how much of its outcomes is the task's.
 
     Args:
         table: of `headroom`.
@@ -172,6 +177,6 @@ def headroom_figure(table: pd.DataFrame, label: str) -> Figure:
     shares.set_ylim(0, 1)
     shares.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     shares.set_ylabel("share of the outcomes' variance between tasks")
-    subtitle = "the oracle chose by the episodes that count, who knows the tasks by others of the same tasks; dev tasks"
-    head(figure, "How much of the oracle's lead is luck", subtitle, label)
+    subtitle = "the oracle chose by the episode that counts; known tasks by others of the task, at most by all; dev"
+    head(figure, "How much of the oracle's lead is to be known", subtitle, label)
     return figure

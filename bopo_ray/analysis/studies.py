@@ -144,17 +144,18 @@ def hard_budget(episodes: pd.DataFrame, headline: str) -> pd.DataFrame:
         methods = [m for _, m in under.groupby("method", sort=True)]
         streams = np.random.default_rng([0, 1]).spawn(len(methods))
         drawn = {str(m["method"].iloc[0]): _capped(m, weights_RT, rng) for m, rng in zip(methods, streams, strict=True)}
+        n_tasks, ours = weights_RT.shape[1], drawn.get(headline)
         gaps = {
-            name: paired_difference(drawn[headline].success_R, own.success_R, drawn[headline].success - own.success)
-            for name, own in drawn.items() if headline in drawn and name != headline
+            name: paired_difference(ours.success_R, own.success_R, ours.success - own.success, n_tasks)
+            for name, own in drawn.items() if ours and name != headline
         }  # fmt: skip
-        adjusted = holm({name: gap.p for name, gap in gaps.items()})
+        adjusted = holm({name: gap.p for name, gap in gaps.items() if not math.isnan(gap.p)})
         for name, own in drawn.items():
             less = gaps[name].interval if name in gaps else _UNKNOWN
             row = {"unit": unit, "cap": cap, "method": name} | own.row | _spread("less", asdict(less))
             row |= {"p_holm": adjusted.get(name, math.nan)}
-            if weights_RT.shape[1] == 1:
-                row |= {key: math.nan for key in row if key.endswith(("_low", "_high", "p_holm"))}
+            if n_tasks == 1:
+                row |= {key: math.nan for key in row if key.endswith(("_low", "_high"))}
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -189,8 +190,8 @@ def _capped(own: pd.DataFrame, weights_RT: FloatArray, rng: np.random.Generator)
 def pair_row(pair: str, label: str, episodes: pd.DataFrame, summary: Mapping[str, Any]) -> dict[str, Any]:
     """One model pair: its cost ratio, the boundaries' success, BoPO against the best baseline, and the cost saved.
 
-    The best baseline is the one with the largest hypervolume of those that the summary compares: neither the oracle nor
-    another advantage of BoPO's. What there is no estimate of is NaN.
+    BoPO is the summary's headline. The best baseline is the one with the largest hypervolume of those that it compares:
+    neither the oracle nor another advantage of BoPO's. What there is no estimate of is NaN.
 
     Args:
         pair: its name.
@@ -200,7 +201,8 @@ def pair_row(pair: str, label: str, episodes: pd.DataFrame, summary: Mapping[str
     """
     none = {"estimate": np.nan, "low": np.nan, "high": np.nan}
     headline, volumes = summary["headline"], summary["hypervolumes"]
-    rivals = {m: v for m, v in volumes.items() if m not in (BOUNDARY, ORACLE) and not m.startswith("bopo-")}
+    others = (BOUNDARY, ORACLE, headline)
+    rivals = {m: v for m, v in volumes.items() if m not in others and not m.startswith("bopo-")}
     best = max(rivals, key=lambda m: rivals[m]["estimate"], default="")
     points = {p["method"]: p for p in summary["operating_points"] if p["method"] in (ALWAYS_SMALL, ALWAYS_LARGE)}
     saved = [s["saved"] for s in summary["cost_saved"].get(headline, []) if s["success_share"] == KEPT]

@@ -8,7 +8,7 @@ Repeats of a task are averaged first: each task counts once.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +27,18 @@ from bopo_ray.analysis.bootstrap import (
 )
 from bopo_ray.analysis.pareto import Reference, pareto_front
 
-__all__ = ["ALWAYS_LARGE", "ALWAYS_SMALL", "COLUMNS", "Settings", "frontier", "spend_by_difficulty", "summary"]
+__all__ = [
+    "ALWAYS_LARGE", "ALWAYS_SMALL", "COLUMNS", "TRAINED", "Settings", "frontier", "headline", "spend_by_difficulty",
+    "summary",
+]  # fmt: skip
 
 ALWAYS_SMALL, ALWAYS_LARGE = "always-small", "always-large"
 BOUNDARY = "boundary only"
 """The method of a user who deploys one of the boundary policies and trains nothing."""
 ORACLE = "oracle"
 """A bound that has seen the answers: nobody can deploy it, so it is on no common front."""
+TRAINED = ("bopo-hybrid", "bopo-augmented", "grpo-vanilla")
+"""What BoPO trains, by the advantage; the first has the most of the method."""
 COLUMNS = (
     "policy", "method", "lam", "train_seed", "task", "success", "score", "cost_usd", "large_calls", "steps",
 )  # fmt: skip
@@ -50,8 +55,6 @@ FloatArray = npt.NDArray[np.float64]
 class Settings:
     """How intervals and hypervolumes are made."""
 
-    headline: str = "bopo-hybrid"
-    """The method that is compared with each other one; no differences where it has no episodes."""
     reference: Reference | None = None
     """Dollars per task and success; None: 1.1 times the cost of the dearer boundary policy, and success 0."""
     n: int = 2000
@@ -82,6 +85,11 @@ class _Data:
     warnings: list[str]
 
 
+def headline(methods: Container[str]) -> str | None:
+    """The method that is compared with each other one: the first of `TRAINED` that is among them."""
+    return next((name for name in TRAINED if name in methods), None)
+
+
 def frontier(episodes: pd.DataFrame, settings: Settings | None = None) -> pd.DataFrame:
     """One row per operating point (method, policy, lam, train_seed), cheapest first within a method.
 
@@ -102,9 +110,10 @@ def summary(episodes: pd.DataFrame, settings: Settings | None = None) -> dict[st
     """The whole comparison as plain JSON values; NaN becomes None.
 
     Keys: points (the rows of `frontier`), operating_points (the same, averaged over training seeds, with intervals over
-    tasks and seeds), hypervolumes, differences (headline less method, with p and p_holm,
-    which is corrected for the number of methods and None for the oracle), cost_saved, spend_by_difficulty,
-    reference, bootstrap, n_tasks, notes (how to read it) and warnings (what is wrong with the data).
+    tasks and seeds), hypervolumes, headline, differences (headline less method, with p and p_holm,
+    which is corrected for the number of methods and None for the oracle; one task has no p), cost_saved,
+    spend_by_difficulty, reference, bootstrap, n_tasks, notes (how to read it) and warnings (what is wrong with the
+    data).
     The boundary policies are among the points of every method.
 
     Raises:
@@ -118,11 +127,12 @@ def summary(episodes: pd.DataFrame, settings: Settings | None = None) -> dict[st
     own = _methods(data)
     points = {method: [_as_point(row) for row in [*rows, *boundary]] for method, rows in own.items()}
     points[BOUNDARY] = [_as_point(row) for row in boundary]
-    against = settings.headline if settings.headline in points else None
+    against = headline(points)
     compared = paired_hypervolume(
         points, reference, against=against, n=settings.n, seed=settings.seed, level=settings.level
     )
-    adjusted = holm({method: gap.p for method, gap in compared.differences.items() if method != ORACLE})
+    tested = {method: gap.p for method, gap in compared.differences.items() if method != ORACLE}
+    adjusted = holm({method: p for method, p in tested.items() if not math.isnan(p)})
     result = {
         "points": _point_records(data, settings),
         "operating_points": _operating_records(data, settings),
@@ -250,10 +260,10 @@ def _operating_records(data: _Data, settings: Settings) -> list[dict[str, Any]]:
     weights = resample_weights(len(data.tasks), settings.n, settings.seed)
     rng = np.random.default_rng([settings.seed, 2])
     records = []
-    for rows in _by_operating_point(data.rows):
+    for name, rows in _by_operating_point(data.rows).items():
         record: dict[str, Any] = {
             "method": rows[0].method,
-            "policy": _name(rows),
+            "policy": name,
             "lam": rows[0].lam,
             "train_seeds": [row.seed for row in rows if row.seed is not None],
         }
@@ -268,28 +278,42 @@ def _operating_records(data: _Data, settings: Settings) -> list[dict[str, Any]]:
     return records
 
 
-def _by_operating_point(rows: Sequence[_Row]) -> list[list[_Row]]:
-    """Rows that differ in their training seed only; a row without lambda or seed stands alone."""
-    groups: dict[tuple[str, bool, str | float | None], list[_Row]] = {}
+def _by_operating_point(rows: Sequence[_Row]) -> dict[str, list[_Row]]:
+    """Rows that differ in their training seed only, by name; a row without a seed stands alone.
+
+    A seed that comes again at a method's lambda is that of a router trained at another lambda
+    (`Settings.train_lambdas`): the n-th of each seed are one operating point, as rows come in the order of their
+    policies' names.
+    """
+    alike: dict[tuple[str, bool, str | float | None], list[list[_Row]]] = {}
     for row in rows:
         same = row.policy if row.seed is None else row.lam
-        groups.setdefault((row.method, row.seed is None, same), []).append(row)
-    return list(groups.values())
+        points = alike.setdefault((row.method, row.seed is None, same), [])
+        own = next((point for point in points if all(row.seed != other.seed for other in point)), None)
+        if own is None:
+            points.append([row])
+        else:
+            own.append(row)
+    return {_name(own, points): own for points in alike.values() for own in points}
 
 
-def _name(rows: Sequence[_Row]) -> str:
-    """Of an operating point: the policy's own name where there is only one, else method and lambda."""
+def _name(rows: Sequence[_Row], points: Sequence[Sequence[_Row]]) -> str:
+    """Of an operating point: the policy's own name where there is only one, else method and lambda, and which of the
+    `points` of these."""
     if len(rows) == 1:
         return rows[0].policy
-    return rows[0].method if rows[0].lam is None else f"{rows[0].method} lam={rows[0].lam:g}"
+    name = rows[0].method if rows[0].lam is None else f"{rows[0].method} lam={rows[0].lam:g}"
+    return name if len(points) == 1 else f"{name}, router {points.index(rows) + 1}"
 
 
 def _cost_saved(rows: Sequence[_Row], boundary: Sequence[_Row], settings: Settings) -> list[dict[str, Any]]:
     """Per level of success: the cheapest operating point that reaches it, and what it saves against always-large."""
     groups = _by_operating_point([*rows, *boundary])
-    names = [_name(g) for g in groups]
-    costs_TP = np.stack([np.mean([row.values["cost_usd"] for row in g], axis=0) for g in groups], axis=1)
-    success_TP = np.stack([np.mean([row.values["success"] for row in g], axis=0) for g in groups], axis=1)
+    names = list(groups)
+    costs_TP, success_TP = (
+        np.stack([np.mean([row.values[measure] for row in g], axis=0) for g in groups.values()], axis=1)
+        for measure in ("cost_usd", "success")
+    )
     n_tasks = len(costs_TP)
     weights = np.vstack([np.full((1, n_tasks), 1 / n_tasks), resample_weights(n_tasks, settings.n, settings.seed)])
     costs_RP, success_RP = weights @ costs_TP, weights @ success_TP  # row 0: the sample itself; last column: large
@@ -323,7 +347,8 @@ def _notes(settings: Settings, reference: Reference, n_compared: int) -> list[st
         f"p is two-sided, from the same resamples, at least {2 / (n + 1):.2g}. p, Holm: corrected for the "
         f"{n_compared} comparisons of this table; call a difference significant by that one alone.",
         "The resamples take the tasks as a sample of the benchmark's. With fewer than five training seeds per method "
-        "they say little about other seeds, with one seed nothing.",
+        "they say little about other seeds, with one seed nothing; and of BoPO's sampling alone, since all seeds share "
+        "one BoSFT and one set of boundary rollouts.",
         "The oracle has seen the answers: it is a bound, no competitor, and no test is made of it.",
         "Cost saved: always-large against the cheapest measured operating point that keeps the share of its success.",
         "Cost saved does not interpolate; "

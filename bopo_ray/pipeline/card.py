@@ -129,9 +129,12 @@ def _results(known: dict[str, Any]) -> str:
     e = known.get("evaluation")
     if not e:
         return "## Results\n\nNot evaluated by itself."
-    rows = "\n".join(f"| {words} | {e[k][0]:.4g} | {e[k][1]:.4g} to {e[k][2]:.4g} |" for k, words in FIGURES.items())
-    return (
-        f"## Results\n\nOn {e['tasks']} held-out tasks, decided by {e['decide']}; 95% bootstrap intervals over tasks.\n"
-        "\n"
-        f"| | mean | interval |\n|---|---|---|\n{rows}"
-    )
+    rows = []
+    for name, words in FIGURES.items():
+        mean, low, high = e[name]
+        rows.append(f"| {words} | {mean:.4g} | {'–' if low is None else f'{low:.4g} to {high:.4g}'} |")
+    tasks, intervals = f"{e['tasks']} held-out tasks", "95% bootstrap intervals over tasks"
+    if e["tasks"] == 1:
+        tasks, intervals = "1 held-out task", "one task has no interval"
+    said = f"On {tasks}, decided by {e['decide']}; {intervals}."
+    return "\n".join(["## Results", "", said, "", "| | mean | interval |", "|---|---|---|", *rows])

@@ -1,10 +1,11 @@
-"""Greedy evaluation on held-out test tasks, the same for all, and what is made of it."""
+"""Evaluation on held-out test tasks, the same for all, greedy unless the settings say otherwise; and what is made of
+it."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -14,7 +15,7 @@ from rich.table import Table
 
 from bopo_ray.analysis import canvas, plots, report, tables
 from bopo_ray.analysis.bill import bill, sharing
-from bopo_ray.analysis.studies import task_difficulty
+from bopo_ray.analysis.studies import interval_text, task_difficulty
 from bopo_ray.benchmarks import env_label
 from bopo_ray.pipeline.baselines import (
     Policy,
@@ -36,15 +37,15 @@ from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL, LEARNED, Kind
 from bopo_ray.store import EpisodeStore
 from envs.base import Task
 
-__all__ = ["evaluate_stage", "report_stage"]
+__all__ = ["evaluate_stage", "print_tables", "report_stage"]
 
 
 def evaluate_stage(run: Run) -> pd.DataFrame:
     """Plays every policy on the test tasks; returns one row per episode, see `bopo_ray.analysis.tables`.
 
     Learned routers decide as `Settings.decide` says, with the offset chosen on dev tasks; each random(p) matches the
-    share of large calls of one BoPO policy. A baseline that an earlier command played here stays among the results, but
-    for random ones, whose shares may be nobody's by now.
+    share of large calls of one policy of the headline method. A baseline that an earlier command played here stays
+    among the results, but for random ones, whose shares may be nobody's by now.
     """
     s, store, names = run.settings, run.store("evaluation"), asked_for(run)
     fixed = [Policy(n, n, n) for n in (ALWAYS_SMALL, ALWAYS_LARGE)]
@@ -62,9 +63,8 @@ def evaluate_stage(run: Run) -> pd.DataFrame:
         if store.missing(todo([policy])):
             assert policy.folder is not None
             run.play(f"evaluating {policy.name}", store, todo([policy]), load_policy(run, policy.folder))
-    trained = [p for p in learned if p.method != "bosft"]
-    headline = [p.name for p in trained if p.method == "bopo-hybrid"] or [p.name for p in trained]
-    matched = matched_random(store.read(Phase.EVALUATION), headline)
+    headline = tables.headline({p.method for p in learned})
+    matched = matched_random(store.read(Phase.EVALUATION), [p.name for p in learned if p.method == headline])
     run.play("evaluating random", store, todo(matched))
     policies = {p.name: p for p in (*fixed, *learned, *matched)}
     policies |= {p.name: p for p in _played_before(store, policies, len(run.test) * s.eval_samples)}
@@ -168,7 +168,7 @@ def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, 
     )
     report.write_report(out / "report.html", context)
     refresh_cards(run, summary, command)
-    _print(run, frontier, summary)
+    print_tables(run, frontier, summary)
     return summary
 
 
@@ -193,9 +193,8 @@ def budget_words(budget: Budget | None) -> str:
 
 
 def _examples(run: Run, frontier: pd.DataFrame, count: int = 4) -> list[Episode]:
-    """A few evaluation episodes of the middle BoPO policy, successes and failures, for the viewer."""
-    own = frontier[frontier["method"] == "bopo-hybrid"]
-    own = own if len(own) else frontier[frontier["lam"].notna()]
+    """A few evaluation episodes of the headline's middle policy, successes and failures, for the viewer."""
+    own = frontier[frontier["method"] == tables.headline(set(frontier["method"]))]
     if not len(own):
         return []
     policy = own.sort_values("lam").iloc[len(own) // 2]["policy"]
@@ -205,10 +204,8 @@ def _examples(run: Run, frontier: pd.DataFrame, count: int = 4) -> list[Episode]
     return (good[: count - 1] + bad[:1])[:count] or episodes[:count]
 
 
-def _print(run: Run, frontier: pd.DataFrame, summary: dict[str, Any]) -> None:
-    def interval(row: Any, name: str, form: str) -> str:
-        return f"{row[name]:{form}} [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"
-
+def print_tables(run: Run, frontier: pd.DataFrame, summary: dict[str, Any]) -> None:
+    """The operating points, the comparison of methods, the bill, and where the files are; one task has no intervals."""
     cap = f", {words}" if (words := budget_words(run.settings.budget)) else ""
     title = f"{len(run.test)} held-out tasks, {run.pool.label} pair{cap}; 95% bootstrap intervals over tasks"
     table = Table(title=title)
@@ -218,8 +215,8 @@ def _print(run: Run, frontier: pd.DataFrame, summary: dict[str, Any]) -> None:
         learned, seed = not pd.isna(row["lam"]), row["train_seed"]
         table.add_row(
             row["method"] if learned else row["policy"], f"{row['lam']:g}" if learned else "",
-            "" if pd.isna(seed) else f"{seed:.0f}", interval(row, "success", ".2f"), f"{row['score']:.1f}",
-            interval(row, "cost_usd", ".4f"), f"{row['large_calls']:.1f}", "*" if row["on_front"] else "",
+            "" if pd.isna(seed) else f"{seed:.0f}", interval_text(row, "success", ".2f"), f"{row['score']:.1f}",
+            interval_text(row, "cost_usd", ".4f"), f"{row['large_calls']:.1f}", "*" if row["on_front"] else "",
         )  # fmt: skip
     run.console.print(table)
     volumes = Table(title="hypervolume (success x dollars; each method together with the two boundary policies)")
@@ -228,11 +225,15 @@ def _print(run: Run, frontier: pd.DataFrame, summary: dict[str, Any]) -> None:
     for method, v in sorted(summary["hypervolumes"].items(), key=lambda kv: -kv[1]["estimate"]):
         d = summary["differences"].get(method)
         volumes.add_row(
-            method, f"{v['estimate']:.4f} [{v['low']:.4f}, {v['high']:.4f}]",
-            f"{d['estimate']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]" if d else "", f"{d['p']:.3f}" if d else "",
-            f"{d['p_holm']:.3f}" if d and d["p_holm"] is not None else "",
+            method, _estimate(v, ".4f"), _estimate(d, "+.4f") if d else "",
+            *("" if d is None or d[p] is None else f"{d[p]:.3f}" for p in ("p", "p_holm")),
         )  # fmt: skip
     run.console.print(volumes)
     run.console.print(f"{bill_line(summary['spend'])} {run.pool.note}")
     for name in ("report.html", "frontier.png", "frontier.csv", "summary.json"):
         run.console.print(f"  {run.out / name}", soft_wrap=True)
+
+
+def _estimate(interval: Mapping[str, Any], form: str) -> str:
+    """An interval of the summary in words."""
+    return interval_text({"": interval["estimate"], "_low": interval["low"], "_high": interval["high"]}, "", form)

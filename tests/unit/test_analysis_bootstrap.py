@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bopo_ray.analysis.bootstrap import Point, bootstrap_ci, holm, interval_of, paired_hypervolume, resample_weights
+from bopo_ray.analysis.bootstrap import (
+    Point,
+    bootstrap_ci,
+    holm,
+    interval_of,
+    paired_difference,
+    paired_hypervolume,
+    resample_weights,
+)
 from bopo_ray.analysis.pareto import Reference, hypervolume
 
 REFERENCE = Reference(cost=2.0)
@@ -137,6 +145,17 @@ def test_a_paired_difference_has_scipys_interval() -> None:
     ).confidence_interval  # fmt: skip
     assert gap.estimate == pytest.approx((a.mean() - b.mean()) / 2)
     assert (gap.low, gap.high) == (pytest.approx(wanted.low, abs=0.006), pytest.approx(wanted.high, abs=0.006))
+
+
+def test_one_task_has_neither_an_interval_nor_a_p() -> None:
+    """All resamples of one task are that task, and would call any difference certain."""
+    gap = paired_difference(np.ones(50), np.zeros(50), 1.0, n_tasks=1)
+    one = np.array([1.0])
+    methods = {"a": [point(1.0, one)], "b": [point(1.5, one)]}
+    volumes = paired_hypervolume(methods, REFERENCE, against="a", n=50).differences["b"]
+    for found, estimate in ((gap, 1.0), (volumes, 0.25)):
+        assert found.interval.estimate == estimate
+        assert np.isnan([found.interval.low, found.interval.high, found.p]).all()
 
 
 def test_two_levels_as_a_loop_over_resamples_draws_them() -> None:

@@ -30,9 +30,17 @@ def test_the_table_by_hand() -> None:
     assert table.loc[("2", "yes"), ["tasks", "gain"]].tolist() == [2, 0.5]
     # over all steps a task counts once: a (1 + 1) / 2, b (1 - 1) / 2, c 0
     assert table.loc[("all", "all"), "gain"] == pytest.approx(1 / 3)
-    assert table.loc[("all", "all"), ["outcome_small", "outcome_large"]].tolist() == pytest.approx([0.2, 0.6])
+    assert table.loc[("all", "all"), ["outcome_small", "outcome_large"]].tolist() == pytest.approx([1 / 6, 1 / 2])
     assert table["extra_cost_usd"].tolist() == pytest.approx([0.02] * len(table))
     assert ("2", "no") not in table.index and ("0", "yes") not in table.index  # one task, none
+
+
+def test_the_gain_is_the_difference_of_the_two_outcomes_however_often_a_task_was_played() -> None:
+    """Nine episodes of a task that LARGE loses, and one of a task that it wins: each task counts once."""
+    table = counterfactual(pd.DataFrame([row("a", 0, False, 1, 0)] * 9 + [row("b", 0, False, 0, 1)]))
+    whole = table.set_index(["step", "after_failure"]).loc[("all", "all")]
+    assert whole[["outcome_small", "outcome_large", "gain"]].tolist() == [0.5, 0.5, 0.0]
+    assert (table["outcome_large"] - table["outcome_small"]).tolist() == pytest.approx(table["gain"].tolist())
 
 
 def test_the_figure_has_a_line_for_each_kind_of_step() -> None:

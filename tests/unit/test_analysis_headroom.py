@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bopo_ray.analysis.headroom import KNOWN, ORACLE, SCHEDULES, headroom, headroom_figure, task_share
+from bopo_ray.analysis.headroom import KNOWN, MOST, ORACLE, SCHEDULES, headroom, headroom_figure, task_share
+from experiments.headroom import verdict
 
 NAMES = {"always-small": 0, "first-large(2)": 2, "first-large(5)": 5, "always-large": 40}
 COSTS = {"always-small": 0.001, "first-large(2)": 0.002, "first-large(5)": 0.004, "always-large": 0.01}
@@ -41,13 +42,13 @@ def test_where_the_task_decides_the_oracle_has_no_luck() -> None:
     own = table.set_index(["pick", "setting"])
     assert own.loc[SCHEDULES]["success"].tolist() == pytest.approx([2 / 6, 4 / 6, 5 / 6, 1])
     assert own.loc[SCHEDULES]["task_share"].iloc[:3].tolist() == [1.0, 1.0, 1.0]
-    for pick in (KNOWN, ORACLE):  # at the least lambda everything is won, each task at its own price
+    for pick in (KNOWN, MOST, ORACLE):  # at the least lambda everything is won, each task at its own price
         cheapest = own.loc[pick].iloc[0]
         assert cheapest["success"] == 1.0 and cheapest["cost_usd"] == pytest.approx(
             (0.001 + 0.002 + 0.004 + 0.002 + 0.001 + 0.01) / 6
         )
     found = volumes(table)
-    assert found[KNOWN] == pytest.approx(found[ORACLE]) and found[ORACLE] > found[SCHEDULES]
+    assert found[KNOWN] == found[MOST] == pytest.approx(found[ORACLE]) and found[ORACLE] > found[SCHEDULES]
 
 
 def test_where_chance_decides_all_of_the_oracles_lead_is_luck() -> None:
@@ -61,12 +62,33 @@ def test_where_chance_decides_all_of_the_oracles_lead_is_luck() -> None:
     assert more.loc[ORACLE, "more_low"] > 0.1
 
 
-def test_each_task_needs_each_schedule_and_the_figure_has_the_three_lines() -> None:
+def test_what_is_to_be_known_lies_between_the_two_who_know_a_few_plays() -> None:
+    """Who knew the odds themselves wins more than those who know them by two other plays: that is a lower bound."""
+    rng = np.random.default_rng(1)
+    odds = rng.uniform(size=(400, len(NAMES)))
+    at, names = 0.03, list(NAMES)  # the least lambda
+    table = headroom(rows(400, 3, lambda t, name, _: bool(rng.random() < odds[t, names.index(name)])))
+    first = table.drop_duplicates("pick").set_index("pick")
+    assert first.loc[[KNOWN, MOST, ORACLE], "setting"].tolist() == [f"lambda {at:.2g}"] * 3
+    price = at * np.array(list(COSTS.values())) / COSTS["always-large"]
+    value = first["success"] - at * first["cost_usd"] / COSTS["always-large"]
+    assert value[KNOWN] + 0.03 < (odds - price).max(axis=1).mean() < value[MOST] - 0.03 < value[ORACLE] - 0.06
+
+
+def test_the_verdict_calls_luck_only_what_no_knowledge_of_the_tasks_explains() -> None:
+    said = verdict({KNOWN: 0.051, MOST: 0.141, ORACLE: 0.188})
+    assert "lead of 0.188" in said and "at least 0.051 (27%)" in said and "at most 0.141 (75%)" in said
+    assert "the rest, 25% or more, is luck" in said
+    assert "at least 0.000 (0%)" in verdict({KNOWN: -0.02, MOST: 0.1, ORACLE: 0.1})
+    assert "nothing to gain" in verdict({KNOWN: 0.0, MOST: 0.0, ORACLE: 0.0})
+
+
+def test_each_task_needs_each_schedule_and_the_figure_has_the_four_lines() -> None:
     whole = rows(4, 2, lambda t, name, m: (t + m) % 2 == 0 or name == "always-large")
     for bad in (whole.iloc[1:], whole[whole["sample"] == 0], whole[whole["task"] == "t0"]):
         with pytest.raises(ValueError, match="at least 2 tasks and 2 samples"):
             headroom(bad)
     axes, shares = headroom_figure(headroom(whole), "simulated pair").axes
     legend = axes.get_legend()
-    assert legend is not None and [t.get_text() for t in legend.get_texts()] == [SCHEDULES, KNOWN, ORACLE]
+    assert legend is not None and [t.get_text() for t in legend.get_texts()] == [SCHEDULES, KNOWN, MOST, ORACLE]
     assert [t.get_text() for t in shares.get_xticklabels()] == list(NAMES)

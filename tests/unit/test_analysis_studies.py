@@ -215,6 +215,13 @@ def test_a_model_pair_by_hand() -> None:
     assert math.isnan(none["bopo"]) and math.isnan(none["saved"]) and none["baseline"] == 0.4
 
 
+def test_the_headline_is_no_rival_of_itself() -> None:
+    """Where vanilla GRPO alone was trained it is what the others are compared with."""
+    volumes = {m: {"estimate": v, "low": v, "high": v} for m, v in (("grpo-vanilla", 0.6), ("random", 0.3))}
+    row = pair_row("x", "y", BOTH, compared(headline="grpo-vanilla", hypervolumes=volumes))  # type: ignore[arg-type]
+    assert (row["bopo"], row["best_baseline"], row["less"]) == (0.6, "random", 0.2)
+
+
 def test_pairs_beside_each_other() -> None:
     rows = pd.DataFrame([pair_row(n, "simulated pair", BOTH, compared()) for n in ("a", "b")])
     shown = pair_table(rows).set_index("what")

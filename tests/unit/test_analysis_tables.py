@@ -114,6 +114,25 @@ def test_summary_by_hand() -> None:
     assert merged["policy"] == "bopo-hybrid lam=0.3"
 
 
+def test_routers_that_were_trained_at_several_lambdas_are_operating_points_of_their_own() -> None:
+    """Each has an offset for each lambda, so that a method, lambda and seed occur twice; nobody plays their mean."""
+    trained = HAND[HAND["method"] == "bopo-hybrid"]
+    both = pd.concat(
+        [HAND[HAND["method"] != "bopo-hybrid"]]
+        + [trained.assign(policy=f"x {at} " + trained["policy"], cost_usd=trained["cost_usd"] * k)
+           for at, k in (("lam0.1", 1.0), ("lam0.3", 0.5))]
+    )  # fmt: skip
+    found = summary(both, QUICK)
+    own = [p for p in found["operating_points"] if p["method"] == "bopo-hybrid"]
+    assert [(p["policy"], p["train_seeds"], p["cost_usd"]) for p in own] == [
+        ("bopo-hybrid lam=0.3, router 1", [0, 1], 2.0), ("bopo-hybrid lam=0.3, router 2", [0, 1], 1.0),
+    ]  # fmt: skip
+    assert found["hypervolumes"]["bopo-hybrid"]["own_points"] == 2
+    won = both.assign(success=both["success"] | (both["method"] == "bopo-hybrid"))
+    saved = summary(won, QUICK)["cost_saved"]["bopo-hybrid"][0]
+    assert (saved["policy"], saved["saved"]["estimate"]) == ("bopo-hybrid lam=0.3, router 2", 0.75)
+
+
 def test_cost_saved_takes_the_cheapest_point_that_keeps_the_success() -> None:
     table = HAND[HAND["policy"] != "x s0"]
     saved = summary(table, QUICK)["cost_saved"]["bopo-hybrid"]
@@ -184,6 +203,28 @@ def test_only_baselines_make_a_summary_too() -> None:
     found = summary(HAND[HAND["method"].str.startswith("always")], QUICK)
     assert found["headline"] is None and found["differences"] == {}
     assert list(found["hypervolumes"]) == [BOUNDARY]
+
+
+def test_one_task_has_no_p() -> None:
+    found = summary(HAND[HAND["task"] == "a/0"], QUICK)
+    gap = found["differences"][BOUNDARY]
+    assert gap["estimate"] is not None and [gap[k] for k in ("low", "high", "p", "p_holm")] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("trained", "first"),
+    [
+        (["grpo-vanilla", "bopo-augmented", "bopo-hybrid"], "bopo-hybrid"),
+        (["grpo-vanilla", "bopo-augmented"], "bopo-augmented"),
+        (["grpo-vanilla"], "grpo-vanilla"),
+    ],
+)
+def test_the_most_of_bopo_that_was_trained_is_compared_with_the_others(trained: list[str], first: str) -> None:
+    """With `--advantage vanilla` alone there is no bopo-hybrid, and still something to compare."""
+    own = HAND[HAND["method"] == "bopo-hybrid"]
+    routers = [own.assign(method=m, policy=m + " " + own["policy"]) for m in trained]
+    found = summary(pd.concat([HAND[HAND["method"] != "bopo-hybrid"], *routers]), QUICK)
+    assert found["headline"] == first and set(found["differences"]) == {BOUNDARY, *trained} - {first}
 
 
 def test_spend_by_difficulty() -> None:

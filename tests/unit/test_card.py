@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
+from rich.console import Console
 
-from bopo_ray.pipeline.card import card
+from bopo_ray.analysis.bill import Bill
+from bopo_ray.analysis.tables import Settings, frontier, summary
+from bopo_ray.pipeline.card import CARD, card, refresh_cards
+from bopo_ray.pipeline.evaluate import print_tables
+from bopo_ray.pipeline.run import write_json
+from bopo_ray.rllib.backbone import ROUTER_FILE
 
 TRAINED = {
     "name": "bopo", "env": "ALFWorld-v0", "label": "embedded", "price_hash": "0", "cost": "usd", "beta": 0.5,
@@ -29,3 +39,29 @@ def test_the_card_says_what_kind_of_router_it_is(known: dict[str, Any], said: st
     text = card(known)
     assert said in text and text.count("A small") + text.count("`me/my-model`") == 1
     assert "| 1 | `large` | 1 | 0.5 | 2 |" in text and "Not evaluated by itself." in text
+
+
+def test_one_task_has_no_interval(tmp_path: Path) -> None:
+    """With --test-tasks 1 the summary's bounds and p are None: the card and the printed tables leave them out."""
+    folder = tmp_path / "policies" / "x"
+    folder.mkdir(parents=True)
+    write_json(folder / ROUTER_FILE, {"trained": TRAINED})
+    episodes = pd.DataFrame(
+        [{"policy": p, "method": m, "lam": lam, "train_seed": None if lam is None else 0, "task": "t", "success": True,
+          "score": 100.0, "cost_usd": cost, "large_calls": 1, "steps": 2}
+         for p, m, lam, cost in (("always-small", "always-small", None, 0.01), ("x", "bopo-hybrid", 0.1, 0.02),
+                                 ("always-large", "always-large", None, 0.04))]
+    )  # fmt: skip
+    spend = Bill(*[0] * 10, 0.0, 0).to_dict() | {"sweep_to_one_lambda": 1.0}
+    found = summary(episodes, Settings(n=20)) | {"spend": spend}
+    said = StringIO()
+    run: Any = SimpleNamespace(
+        out=tmp_path, settings=SimpleNamespace(decide="greedy", budget=None), test=["t"], pool=SimpleNamespace(
+            label="simulated pair", note=""), console=Console(file=said, width=160),
+    )  # fmt: skip
+    refresh_cards(run, found, "the command")
+    text = (folder / CARD).read_text()
+    assert "On 1 held-out task, decided by greedy; one task has no interval." in text
+    assert "| success | 1 | – |" in text and "the command" in text
+    print_tables(run, frontier(episodes, Settings(n=20)), found)
+    assert "bopo-hybrid less this" in said.getvalue() and "nan" not in said.getvalue() + text
