@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 
 import gymnasium as gym
 import numpy as np
 
 import envs  # noqa: F401 (registers the benchmarks)
-from bopo_ray.errors import ConfigError
+from bopo_ray.errors import ConfigError, EngineError
 from bopo_ray.executors.demos import EXPERTS
 from bopo_ray.models.embedded import EmbeddedModel
 from bopo_ray.models.protocol import ModelPool
 from bopo_ray.records import spawn_seed
 from envs.base import Split, Task, TextEnv
 
-__all__ = ["check_ready", "env_class", "env_label", "fair_tasks", "select_tasks"]
+__all__ = ["check_ready", "env_class", "env_label", "fair_tasks", "select_tasks", "task_list"]
 
 
 def env_class(env_id: str) -> type[TextEnv]:
@@ -27,11 +30,13 @@ def env_class(env_id: str) -> type[TextEnv]:
     module, _, name = env_id.rpartition(":")
     try:
         if module:
-            importlib.import_module(module)
+            _import(module, env_id)
         entry = gym.spec(name).entry_point
         if isinstance(entry, str):
             path, _, attribute = entry.partition(":")
-            entry = getattr(importlib.import_module(path), attribute)
+            entry = getattr(_import(path, env_id), attribute)
+    except ConfigError:
+        raise
     except (gym.error.Error, ImportError, AttributeError, TypeError) as error:
         own = sorted(k for k, s in gym.registry.items() if str(s.entry_point).startswith("envs."))
         raise ConfigError(
@@ -40,6 +45,41 @@ def env_class(env_id: str) -> type[TextEnv]:
     if not hasattr(entry, "tasks"):
         raise ConfigError(f"environment {env_id!r} has no task lists; see envs/base.py for what an environment needs")
     return entry  # type: ignore[return-value]
+
+
+def _import(module: str, env_id: str) -> ModuleType:
+    """The module; raises ImportError where there is none of that name, ConfigError in one line where it is faulty."""
+    if module.startswith("."):
+        raise ImportError(f"{module} is relative")
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise ConfigError(
+            f"environment {env_id!r}: its module {module} can't be imported: {_own_error(error)}"
+        ) from error
+
+
+def _own_error(error: Exception) -> str:
+    """An error of the user's code in one line: its type, what it says, and where it was raised."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = "" if isinstance(error, SyntaxError) else f" ({Path(frame.filename).name}, line {frame.lineno})"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
+
+
+def task_list(env_id: str, split: Split) -> tuple[Task, ...]:
+    """All tasks of a split; raises ConfigError in one line where the class fails to list them."""
+    listing = env_class(env_id).tasks
+    try:
+        return tuple(listing(split))
+    except (ConfigError, EngineError):
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"environment {env_id!r}: its tasks({str(split)!r}) fails: {_own_error(error)}; see envs/base.py for "
+            "what it must return"
+        ) from error
 
 
 def check_ready(env_id: str) -> None:
@@ -86,7 +126,7 @@ def select_tasks(
     The rule looks at nothing but the names. `names` picks by name instead; `fair` leaves tasks out (see `fair_tasks`).
     Raises ConfigError when nothing is left.
     """
-    tasks = tuple(t for t in env_class(env_id).tasks(split) if fair(t))
+    tasks = tuple(t for t in task_list(env_id, split) if fair(t))
     if names:
         by_name = {t.name: t for t in tasks}
         unknown = [n for n in names if n not in by_name]

@@ -24,6 +24,7 @@ from bopo_ray.agent import (
     question_messages,
     router_view,
 )
+from bopo_ray.errors import ConfigError
 from bopo_ray.lanes import aside
 from bopo_ray.method.budget import Ledger, affordable_mask
 from bopo_ray.models.desk import Answer, BudgetSpent, Desk
@@ -79,7 +80,8 @@ class RoutingEnv(gym.Env[str, np.int64]):
         self._needs_reset = True
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Starts an episode; raises EngineError (retry), UnknownTaskError (don't)."""
+        """Starts an episode; raises EngineError (retry), UnknownTaskError (don't), and ConfigError where the models
+        follow an expert plan and the environment has none of the task."""
         self._needs_reset = True
         super().reset(seed=seed)
         options = options or {}
@@ -89,6 +91,11 @@ class RoutingEnv(gym.Env[str, np.int64]):
         observation, info = aside(self.env.reset, seed=seed, options=env_options)
         self._task, self._task_text = str(info["task"]), str(info["task_text"])
         self._first, self._plan = observation, tuple(info.get("expert_plan", ()))
+        if self.pool.needs_plan and not self._plan:
+            raise ConfigError(
+                f"the environment has no expert plan of its task {self._task!r} (info['expert_plan'] of reset), which "
+                "simulated models follow; name real models with --small and --large, or with --models"
+            )
         self._sample = int(options.get("sample", 0))
         self._budget: Budget | None = options.get("budget")
         self._ledger = Ledger(self._budget.cap) if self._budget else None

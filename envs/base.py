@@ -9,6 +9,7 @@ What always holds:
 * `terminated` means that the benchmark ended the episode, `truncated` that our own step limit did;
 * what costs time comes only when asked for: `options={"admissible": True}` adds `info["admissible"]` (tuple of
   str) to each reset and step, `options={"expert_plan": True}` adds `info["expert_plan"]` (tuple of str) to reset;
+  a plan is for simulated models alone, and an environment may have none;
 * without a task, `reset` starts a training task that the seed picks; a `step` outside an episode is `ResetNeeded`;
 * same task, same seed, same actions: the same texts, scores and flags;
 * which is why nothing is computed twice that other episodes have met before (`bopo_ray.recall`); a class attribute

@@ -11,7 +11,6 @@ goes on where it was stopped.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 
@@ -21,10 +20,10 @@ from bopo_ray.analysis.counterfactual import counterfactual, counterfactual_figu
 from bopo_ray.analysis.finished import open_finished
 from bopo_ray.analysis.page import write_study
 from bopo_ray.errors import ConfigError
-from bopo_ray.pipeline.command import exit_code, finished_parser, whole_numbers
+from bopo_ray.pipeline.command import add_max_spend, exit_code, finished_parser, whole_numbers
 from bopo_ray.pipeline.counterfactual import play_swaps
 from bopo_ray.pipeline.hard_budget import open_run
-from bopo_ray.routers import parse_router
+from bopo_ray.routers import RouterName, parse_router
 
 __all__ = ["main"]
 
@@ -38,6 +37,14 @@ NOTES = (
 )
 
 
+def base_schedule(text: str) -> RouterName:
+    """The router of --base; raises ConfigError in words of that option."""
+    try:
+        return parse_router(text)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--router", "--base")) from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     p = finished_parser("counterfactual", __doc__)
@@ -47,13 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--steps", default="0,1,2,3,4,5,6,8,10,14", help="steps to swap the model at, from 0")
     p.add_argument("--tasks", type=int, default=40, help="dev tasks")
     p.add_argument("--samples", type=int, default=1, help="episodes per task")
-    p.add_argument("--max-spend", type=float, default=math.inf, help="dollars that new calls may cost")
+    add_max_spend(p)
     p.add_argument("--cpus", type=int, default=0, help="CPUs to use, 0 for all")
     args = p.parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else 140)
 
     def work() -> int:
-        base, steps = parse_router(args.base), whole_numbers("steps", args.steps, 0)
+        base, steps = base_schedule(args.base), whole_numbers("steps", args.steps, 0)
         for name in ("tasks", "samples"):
             if getattr(args, name) < 1:
                 raise ConfigError(f"{name}={getattr(args, name)}: need at least 1; set it with --{name}")

@@ -26,11 +26,13 @@ from rich.table import Table
 
 from bopo_ray.benchmarks import env_class, fair_tasks, select_tasks
 from bopo_ray.errors import ConfigError
+from bopo_ray.executors.demos import EXPERTS
 from bopo_ray.executors.evaluate import Played, play_boundaries
 from bopo_ray.method.taxonomy import BoundaryStats
 from bopo_ray.models import build_pool
 from bopo_ray.models.pool import resolve_pool
 from bopo_ray.models.pricing import price_table
+from bopo_ray.pipeline.command import refused
 from bopo_ray.pipeline.settings import resolve
 from envs.base import Split
 
@@ -57,7 +59,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Chooses the tasks, plays them, and shows what came out. Raises ConfigError for models that can't be played."""
+    """Chooses the tasks, plays them, and shows what came out. Raises ConfigError for what can't be played."""
+    for name in ("k", "processes"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"{name}={getattr(args, name)}: need at least 1; set it with --{name}")
+    env_class(args.env)
+    if args.env not in EXPERTS:
+        raise ConfigError(f"env={args.env!r}: no models were trained for it; there are some for {', '.join(EXPERTS)}")
     s = resolve(None, {"env": args.env, "models": "embedded"})
     shipped = resolve_pool("", f"{s.pool}-small", f"{s.pool}-large", price_table())
     models = (  # a folder, whatever its name, at the price of the one that it stands in for
@@ -65,6 +73,8 @@ def evaluate(args: argparse.Namespace) -> None:
         for m, folder in zip(shipped.models, (args.small, args.large), strict=True)
     )
     spec = replace(shipped, models=tuple(models))
+    with refused("out", args.out):
+        args.out.parent.mkdir(parents=True, exist_ok=True)
     fair = fair_tasks(args.env, build_pool(spec))
     if args.split == "shown":
         kinds = {t.kind for t in env_class(args.env).tasks(Split.TRAIN) if fair(t)}
@@ -80,8 +90,8 @@ def evaluate(args: argparse.Namespace) -> None:
     played = play_boundaries(
         args.env, spec, [t.name for t in tasks], args.k, args.processes, s.max_steps, temperature, report
     )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(played).to_csv(args.out, index=False)
+    with refused("out", args.out):
+        pd.DataFrame(played).to_csv(args.out, index=False)
     show(played, f"{args.env}, {len(tasks)} {args.split} tasks, K = {args.k}, temperature {temperature:g}")
 
 

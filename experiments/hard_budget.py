@@ -27,7 +27,7 @@ from bopo_ray.analysis.finished import FinishedRun, open_finished
 from bopo_ray.analysis.page import write_study
 from bopo_ray.analysis.studies import hard_budget
 from bopo_ray.analysis.study_plots import hard_budget_figure
-from bopo_ray.pipeline.command import exit_code, script_parser
+from bopo_ray.pipeline.command import add_max_spend, exit_code, script_parser
 from bopo_ray.pipeline.hard_budget import candidates, caps_of, open_run, play_caps, usd_caps
 
 __all__ = ["CALLS", "main"]
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--usd", type=numbers(float), help="caps in dollars (default 25, 50, 75%% of always-large's cost)")
     p.add_argument("--methods", default="", help="only these, e.g. bopo-hybrid,first-large (default: all of the run)")
     p.add_argument("--dev-tasks", type=int, default=0, help="dev tasks to choose by (default the run's)")
-    p.add_argument("--max-spend", type=float, default=math.inf, help="dollars that new calls may cost")
+    add_max_spend(p)
     p.add_argument("--cpus", type=int, default=0, help="CPUs to use, 0 for all")
     args = p.parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else 140)

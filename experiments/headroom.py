@@ -11,7 +11,6 @@ command goes on where it was stopped.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -21,7 +20,7 @@ from bopo_ray.analysis.finished import open_finished
 from bopo_ray.analysis.headroom import KNOWN, MOST, ORACLE, SCHEDULES, headroom, headroom_figure
 from bopo_ray.analysis.page import write_study
 from bopo_ray.errors import ConfigError
-from bopo_ray.pipeline.command import exit_code, finished_parser, whole_numbers
+from bopo_ray.pipeline.command import add_max_spend, exit_code, finished_parser, whole_numbers
 from bopo_ray.pipeline.hard_budget import open_run
 from bopo_ray.pipeline.headroom import play_schedules
 
@@ -50,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--lengths", default="1,2,3,4,5,7,10,15,20", help="K of the schedules first-large(K)")
     p.add_argument("--tasks", type=int, default=1000, help="dev tasks, at most")
     p.add_argument("--samples", type=int, default=3, help="episodes of each schedule per task")
-    p.add_argument("--max-spend", type=float, default=math.inf, help="dollars that new calls may cost")
+    add_max_spend(p)
     p.add_argument("--cpus", type=int, default=0, help="CPUs to use, 0 for all")
     args = p.parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else 140)

@@ -1,14 +1,15 @@
 """The main job on several pairs of models, with other ratios of cost to capability, on the same tasks (figure 4).
 
     python -m experiments.model_pairs --out results/pairs                 # quick: under 40 minutes on 2 cores
+    python -m experiments.model_pairs --out results/pairs --pair mine=pool.yaml      # beside the two default pairs
     python -m experiments.model_pairs --out results/pairs --pair mine=pool.yaml --pair simulated=simulated
     python -m experiments.model_pairs --out results/pairs --scale tiny    # any option of experiments.frontier
 
 Without --pair: the pair that --models, or --small and --large, name, else the benchmark's default one; and a second one
-that is simulated, at the list prices of Llama-3.1 8B and 70B. It runs experiments.frontier for each pair, into
---out/NAME, with the same tasks, seeds and lambdas. Expect those runs' output, a table, and model_pairs.html, .csv, .png
-and .svg in --out. The same command goes on where it was stopped, and does no run again that is finished. --max-spend
-bounds the runs together.
+that is simulated, at the list prices of Llama-3.1 8B and 70B. A single --pair joins these, two or more take their
+place. It runs experiments.frontier for each pair, into --out/NAME, with the same tasks, seeds and lambdas. Expect those
+runs' output, a table, and model_pairs.html, .csv, .png and .svg in --out. The same command goes on where it was
+stopped, and does no run again that is finished. --max-spend bounds the runs together.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from bopo_ray.pipeline.jobs import compare_runs
 from bopo_ray.pipeline.settings import Settings
 from experiments.frontier import as_jobs, settings_for
 
-__all__ = ["Pairs", "check_pairs", "default_pairs", "main", "parse_pairs", "write"]
+__all__ = ["Pairs", "check_pairs", "default_pairs", "joined", "main", "parse_pairs", "write"]
 
 Pairs = dict[str, tuple[str, ...]]
 """Name -> options of experiments.frontier that say which models these are."""
@@ -58,11 +59,23 @@ def parse_pairs(given: Sequence[str]) -> Pairs:
         if name in pairs:
             raise ConfigError(f"pair={text!r}: a second pair of the name {name}; give each its own with --pair")
         pairs[name] = ("--models", spec)
-    if len(pairs) == 1:
-        raise ConfigError(
-            f"pair={given[0]!r}: one pair is nothing to compare; give --pair twice or more, or leave it out"
-        )
     return pairs
+
+
+def joined(settings: Settings, given: Pairs) -> Pairs:
+    """The pairs to compare: two or more that were given, else the default ones and a single one that was.
+
+    Raises ConfigError for a single one that has the name of a default one.
+    """
+    if len(given) > 1:
+        return given
+    default = default_pairs(settings)
+    if both := sorted(set(default) & set(given)):
+        raise ConfigError(
+            f"pair={both[0]}=...: a default pair, which a single --pair joins, has that name; give another"
+        )
+    no_own = ("--small=", "--large=") if settings.small else ()
+    return default | {name: (*own, *no_own) for name, own in given.items()}
 
 
 def default_pairs(settings: Settings) -> Pairs:
@@ -109,14 +122,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument(
         "--pair", action="append", default=[], metavar="NAME=SPEC",
         help="a pair of models; SPEC as in --models of experiments.frontier: embedded, simulated, simulated-llama, "
-        "embedded:FAMILY, or a pool file (.yaml); may be given several times",
+        "embedded:FAMILY, or a pool file (.yaml); one joins the default pairs, several take their place",
     )  # fmt: skip
     args, options = p.parse_known_args(argv)
 
     def work() -> int:
-        named = ("models", "small", "large") if args.pair else ()
+        given = parse_pairs(args.pair)
+        named = ("models", "small", "large") if len(given) > 1 else ()
         settings = settings_for("model_pairs", options, ("calls", *named))
-        pairs = parse_pairs(args.pair) or default_pairs(settings)
+        pairs = joined(settings, given)
         check_pairs("model_pairs", pairs, options)
         jobs = as_jobs(pairs, {name: args.out / name for name in pairs}, options, args.out / "calls.db")
         return compare_runs(args.out, jobs, settings.max_spend, write)

@@ -23,7 +23,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bopo_ray.errors import ConfigError
+from bopo_ray.errors import ConfigError, StoreError
 from bopo_ray.models.calls import CallStore, StoreStats
 from bopo_ray.pipeline.command import exit_code, script_parser
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "stats":
             show(store.stats(), args.json)
         elif args.command == "export":
-            print(f"{args.out}: {store.export(args.out)} calls")
+            print(f"{args.out}: {export(store, args.out)} calls")
         else:
             print(f"{prune(store, args)} calls dropped")
         return 0
@@ -70,6 +70,17 @@ def store_file(path: Path) -> Path:
     if not file.is_file():
         raise ConfigError(f"no call store at {file}; name a calls.db, or a folder of results that holds one")
     return file
+
+
+def export(store: CallStore, out: Path) -> int:
+    """How many calls were written; raises ConfigError for a file that can't be."""
+    try:
+        return store.export(out)
+    except StoreError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        why = error.__cause__.strerror or error.__cause__
+        raise ConfigError(f"{out} can't be written ({why}); name another file as OUT, or free some space") from error
 
 
 def prune(store: CallStore, args: argparse.Namespace) -> int:

@@ -4,10 +4,10 @@
     python -m experiments.train_executors --env ScienceWorld-v0 --size large
 
 Plays the environment's expert on the executors' own tasks (kept as Parquet, shared by both sizes), trains a small Llama
-by behaviour cloning, and writes a folder that `transformers` loads, by default where the package keeps its own. Expect
-10 to 20 minutes of playing on 2 cores, then 6 (small), 20 (ALFWorld's large) or about 90 (ScienceWorld's) of training
-on one, minutes on a GPU; both may train at once.
-TensorBoard reads `--work`. A run that was stopped goes on with the same command.
+by behaviour cloning, and writes a folder that `transformers` loads, in `--work` unless `--out` names another; with that
+of one of the package's own, in bopo_ray/models/data/embedded, it replaces it. Expect 10 to 20 minutes of playing on 2
+cores, then 6 (small), 20 (ALFWorld's large) or about 90 (ScienceWorld's) of training on one, minutes on a GPU; both may
+train at once. TensorBoard reads `--work`. A run that was stopped goes on with the same command.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bopo_ray.errors import ConfigError
 from bopo_ray.executors.card import model_card
 from bopo_ray.executors.demos import EXPERTS, Demo, collect
 from bopo_ray.executors.recipes import RECIPES, Recipe
-from bopo_ray.models.embedded_files import SHIPPED
+from bopo_ray.pipeline.command import refused
 
 __all__ = ["main"]
 
@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--size", choices=("small", "large"), help="which one; without it, only demonstrations are made"
     )
     parser.add_argument("--work", type=Path, default=Path("results/executors"), help="demonstrations and checkpoints")
-    parser.add_argument("--out", type=Path, help="folder of the model (default: where the package keeps it)")
-    parser.add_argument("--name", default="", help="of a variant: its own checkpoints, and no model in the package")
+    parser.add_argument("--out", type=Path, help="folder of the model (default: models/FAMILY-SIZE in --work)")
+    parser.add_argument("--name", default="", help="of a variant: checkpoints and a folder of its own")
     parser.add_argument("--demos", type=int, default=0, help="tasks to show at most (default: all)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that play at once")
     parser.add_argument("--threads", type=int, default=1, help="of the training; results differ in the last bits")
@@ -60,7 +60,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def make(args: argparse.Namespace) -> None:
     """Demonstrations, training, and the model's folder. Raises ConfigError in one line."""
+    if args.processes < 1:
+        raise ConfigError(f"processes={args.processes}: need at least 1; set it with --processes")
     family = args.env.split("-")[0].lower()
+    name = f"{family}-{args.size}" + (f"-{args.name}" if args.name else "")
+    out = args.out or args.work / "models" / name
+    demonstrations = args.work / family / "demos"
+    with refused("work", args.work):
+        demonstrations.mkdir(parents=True, exist_ok=True)
+    with refused("out", out):
+        if args.size:
+            out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
 
     log: list[str] = []
@@ -69,7 +79,7 @@ def make(args: argparse.Namespace) -> None:
         log.append(f"{time.monotonic() - started:6.0f} s  {line}")
         print(log[-1], file=sys.stderr, flush=True)
 
-    demos = collect(args.env, args.work / family / "demos", args.processes, args.demos, report)
+    demos = collect(args.env, demonstrations, args.processes, args.demos, report)
     report(f"{len(demos)} demonstrations of {len({d.task for d in demos})} tasks")
     if args.size is None:
         return
@@ -79,9 +89,6 @@ def make(args: argparse.Namespace) -> None:
 
     torch.set_num_threads(args.threads)
     recipe = _recipe(args)
-    name = f"{family}-{args.size}" + (f"-{args.name}" if args.name else "")
-    out = args.out or (args.work / "models" / name if args.name else SHIPPED / name)
-    out.mkdir(parents=True, exist_ok=True)
     train_tokenizer(demos, out / "tokenizer.json")
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     found = train(args.env, demos, recipe, args.work / family / name, out, report, device)

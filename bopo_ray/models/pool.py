@@ -57,7 +57,7 @@ class ModelSpec:
     """openai: how the endpoint calls the bound on a reply; by default max_completion_tokens at OpenAI's own endpoint,
     max_tokens elsewhere"""
     max_concurrency: int = 32
-    """openai: calls in flight, over all processes"""
+    """openai: calls in flight, over all processes; each has one at least"""
     requests_per_minute: int = 0
     """openai: over all processes; 0 sets no limit"""
     timeout_s: float = 60.0

@@ -57,17 +57,21 @@ _KINDS = ("input", "cached_input", "output")
 
 
 def parse_price(raw: Any, where: str) -> Price:
-    """A price from {input, cached_input, output} in dollars per million tokens, or 0; raises ConfigError."""
+    """A price from {input, output, cached_input} in dollars per million tokens, or 0; raises ConfigError.
+
+    Without `cached_input` a cached token costs what any other does.
+    """
     free = raw == 0 and not isinstance(raw, bool)
     prices = raw if isinstance(raw, Mapping) else dict.fromkeys(_KINDS, 0) if free else {}
     try:
+        prices = {"cached_input": prices["input"], **prices}
         amounts = [Decimal(str(prices[k])) * 1_000_000 for k in _KINDS]
         if set(prices) != set(_KINDS) or not all(a.is_finite() and a >= 0 and a == int(a) for a in amounts):
             raise ValueError(raw)
     except (LookupError, ArithmeticError, ValueError) as error:
         raise ConfigError(
-            f"{where}: price {raw!r}: need {{input: ..., cached_input: ..., output: ...}} in dollars >= 0 per million "
-            "tokens (six decimals), or 0 for a model that costs nothing per token"
+            f"{where}: price {raw!r}: need {{input: ..., output: ...}}, and cached_input: ... where it is another, in "
+            "dollars >= 0 per million tokens (six decimals), or 0 for a model that costs nothing per token"
         ) from error
     return Price(*map(int, amounts))
 
@@ -107,6 +111,8 @@ def price_table(path: Path = _DEFAULT) -> PriceTable:
     """Reads a price list; raises ConfigError when it is malformed."""
     try:
         raw = yaml.safe_load(path.read_text())
+        if not isinstance(raw, dict) or not {"date", "models"} <= set(raw):
+            raise ConfigError(f"price list {path}: needs `date:` and `models:`, and replaces the shipped list")
         prices = tuple((str(n), parse_price(p, f"price list {path}: {n}")) for n, p in raw["models"].items())
         cpu = int(Decimal(str(raw.get("cpu_hour", 0))) * 1_000_000)
         table = PriceTable(str(raw["date"]), prices, tuple((raw.get("billed_as") or {}).items()), cpu)

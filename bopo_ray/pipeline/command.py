@@ -16,7 +16,7 @@ from ray.exceptions import RayTaskError
 
 from bopo_ray.errors import ConfigError, EngineError, ModelError, SpendLimitError
 
-__all__ = ["Terminated", "exit_code", "finished_parser", "script_parser", "whole_numbers"]
+__all__ = ["Terminated", "add_max_spend", "exit_code", "finished_parser", "refused", "script_parser", "whole_numbers"]
 
 _FAILURES = (ConfigError, EngineError, ModelError, SpendLimitError, OSError)
 
@@ -44,6 +44,15 @@ def finished_parser(name: str, doc: str | None, several: bool = False) -> argpar
     return p
 
 
+def add_max_spend(p: argparse.ArgumentParser) -> None:
+    """`--max-spend` of a script that plays more on a finished run, as `hard_budget.open_run` takes it."""
+    p.add_argument(
+        "--max-spend", type=float, metavar="DOLLARS",
+        help="that new calls may cost (default: what the finished run's own --max-spend has left; no limit where it "
+        "had none)",
+    )  # fmt: skip
+
+
 def whole_numbers(option: str, text: str, least: int) -> list[int]:
     """The different numbers of `text`, "1,2,5", ascending. Raises ConfigError for none, or one below `least`."""
     try:
@@ -53,6 +62,17 @@ def whole_numbers(option: str, text: str, least: int) -> list[int]:
     if not numbers or numbers[0] < least:
         raise ConfigError(f"{option}={text!r}: need whole numbers >= {least} with commas; set them with --{option}")
     return numbers
+
+
+@contextmanager
+def refused(option: str, path: Path) -> Iterator[None]:
+    """Has a failure to write there be the user's mistake, in one line that names the option."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{option}={path}: can't be written ({error.strerror or error}); choose another --{option}"
+        ) from error
 
 
 def exit_code(

@@ -31,6 +31,7 @@ from bopo_ray.models.pricing import price_table
 from bopo_ray.pipeline.baselines import Policy, dev_tasks, specs, trained_routers
 from bopo_ray.pipeline.calibrate import Tried, met_as_it_is, offsets_at, save_with, weights_with
 from bopo_ray.pipeline.card import add_results
+from bopo_ray.pipeline.jobs import spent_usd
 from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.same import check_same_models
 from bopo_ray.pipeline.settings import load_settings
@@ -40,7 +41,7 @@ from bopo_ray.routers import LEARNED, Router, parse_router
 from bopo_ray.store import EpisodeStore
 from envs.base import Split, Task
 
-__all__ = ["Candidate", "Choice", "candidates", "caps_of", "choose", "open_run", "play_caps", "usd_caps"]
+__all__ = ["Candidate", "Choice", "candidates", "caps_of", "choose", "left_usd", "open_run", "play_caps", "usd_caps"]
 
 SCHEDULES = ("always-large", "first-large")
 """Methods that a router is, with some offset and limit of large calls."""
@@ -92,19 +93,36 @@ def caps_of(calls: Sequence[int], usd: Sequence[float]) -> list[Budget]:
     return list(dict.fromkeys(caps))
 
 
-def open_run(finished: FinishedRun, max_spend: float, cpus: int, console: Console, name: str = CAPPED) -> Run:
+def open_run(
+    finished: FinishedRun, max_spend: float | None, cpus: int, console: Console, name: str = CAPPED
+) -> Run:  # fmt: skip
     """A run in the folder `name` of a finished one, with its settings, tasks, models and call store.
 
-    Raises ConfigError where models or prices are others than the finished one's.
+    Its new calls may cost `max_spend` dollars, what it spent before included; None: what the finished one's own limit
+    has left (see `left_usd`). Raises ConfigError where models or prices are others than the finished one's.
     """
     folder = finished.folder
     settings = load_settings(folder / "settings.yaml")
+    if max_spend is None:
+        max_spend = left_usd(folder, settings.max_spend, name)
+        if not math.isinf(max_spend):
+            console.print(
+                f"New calls may cost ${max_spend:.6f}: what is left of the run's limit of ${settings.max_spend:g} "
+                "(another with --max-spend)", soft_wrap=True, highlight=False,
+            )  # fmt: skip
     prices = price_table(Path(settings.prices)) if settings.prices else price_table()
     models = resolve_pool(settings.pool, settings.small, settings.large, prices)
     check_same_models(read_pool(folder / "pool.yaml", prices), models, folder)
     calls = settings.calls or str(folder / "calls.db")
     own = dataclasses.replace(settings, calls=calls, max_spend=max_spend, cpus=cpus, budget_calls=None, budget_usd=None)
     return Run(own, folder / name, resume=True, console=console)
+
+
+def left_usd(folder: Path, limit: float, name: str) -> float:
+    """Dollars that the limit of the run in `folder` leaves to the one in its folder `name`: less what that run and the
+    others in its folders have spent. What the one has spent itself is for its own ledger to count."""
+    others = [folder, *(ledger.parent for ledger in folder.glob("*/spend.db") if ledger.parent.name != name)]
+    return limit if math.isinf(limit) else max(0.0, round(limit - sum(map(spent_usd, others)), 6))
 
 
 def candidates(run: Run, finished: FinishedRun, methods: Sequence[str] = ()) -> list[Candidate]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 from bopo_ray.agent import chat_messages
@@ -21,6 +22,11 @@ def preflight(pool: ModelPool, settings: Settings, out: Path) -> None:
     """Raises ConfigError (BudgetError for money) in one line; spends nothing."""
     if settings.replay and not Path(settings.replay).is_file():
         raise ConfigError(f"replay={settings.replay!r}: no such file; make one with python -m experiments.store export")
+    if re.fullmatch(r"[\d,]+", settings.calls):
+        raise ConfigError(
+            f"calls={settings.calls!r}: --calls names a file of stored calls; a cap on large calls is set with "
+            "--budget-calls (for a file of this name, put ./ before it)"
+        )
     budget = settings.budget
     for what, cap in (
         ("budget_usd", budget.cap if budget and budget.mode is CostMode.USD else None),

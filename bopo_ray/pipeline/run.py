@@ -25,11 +25,11 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bopo_ray.benchmarks import check_ready, env_class, fair_tasks, select_tasks
+from bopo_ray.benchmarks import check_ready, fair_tasks, select_tasks, task_list
 from bopo_ray.errors import ConfigError, EngineError, StoreError
 from bopo_ray.models import build_pool, host_pool
 from bopo_ray.models.calls import CallStore
-from bopo_ray.models.pool import read_pool, resolve_pool, save_pool
+from bopo_ray.models.pool import PoolSpec, read_pool, resolve_pool, save_pool
 from bopo_ray.models.pricing import Usage, price_table
 from bopo_ray.models.protocol import LanguageModel
 from bopo_ray.models.spend import SpendLedger
@@ -48,7 +48,7 @@ from bopo_ray.routers import Router
 from bopo_ray.store import EpisodeStore
 from envs.base import Split, Task
 
-__all__ = ["Run", "write_json"]
+__all__ = ["Run", "crowded", "write_json"]
 
 log = logging.getLogger(__name__)
 LOG_EVERY_S = 20.0
@@ -83,7 +83,7 @@ class Run:
         self._fair = fair_tasks(settings.env, self.pool)
         self.train = self.tasks(Split.TRAIN, settings.train_tasks)
         self.test = self.tasks(Split.TEST, settings.test_tasks)
-        left_out = [t for split in Split for t in env_class(settings.env).tasks(split) if not self._fair(t)]
+        left_out = [t for split in Split for t in task_list(settings.env, split) if not self._fair(t)]
         if left_out:
             console.print(
                 f"{len(left_out):,} tasks are not asked: the models were not made for their kind, or learned from them"
@@ -114,7 +114,7 @@ class Run:
                 save_pool(self.models, out / "pool.yaml")
             write_json(out / "tasks.json", tasks)
             save(settings, path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").replace(path)
+            _put(path.with_suffix(".tmp"), path)
         except BlockingIOError as error:
             raise StoreError(f"{out} is in use by another run; wait for it, or choose another --out") from error
         except OSError as error:
@@ -215,6 +215,8 @@ class Run:
         self.console.print(f"Ray dashboard: {dashboard}", soft_wrap=True, markup=False)
         self.console.print(f"Ray's logs:    {context.address_info['session_dir']}/logs", soft_wrap=True)
         self.console.print(f"TensorBoard:   {board_command(self.out)}", soft_wrap=True)
+        for note in () if self.settings.replay else crowded(self.models, self.cpus):
+            self.console.print(note, soft_wrap=True, highlight=False)
 
     @property
     def cpus(self) -> int:
@@ -382,8 +384,25 @@ def check_learners(s: Settings, there: Mapping[str, float]) -> None:
         )
 
 
+def crowded(models: PoolSpec, processes: int) -> list[str]:
+    """A line for each model of which more calls may be in flight than its endpoint is to have."""
+    return [
+        f"{m.label}: max_concurrency={m.max_concurrency} is less than one call for each of {processes} processes: "
+        f"up to {processes} calls may be in flight; use fewer with --cpus"
+        for m in models.models
+        if m.provider == "openai" and m.max_concurrency < processes
+    ]
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whole or not at all."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value, indent=1))
+    _put(temporary, path)
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Gives a file its name when its bytes are on the disk: a machine that loses power keeps the old one or the new."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
     temporary.replace(path)

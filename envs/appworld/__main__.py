@@ -48,9 +48,9 @@ def _make(out: Path, counts: dict[Split, int], seed: int) -> None:
 
 
 def _verify() -> None:
+    folder = data.data_folder()
     if data.world() == data.OFFICIAL:
         raise ConfigError(f"APPWORLD_ROOT ({os.environ['APPWORLD_ROOT']}) holds AppWorld's tasks, which are not ours")
-    folder = data.data_folder()
     own.verify(folder, own.listed(folder))
     print(_found(folder.parent))
 

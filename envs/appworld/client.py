@@ -123,7 +123,7 @@ class Server:
         theirs.close()
         try:
             self._control.settimeout(START_TIMEOUT_S)
-            hello = _receive(self._control)[0]
+            hello = _message(self._control)
             self.version, self.folder = str(hello["version"]), Path(hello["folder"])
         except (OSError, ValueError, KeyError, TypeError):
             self.kill("did not start")
@@ -143,7 +143,7 @@ class Server:
 
     def end(self, pid: int) -> None:
         """Kill a child and drop what it left."""
-        self._ask({"op": "end", "pid": pid})
+        _close_all(self._ask({"op": "end", "pid": pid})[1])
 
     def _ask(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         with self._lock:
@@ -193,7 +193,7 @@ class Session:
         self.pid, self._channel = self.server.fork(message)
         try:
             self._channel.settimeout(START_TIMEOUT_S)
-            hello = _receive(self._channel)[0]
+            hello = _message(self._channel)
             self.instruction, self.layers = str(hello["instruction"]), dict(hello["layers"])
         except (OSError, ValueError, KeyError) as error:
             why = _last_line(hello.get("error", "")) if isinstance(error, KeyError) else "its process died or hung"
@@ -231,7 +231,7 @@ class Session:
         try:
             self._channel.settimeout(self.timeout_s)
             _send(self._channel, message)
-            return _receive(self._channel)[0]
+            return _message(self._channel)
         except TimeoutError:
             raise Hung(f"The code did not end within {self.timeout_s:g} s.") from None
         except (OSError, ValueError):
@@ -263,7 +263,7 @@ class Session:
         pid, channel = self.server.fork({"op": "evaluation", "task": self.task, "episode": self.pid})
         try:
             channel.settimeout(START_TIMEOUT_S)
-            answer = _receive(channel)[0]
+            answer = _message(channel)
             return bool(answer["success"]), int(answer["passed"]), int(answer["tests"])
         except (OSError, ValueError, KeyError) as error:
             why = _last_line(answer.get("error", "")) if isinstance(error, KeyError) else "its process died or hung"
@@ -285,6 +285,18 @@ def _send(channel: socket.socket, message: dict[str, Any]) -> None:
     channel.sendall(struct.pack("!I", len(data)) + data)
 
 
+def _message(channel: socket.socket) -> dict[str, Any]:
+    """The next message, as `_receive` has it; a file descriptor that came along, unasked, is closed."""
+    message, fds = _receive(channel)
+    _close_all(fds)
+    return message
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
 def _receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """The next message and what file descriptors came with it.
 
@@ -294,6 +306,15 @@ def _receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """
     deadline = time.monotonic() + (channel.gettimeout() or START_TIMEOUT_S)
     head, fds, _, _ = socket.recv_fds(channel, 4, 1)
+    try:
+        return _rest(channel, head, deadline), fds
+    except BaseException:
+        _close_all(fds)
+        raise
+
+
+def _rest(channel: socket.socket, head: bytes, deadline: float) -> dict[str, Any]:
+    """The message whose first bytes are `head`."""
     size = struct.unpack("!I", head + _exactly(channel, 4 - len(head), deadline))[0]
     if size > MAX_MESSAGE:
         raise ValueError(f"a message of {size} bytes")
@@ -303,7 +324,7 @@ def _receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
         message = None
     if not isinstance(message, dict):
         raise ValueError("a message that is no object")
-    return message, fds
+    return message
 
 
 def _exactly(channel: socket.socket, size: int, deadline: float) -> bytes:

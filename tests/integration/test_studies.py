@@ -194,7 +194,7 @@ def test_pairs_that_there_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[
     for arguments, named in (
         (["--pair", "simulated"], ["'simulated'", "NAME=SPEC"]),
         (["--pair", "../x=simulated"], ["'../x=simulated'", "NAME of letters"]),
-        (["--pair", "a=simulated"], ["one pair", "--pair twice"]),
+        (["--pair", "simulated-llama=simulated"], ["pair=simulated-llama=", "a default pair", "give another"]),
         ([*two, "a=embedded"], ["second pair of the name a"]),
         ([*two, "b=gpt-9"], ["unknown models 'gpt-9'", "simulated-llama"]),
         ([*two, "b=embedded:nowhere"], ["'embedded:nowhere'"]),

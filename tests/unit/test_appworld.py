@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import io
 import json
@@ -246,6 +247,9 @@ def test_only_our_own_tasks_can_be_verified(
     monkeypatch.setenv("APPWORLD_ROOT", str(official(tmp_path)))
     assert main(["verify"]) == 2
     assert "holds AppWorld's tasks, which are not ours" in capsys.readouterr().err
+    monkeypatch.setenv("APPWORLD_ROOT", str(tmp_path / "nope"))
+    assert main(["verify"]) == 2
+    assert f"there is no folder {tmp_path / 'nope' / 'data'}" in capsys.readouterr().err
 
 
 def second_environment(folder: Path, version: str = client.VERSION, *, unpacked: bool = True) -> Path:
@@ -326,6 +330,18 @@ def test_what_is_no_message_is_refused(sent: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 (whatever it says, the caller words it)
         client._receive(here)
     here.close()
+
+
+@pytest.mark.parametrize("sent", [struct.pack("!I", 2) + b"{}", struct.pack("!I", 2) + b"[]"])
+def test_what_a_hostile_child_sends_along_is_closed(sent: bytes) -> None:
+    here, there = socket.socketpair()
+    with here, there, Path("/dev/null").open() as file:
+        before = set(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            socket.send_fds(there, [sent], [file.fileno()])
+            with contextlib.suppress(ValueError):
+                client._message(here)
+        assert set(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_message_that_trickles_in_has_one_deadline() -> None:

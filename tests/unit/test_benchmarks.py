@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -30,6 +31,29 @@ def test_an_unknown_id_lists_the_known_ones(env_id: str) -> None:
         ConfigError, match=r"unknown environment .*; known: .*ScienceWorld-v0.* package\.module:Name-v0"
     ):
         env_class(env_id)
+
+
+FAULTY = {
+    "no_python": ("x = (\n", r"its module no_python can't be imported: SyntaxError: '\(' was never closed .*line 1"),
+    "no_import": ("import nowhere_at_all\n", r"its module no_import can't be imported: ModuleNotFoundError: No module"),
+    "no_tasks": (
+        "import gymnasium as gym\n\n\nclass Env(gym.Env):\n    @classmethod\n    def tasks(cls, split):\n"
+        "        return {}[split]\n\n\ngym.register('NoTasks-v0', entry_point=Env)\n",
+        r"its tasks\('train'\) fails: KeyError: .*no_tasks\.py, line 7\); see envs/base\.py",
+    ),
+}
+
+
+@pytest.mark.parametrize("module", FAULTY)
+def test_a_faulty_module_of_the_users_is_one_line_that_names_it(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, says = FAULTY[module]
+    (tmp_path / f"{module}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=says) as error:
+        select_tasks(f"{module}:NoTasks-v0", Split.TRAIN, 1, 0)
+    assert "\n" not in str(error.value) and f"'{module}:NoTasks-v0'" in str(error.value)
 
 
 def test_an_environment_without_task_lists_is_refused() -> None:

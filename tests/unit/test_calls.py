@@ -561,5 +561,6 @@ def test_bad_input_is_one_line(
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and says in error
+    assert "--out" not in error and "--resume" not in error, "of which this script has none"
     made = {p.name.removesuffix("-lock") for p in tmp_path.iterdir()} - before
     assert not made

@@ -25,7 +25,8 @@ from bopo_ray.pipeline import hard_budget
 from bopo_ray.pipeline.command import exit_code, finished_parser
 from bopo_ray.pipeline.jobs import end_with, spent_usd
 from bopo_ray.pipeline.settings import resolve, save
-from experiments import allocation, cost_inversion
+from experiments import allocation, cost_inversion, counterfactual, model_pairs
+from experiments.frontier import settings_for
 
 
 def raising(error: BaseException) -> int:
@@ -110,6 +111,38 @@ def test_a_self_trained_runs_models_are_found_for_its_hard_budgets(
     own, out = hard_budget.open_run(finished, 1.5, 2, Console())  # type: ignore[misc]
     assert (own.models, own.max_spend, own.cpus) == ("embedded", 1.5, 2)
     assert (out, own.calls) == (tmp_path / "hard-budget", str(tmp_path / "calls.db"))
+
+
+@pytest.mark.parametrize("base", ["typo", "first-large:x", "always-small:3"])
+def test_a_wrong_schedule_is_said_in_words_of_its_own_option(base: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert counterfactual.main(["nowhere", "--base", base]) == 2
+    error = capsys.readouterr().err
+    assert repr(base) in error and "--base" in error and "--router" not in error
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "pairs"),
+    [
+        ([], {}, {"embedded": ("--models", "embedded"), "simulated-llama": ("--models", "simulated-llama")}),
+        ([], {"mine": "a.yaml"}, {
+            "embedded": ("--models", "embedded"), "simulated-llama": ("--models", "simulated-llama"),
+            "mine": ("--models", "a.yaml"),
+        }),
+        (["--small", "x:a", "--large", "x:b"], {"mine": "a.yaml"}, {
+            "x-a-x-b": ("--small", "x:a", "--large", "x:b"),
+            "simulated-llama": ("--models", "simulated-llama", "--small=", "--large="),
+            "mine": ("--models", "a.yaml", "--small=", "--large="),
+        }),
+        ([], {"mine": "a.yaml", "other": "b.yaml"}, {"mine": ("--models", "a.yaml"), "other": ("--models", "b.yaml")}),
+    ],
+)  # fmt: skip
+def test_a_single_pair_joins_the_default_ones_and_several_take_their_place(
+    options: list[str], given: dict[str, str], pairs: model_pairs.Pairs
+) -> None:
+    parsed = model_pairs.parse_pairs([f"{name}={spec}" for name, spec in given.items()])
+    assert model_pairs.joined(settings_for("model_pairs", options, ()), parsed) == pairs
+    with pytest.raises(ConfigError, match=r"simulated-llama=.* a default pair"):
+        model_pairs.joined(settings_for("model_pairs", options, ()), {"simulated-llama": ("--models", "a.yaml")})
 
 
 CHILD = """

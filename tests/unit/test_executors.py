@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,8 @@ from bopo_ray.models.embedded_prompt import EmbeddedPrompt
 from bopo_ray.models.protocol import Message
 from envs.base import Split
 from envs.scienceworld import ScienceWorldEnv
+from experiments import train_executors
+from experiments.evaluate_executors import main as evaluate_main
 from experiments.train_executors import main as train_main
 
 WORDS = ("red box", "a metal fork", "the kitchen", "look around", "move it", "You see:\n\ta red box\n\ta blue box\n")
@@ -294,6 +297,45 @@ def test_a_wrong_option_of_a_recipe_is_one_line(capsys: pytest.CaptureFixture[st
             train_main(["--env", "ALFWorld-v0", option, value])
         line = capsys.readouterr().err.splitlines()[-1]
         assert stopped.value.code == 2 and option in line and repr(value) in line and rule in line
+
+
+PLAYED = ["--env", "ALFWorld-v0", "--out", "played.csv"]
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "says"),
+    [
+        (evaluate_main, [*PLAYED, "--k", "0"], "k=0: need at least 1; set it with --k"),
+        (evaluate_main, [*PLAYED, "--processes", "0"], "processes=0: need at least 1; set it with --processes"),
+        (evaluate_main, ["--env", "Nope"], "unknown environment 'Nope'"),
+        (evaluate_main, ["--env", "AppWorld-v0"], "no models were trained for it; there are some for ScienceWorld-v0"),
+        (train_main, ["--env", "ALFWorld-v0", "--processes", "0"], "processes=0: need at least 1; set it with"),
+        (train_main, ["--env", "ALFWorld-v0", "--work", "taken/x"], "work=taken/x: can't be written (Not a directory)"),
+    ],
+)
+def test_what_can_not_be_made_or_played_is_one_line(
+    main: Callable[[list[str]], None], arguments: list[str], says: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").touch()
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2 and says in capsys.readouterr().err.splitlines()[-1]
+    assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_models_folder_is_the_packages_own_only_where_out_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_executors, "collect", lambda *_: [demo()])
+    monkeypatch.setattr(training, "train_tokenizer", lambda demos, path: None)
+    monkeypatch.setattr(training, "train", lambda *_: {})
+    made: list[Path] = []
+    monkeypatch.setattr(train_executors, "model_card", lambda about: "card")
+    monkeypatch.setattr(Path, "write_text", lambda self, text: made.append(self))
+    train_main(["--env", "ALFWorld-v0", "--size", "small", "--work", str(tmp_path)])
+    assert {p.parent for p in made} == {tmp_path / "models" / "alfworld-small"}
 
 
 @pytest.mark.parametrize(("env", "size"), RECIPES)

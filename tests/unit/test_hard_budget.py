@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from bopo_ray.analysis.finished import FinishedRun
 from bopo_ray.errors import ConfigError
+from bopo_ray.models.pool import resolve_pool, save_pool
+from bopo_ray.models.pricing import Usage, price_table
+from bopo_ray.models.spend import SpendLedger
 from bopo_ray.pipeline.baselines import Policy
-from bopo_ray.pipeline.hard_budget import Candidate, caps_of, choose, usd_caps
+from bopo_ray.pipeline.hard_budget import Candidate, caps_of, choose, open_run, usd_caps
+from bopo_ray.pipeline.settings import resolve, save
 from bopo_ray.records import Budget, CostMode, Episode
+from tests.toy import ID
 from tests.unit.test_baselines import played
 
 FIVE, TEN = Budget(CostMode.CALLS, 5), Budget(CostMode.CALLS, 10)
@@ -125,3 +132,30 @@ def test_caps_are_numbers_each_once() -> None:
     for calls, usd in (([-1], []), ([], [float("nan")]), ([], [])):
         with pytest.raises(ConfigError, match="--calls or --usd"):
             caps_of(calls, usd)
+
+
+def spend(folder: Path, microusd: int) -> None:
+    folder.mkdir(exist_ok=True)
+    ledger = SpendLedger(folder / "spend.db", None)
+    reservation = ledger.reserve("me", "key", "m", microusd)
+    assert reservation is not None
+    ledger.settle(reservation, Usage(1, 1), microusd)
+
+
+@pytest.mark.parametrize(("limit", "given", "cap"), [(20.0, None, 3.5), (20.0, 9.0, 9.0), (math.inf, None, None)])
+def test_new_calls_keep_to_what_the_finished_runs_limit_has_left(
+    limit: float, given: float | None, cap: float | None, tmp_path: Path
+) -> None:
+    """Of 20 dollars 14.5 went to the run and 2 to another study of it; what this study paid its own ledger counts."""
+    settings = resolve(None, {"env": ID, "scale": "tiny", "max_spend": limit})
+    save(settings, tmp_path / "settings.yaml")
+    save_pool(resolve_pool(settings.pool, "", "", price_table()), tmp_path / "pool.yaml")
+    for folder, paid in ((tmp_path, 14_500_000), (tmp_path / "headroom", 2_000_000)):
+        spend(folder, paid)
+    finished, console = FinishedRun(tmp_path, {}, pd.DataFrame(), pd.DataFrame()), Console(record=True, width=200)
+    for _ in range(2):
+        with open_run(finished, given, 1, console) as run:
+            assert run.ledger().totals().cap_microusd == (None if cap is None else cap * 1_000_000)
+        spend(tmp_path / "hard-budget", 1_000_000)
+    said = "New calls may cost $3.500000: what is left of the run's limit of $20 (another with --max-spend)"
+    assert console.export_text().count(said) == (2 if cap == 3.5 else 0)

@@ -221,7 +221,7 @@ BIG = "model: 'openai:big', price: 0"
         ("model: 'openai:big', price: 5", ["price 5", "cached_input"]),
         ("model: 'openai:big', price: free", ["price 'free'", "or 0 for a model that costs nothing"]),
         ("model: 'openai:big', price: false", ["price False", "or 0"]),
-        ("model: 'openai:big', price: {input: 1, output: 2}", ["'input': 1", "cached_input: ..."]),
+        ("model: 'openai:big', price: {input: 1, cached_input: 2}", ["'input': 1", "output: ..."]),
         (
             "model: 'openai:big', price: {input: 1, cached_input: -0.1, output: 2}",
             ["'cached_input': -0.1", "dollars >= 0"],

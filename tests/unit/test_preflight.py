@@ -132,6 +132,14 @@ def test_a_recording_that_is_not_there(name: str, tmp_path: Path, capsys: pytest
         assert part in line
 
 
+@pytest.mark.parametrize("value", ["10", "5,10"])
+def test_a_cap_that_is_meant_for_budget_calls_makes_no_file(
+    value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, tmp_path, *TOY, "--calls", value)
+    assert f"calls={value!r}: --calls names a file of stored calls" in line and "--budget-calls" in line
+
+
 def test_a_wrong_price_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "prices.yaml").write_text("date: 2026-01-01\nmodels: {gpt-4.1: {input: -1}}\n")
     line = refused(capsys, tmp_path, *REAL, "--prices", "prices.yaml")

@@ -95,11 +95,25 @@ def test_a_list_of_ones_own(tmp_path: Path) -> None:
     assert table.date == "2026-03-01" and table.price("tiny") == Price(12_500, 0, 100_000)
 
 
+def test_a_cached_token_costs_what_any_other_does_where_the_list_says_no_more(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("date: 2026-03-01\nmodels:\n  tiny: {input: 0.0125, output: 0.1}\n")
+    assert price_table(path).price("tiny") == Price(12_500, 12_500, 100_000)
+
+
+@pytest.mark.parametrize("text", ["", "- a", "models: {}", "date: 2026-01-01", "tiny: {input: 1, output: 2}"])
+def test_a_list_without_its_two_keys_says_which_they_are(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"mine\.yaml: needs `date:` and `models:`, and replaces the shipped list$"):
+        price_table(path)
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "", "- a\n- b", "models: {}", "date: 2026-01-01", "date: 2026-01-01\nmodels: [a]",
-        "date: 2026-01-01\nmodels: {a: 3}", "date: 2026-01-01\nmodels: {a: {input: 1, output: 1}}",
+        "date: 2026-01-01\nmodels: {a: 3}", "date: 2026-01-01\nmodels: {a: {input: 1}}",
         "date: 2026-01-01\nmodels: {a: {input: cheap, cached_input: 0, output: 1}}",
         "date: 2026-01-01\nmodels: {a: {input: .nan, cached_input: 0, output: 1}}",
         "date: 2026-01-01\nmodels: {a: {input: .inf, cached_input: 0, output: 1}}",
@@ -109,7 +123,7 @@ def test_a_list_of_ones_own(tmp_path: Path) -> None:
 def test_a_malformed_list_is_one_line_that_names_the_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "prices.yaml"
     path.write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(ConfigError, match=r"^price list .*prices\.yaml( can't be read|: a: price .*: need)"):
+    with pytest.raises(ConfigError, match=r"^price list .*prices\.yaml( can't be read|: needs|: a: price .*: need)"):
         price_table(path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gymnasium.error import ResetNeeded
@@ -12,14 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bopo_ray.agent import FEEDBACK, episode_views
-from bopo_ray.errors import AttemptError, EngineError, ModelError, UnknownTaskError
+from bopo_ray.errors import AttemptError, ConfigError, EngineError, ModelError, UnknownTaskError
 from bopo_ray.models import load_pool
 from bopo_ray.models.desk import Answer, BudgetSpent, Desk, RetryPolicy
 from bopo_ray.models.pricing import Usage
 from bopo_ray.models.protocol import Message, ModelPool
 from bopo_ray.models.tokens import prompt_tokens
 from bopo_ray.records import Budget, CostMode, StopReason
-from tests.toy import PLANS, play, routing_env, scripted_pool, toy_spec
+from tests.integration import test_env_contract as contract
+from tests.toy import ID, PLANS, Toy, play, routing_env, scripted_pool, toy_spec
 
 FETCH = [f"Action: {a}" for a in PLANS["fetch"]]
 
@@ -104,6 +106,28 @@ def test_stepping_needs_a_reset_before_and_after() -> None:
         env.reset(options=options("no/1"))
     with pytest.raises(ResetNeeded):  # not the old episode, of which the benchmark knows nothing any more
         env.step(0)
+
+
+@pytest.mark.parametrize("given", [{}, {"expert_plan": ()}])
+def test_simulated_models_do_not_play_without_an_expert_plan(
+    given: dict[str, tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Toy.reset
+
+    def without(self: Toy, **asked: Any) -> tuple[str, dict[str, Any]]:
+        text, info = real(self, **asked)
+        info.pop("expert_plan", None)
+        return text, info | given
+
+    monkeypatch.setattr(Toy, "reset", without)
+    with pytest.raises(ConfigError, match=r"no expert plan of its task 'fetch/0'.* --small and --large.*--models$"):
+        routing_env().reset(options=options())
+    assert routing_env(scripted_pool(FETCH)).reset(options=options())[1]["task"] == "fetch/0"
+
+    toy = Toy()
+    assert contract.plan_of(toy, "fetch/0") == ()
+    with pytest.raises(pytest.skip.Exception, match=r"no expert plan of fetch/0 .*only simulated models need one"):
+        contract.test_asking_for_more_leaves_the_episode_as_it_is(toy, ID)
 
 
 def test_an_engine_that_dies_loses_the_episode_and_the_next_reset_starts_afresh(tmp_path: Path) -> None:

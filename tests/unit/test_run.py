@@ -1,15 +1,18 @@
-"""A run's plays: whose weights its runners act by."""
+"""A run's plays: whose weights its runners act by; its files, and what it says at the start."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from bopo_ray.models.pool import read_pool
+from bopo_ray.models.pricing import price_table
 from bopo_ray.pipeline import run as module
-from bopo_ray.pipeline.run import Run
+from bopo_ray.pipeline.run import Run, crowded, write_json
 from bopo_ray.pipeline.settings import resolve
 from bopo_ray.records import Phase
 from tests.toy import ID, toy_spec
@@ -28,3 +31,30 @@ def test_weights_are_new_to_the_runners_at_each_play(tmp_path: Path, monkeypatch
         run.play("nothing is missing", run.store("dev"), [], "weights 3")
     assert [w for w, _ in given] == ["weights 0", "weights 1", "weights 2"]
     assert len({version for _, version in given}) == 3
+
+
+def test_a_file_gets_its_name_when_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: set[int] = set()
+    real = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        assert self.stat().st_ino in synced, f"{target} is renamed before it is written"
+        return real(self, target)
+
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.add(os.fstat(fd).st_ino))
+    monkeypatch.setattr(Path, "replace", replace)
+    write_json(tmp_path / "ledger.json", {"a": 1})
+    with Run(resolve(None, {"env": ID, "scale": "tiny"}), tmp_path / "run", False, Console(quiet=True)) as run:
+        names = {"settings.yaml", "tasks.json"}
+    assert (tmp_path / "ledger.json").read_text() and names <= {p.name for p in run.out.iterdir()}
+
+
+def test_more_processes_than_calls_that_an_endpoint_is_to_have_are_said(tmp_path: Path) -> None:
+    (tmp_path / "pool.yaml").write_text(
+        "models:\n- {model: 'openai:a', price: 0, max_concurrency: 8}\n"
+        "- {model: 'hf:b', price: 0, max_concurrency: 1}\n"
+    )
+    models = read_pool(tmp_path / "pool.yaml", price_table())
+    assert crowded(models, 8) == []
+    (line,) = crowded(models, 9)
+    assert line.startswith("a: max_concurrency=8 is less") and "up to 9 calls may be in flight" in line
