@@ -38,6 +38,8 @@ AHEAD = 8
 """One episode per so many lanes waits in a runner for a free lane."""
 NOBODY = -1
 """Whose line it is while there are no runners."""
+ALONE_S = 60.0
+"""Between two warnings that no runner is there."""
 QUESTIONS = 2
 """So many calls wait in a runner: while one answer travels, the next is being worked at."""
 
@@ -173,6 +175,8 @@ class Fleet:
         self.calls: dict[Any, int] = {}
         """Unanswered calls, and whose they are."""
         self.probes: dict[Any, int] = {}
+        self.accompanied = time.monotonic()
+        """When a runner was there last, or its absence was told."""
 
     def add(self, specs: Sequence[EpisodeSpec]) -> None:
         """More to play, after what waits already."""
@@ -197,6 +201,7 @@ class Fleet:
             return
         weights, version, routers = router
         self.router = (ray.put(weights) if weights is not None else None, version, routers)
+        self.accompanied = time.monotonic()
         for index, seat in self.seats.items():
             seat.told, seat.heard = False, time.monotonic()
             if not seat.session and index not in self.probes.values():
@@ -216,6 +221,7 @@ class Fleet:
                     self._take(ref)
             self._feed()
             self._kill_the_silent()
+            self._tell_of_absence()
 
     def _arrive(self, result: Episode | Failure) -> None:
         if self.due.pop(result.spec.id, None):
@@ -293,6 +299,19 @@ class Fleet:
             self._probe(index)
         else:
             self.seats[index].session = uuid.uuid4().hex
+
+    def _tell_of_absence(self) -> None:
+        """They may be waited for without an end: where a node is gone, or another job has the room."""
+        now = time.monotonic()
+        if any(seat.session for seat in self.seats.values()):
+            self.accompanied = now
+        elif now - self.accompanied > ALONE_S:
+            self.accompanied = now
+            log.warning(
+                "no env runner is there, and %d episodes wait: Ray is still looking for CPUs and memory for one "
+                "(see `ray status`); stop other jobs, add nodes, or go on later with --resume",
+                len(self.due),
+            )
 
     def _kill_the_silent(self) -> None:
         now = time.monotonic()

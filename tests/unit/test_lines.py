@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bopo_ray.records import EpisodeSpec
-from bopo_ray.rllib.collect import Lines
+from bopo_ray.rllib import collect
+from bopo_ray.rllib.collect import Fleet, Lines
 from tests.toy import toy_spec
 
 
@@ -92,3 +95,30 @@ def test_nothing_is_lost_or_given_twice_whoever_comes_and_goes(
             lines.extend([taken.pop()])
     taken += lines.take(99)
     assert sorted(s.id for s in taken) == sorted(s.id for s in waiting) and not lines
+
+
+def test_that_no_runner_is_there_is_said_once_a_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ray looks for room without an end and without a word."""
+    actor, clock = SimpleNamespace(), [1000.0]
+    group = SimpleNamespace(
+        num_remote_env_runners=lambda: 1,
+        _worker_manager=SimpleNamespace(actors=lambda: {1: actor}),
+        _remote_config=SimpleNamespace(num_envs_per_env_runner=4),
+    )
+    monkeypatch.setattr(collect.time, "monotonic", lambda: clock[0])
+    fleet = Fleet(group, lambda result: None)  # type: ignore[arg-type]
+    fleet.add(specs(3, 1))
+
+    def told(seconds: float) -> int:
+        caplog.clear()
+        for _ in range(int(seconds / 5)):
+            clock[0] += 5
+            fleet._tell_of_absence()
+        return len(caplog.records)
+
+    assert (told(60), told(10), told(600)) == (0, 1, 9)
+    assert "no env runner is there, and 3 episodes wait" in caplog.text and "ray status" in caplog.text
+    fleet.seats[1].session = "alive"
+    assert told(600) == 0
