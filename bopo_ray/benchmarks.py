@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import ModuleType
 
@@ -119,11 +119,12 @@ def fair_tasks(env_id: str, pool: ModelPool) -> Callable[[Task], bool]:
 
 def select_tasks(
     env_id: str, split: Split, count: int, seed: int, names: tuple[str, ...] = (),
-    fair: Callable[[Task], bool] = lambda task: True,
+    fair: Callable[[Task], bool] = lambda task: True, without: Collection[str] = (),
 ) -> tuple[Task, ...]:  # fmt: skip
     """`count` tasks of a split, spread evenly over the kinds: each kind in turn gives one of its own shuffled list.
 
-    The rule looks at nothing but the names. `names` picks by name instead; `fair` leaves tasks out (see `fair_tasks`).
+    The rule looks at nothing but the names. `names` picks by name instead; `fair` leaves tasks out (see `fair_tasks`),
+    as does `without`, by name: the next ones of their kinds take their places, and all others stay.
     Raises ConfigError when nothing is left.
     """
     tasks = tuple(t for t in task_list(env_id, split) if fair(t))
@@ -140,10 +141,13 @@ def select_tasks(
         kinds.setdefault(task.kind, []).append(task)
     for kind, members in kinds.items():
         order = np.random.default_rng(spawn_seed("select", seed, split, kind)).permutation(len(members))
-        kinds[kind] = [members[i] for i in order]
+        kinds[kind] = [members[i] for i in order if members[i].name not in without]
+    there = sum(map(len, kinds.values()))
+    if not there:
+        raise ConfigError(f"without_tasks={','.join(without)}: no {split} task of {env_id} is left")
     chosen: list[Task] = []
     depth = 0
-    while len(chosen) < min(count, len(tasks)):
+    while len(chosen) < min(count, there):
         chosen += [members[depth] for members in kinds.values() if depth < len(members)]
         depth += 1
     return tuple(chosen[:count])

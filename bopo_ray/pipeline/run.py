@@ -81,6 +81,11 @@ class Run:
         self.pool = build_pool(self.models)
         check_ready(settings.env)
         self._fair = fair_tasks(settings.env, self.pool)
+        listed = {t.name for split in Split for t in task_list(settings.env, split)}
+        if unknown := [name for name in settings.without_tasks if name not in listed]:
+            raise ConfigError(
+                f"without_tasks={unknown[0]!r}: {settings.env} has no such task; --without-tasks NAME,NAME"
+            )
         self.train = self.tasks(Split.TRAIN, settings.train_tasks)
         self.test = self.tasks(Split.TEST, settings.test_tasks)
         left_out = [t for split in Split for t in task_list(settings.env, split) if not self._fair(t)]
@@ -136,7 +141,7 @@ class Run:
 
     def tasks(self, split: Split, count: int) -> tuple[Task, ...]:
         """The tasks of a split that this run uses: those that are fair to its models."""
-        return select_tasks(self.settings.env, split, count, 0, fair=self._fair)
+        return select_tasks(self.settings.env, split, count, 0, fair=self._fair, without=self.settings.without_tasks)
 
     # -- calls and money --------------------------------------------------------------------------------------------
 
@@ -324,7 +329,9 @@ class Run:
         if failures:
             raise EngineError(
                 f"{len(failures)} of {len(specs)} episodes could not be played (first: {failures[0].spec.task.name}: "
-                f"{failures[0].reason}); the others are kept: run the same command with --resume to try these again"
+                f"{failures[0].reason}); the others are kept: run the same command with --resume to try these again, "
+                "or leave out a task that never can be played: --without-tasks NAME, with another --out and "
+                f"--calls {self._calls}, which has all that was paid"
             )
 
     @contextmanager

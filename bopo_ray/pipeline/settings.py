@@ -64,6 +64,8 @@ class Settings:
     """held-out test tasks"""
     dev_tasks: int = 0
     """tasks to choose by (offsets, limits, schedules), of those that there are; 0: as many as test tasks"""
+    without_tasks: tuple[str, ...] = ()
+    """tasks to leave out, by name, such as one that its engine can't play; others of their kinds take their places"""
     max_steps: int = 40
     """agent steps per episode"""
     temperature: float = 0.7
@@ -299,7 +301,13 @@ def _distinct(values: tuple[float, ...]) -> bool:
 
 _OPTIONAL = {"budget_calls": int, "budget_usd": float}
 """Fields that may be None."""
-_EMPTY: dict[str, type] = {"router": str, "train_lambdas": float, "shares": float, "call_limits": int}
+_EMPTY: dict[str, type] = {
+    "router": str,
+    "train_lambdas": float,
+    "shares": float,
+    "call_limits": int,
+    "without_tasks": str,
+}
 """Fields that hold nothing by default, and what of."""
 
 

@@ -92,3 +92,18 @@ def test_no_task_is_a_mistake() -> None:
 def test_results_say_which_games_were_played() -> None:
     assert env_label(ID) == ID
     assert env_label("ALFWorld-v0") == "ALFWorld-v0 (ALFWorld engine, own layouts)"
+
+
+@given(st.integers(1, 12), st.integers(0, 3), st.integers(0, 30))
+def test_a_task_that_is_left_out_gives_its_place_to_another_of_its_kind(count: int, seed: int, which: int) -> None:
+    tasks = select_tasks(ID, Split.TRAIN, count, seed)
+    out = tasks[which % len(tasks)]
+    others = select_tasks(ID, Split.TRAIN, count, seed, without=(out.name,))
+    assert out not in others and len(others) == len(tasks)
+    assert sorted(t.kind for t in others) == sorted(t.kind for t in tasks) and len(set(tasks) - set(others)) == 1
+
+
+def test_no_task_may_be_left() -> None:
+    names = [t.name for t in env_class(ID).tasks(Split.DEV)]
+    with pytest.raises(ConfigError, match=r"without_tasks=.* no dev task of .* is left"):
+        select_tasks(ID, Split.DEV, 3, 0, without=names)

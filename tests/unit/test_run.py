@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from bopo_ray.errors import ConfigError
 from bopo_ray.models.pool import read_pool
 from bopo_ray.models.pricing import price_table
 from bopo_ray.pipeline import run as module
 from bopo_ray.pipeline.run import Run, crowded, write_json
-from bopo_ray.pipeline.settings import resolve
+from bopo_ray.pipeline.settings import Settings, resolve
 from bopo_ray.records import Phase
 from tests.toy import ID, toy_spec
 
@@ -58,3 +59,16 @@ def test_more_processes_than_calls_that_an_endpoint_is_to_have_are_said(tmp_path
     assert crowded(models, 8) == []
     (line,) = crowded(models, 9)
     assert line.startswith("a: max_concurrency=8 is less") and "up to 9 calls may be in flight" in line
+
+
+def test_a_task_may_be_left_out_by_name(tmp_path: Path) -> None:
+    def settings(*names: str) -> Settings:
+        return resolve(None, {"env": ID, "scale": "tiny", "without_tasks": names})
+
+    quiet = Console(quiet=True)
+    with Run(settings(), tmp_path / "all", False, quiet) as run:
+        tasks = run.train
+    with Run(settings(tasks[0].name, tasks[2].name), tmp_path / "fewer", False, quiet) as run:
+        assert set(run.train) & {tasks[0], tasks[2]} == set() and len(run.train) == len(tasks)
+    with pytest.raises(ConfigError, match=r"without_tasks='fetch/999': .* has no such task"):
+        Run(settings("fetch/999"), tmp_path / "none", False, quiet)

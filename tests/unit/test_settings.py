@@ -156,7 +156,12 @@ def test_a_value_out_of_range_is_one_line_with_field_value_rule_and_flag(name: s
 
 def test_every_number_has_a_lower_bound() -> None:
     numbers = {f.name for f in dataclasses.fields(Settings) if isinstance(f.default, int | float | tuple)}
-    assert numbers - {name for name, _, _ in BAD} == {"gradient_checkpointing", "ignore_gate", "router"}
+    assert numbers - {name for name, _, _ in BAD} == {
+        "gradient_checkpointing",
+        "ignore_gate",
+        "router",
+        "without_tasks",
+    }
 
 
 @pytest.mark.parametrize(
