@@ -59,7 +59,7 @@ browser:
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium \
 	fonts-dejavu-core >/dev/null || { echo "apt-get could not install chromium; name one: make CHROMIUM=path"; exit 2; }; }
 
-# Minutes of real kills at every stage and a full disk; not part of `test`.
+# Minutes of real kills at every stage, a full disk, jobs and keys on a started cluster; not part of `test`.
 soak: $(STAMP)
 	$(PY) -m pytest tests/soak -q --durations=10
 
