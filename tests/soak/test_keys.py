@@ -44,8 +44,8 @@ def test_a_key_reaches_the_runners_of_a_started_cluster_and_no_file(tmp_path: Pa
             pool = write_pool(tmp_path / "pool.yaml", endpoint.url, key_variable="MY_KEY")
             run = Frontier(tmp_path, (*TOY, "--models", str(pool)))
             done = subprocess.run(
-                [sys.executable, "-m", "experiments.frontier", *run.arguments], cwd=ROOT, capture_output=True, text=True,
-                env=bare | {"MY_KEY": KEY, "RAY_ADDRESS": f"127.0.0.1:{port}"}, timeout=600, check=False,
+                [sys.executable, "-m", "experiments.frontier", *run.arguments], cwd=ROOT, capture_output=True,
+                env=bare | {"MY_KEY": KEY, "RAY_ADDRESS": f"127.0.0.1:{port}"}, text=True, timeout=600, check=False,
             )  # fmt: skip
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert endpoint.bill and not endpoint.refusals
