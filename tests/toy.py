@@ -1,9 +1,10 @@
 """A small text benchmark for tests of the machinery: real episodes in microseconds, and faults on request.
 
 Used as `tests.toy:Toy-v0`. A task "<kind>/<n>" is a chain of actions; the expert's plan solves it. Kinds whose name
-starts with "fault" misbehave, and a task waits for as long as there is a file "<kind>-<n>.held" in `scratch`. Where the
-variable TOY_HOLD names a file that holds a number n, each process plays n episodes and then waits for as long as the
-file is there, beside which it leaves a file named by its process id.
+starts with "fault" misbehave, a step of a task whose name ends in "slow" takes a second, and a task waits for as long
+as there is a file "<kind>-<n>.held" in `scratch`. Where the variable TOY_HOLD names a file that holds a number n, each
+process plays n episodes and then waits for as long as the file is there, beside which it leaves a file named by its
+process id.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ PLANS = {
     "fault-dead": ("pick up cup", "pick up cup"),
     "fault-once": ("pick up cup", "move cup to table"),
     "fault-hang": ("pick up cup", "move cup to table"),
-    "fault-slow": tuple(f"examine page {i}" for i in range(8)),
 }
 
 
@@ -91,8 +91,8 @@ class Toy(gym.Env[str, str]):
         self.over = True
 
     def _misbehave(self) -> None:
-        if self.name.startswith("fault-slow"):
-            time.sleep(0.5)
+        if self.name.endswith("slow"):
+            time.sleep(1.0)
         if self.name.startswith("fault-dead"):
             raise EngineError("the toy engine died")
         marker = Path(self.scratch) / self.name.replace("/", "-")

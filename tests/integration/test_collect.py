@@ -119,8 +119,8 @@ def test_a_silent_runner_is_killed_and_its_episodes_are_played_once(group: Runne
 def test_a_runner_at_work_on_a_long_episode_is_not_taken_for_silent(group: RunnerGroup) -> None:
     """Its steps count, and not its episodes alone."""
     before, began = set(players(group)), time.monotonic()
-    found = collect(group, [toy_spec(f"fault-slow/{n}", ALWAYS_LARGE) for n in range(2)], silence_s=2.0)
-    assert all(isinstance(r, Episode) and len(r.steps) == 8 for r in found)
+    found = collect(group, [toy_spec(f"mix/{n}-slow", ALWAYS_LARGE) for n in range(2)], silence_s=3.0)
+    assert all(isinstance(r, Episode) and len(r.steps) == 6 for r in found)
     assert time.monotonic() - began > 4 and set(players(group)) == before
 
 
