@@ -63,7 +63,7 @@ def test_each_router_has_a_card_with_what_it_chooses_between_and_how_it_did(toy_
 def test_the_readmes_example(toy_run: Frontier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     section = (ROOT / "README.md").read_text().partition("## Use a trained router")[2]
     code = section.partition("```python\n")[2].partition("```")[0]
-    code = code.replace("'bopo-hybrid', 0.1]", "'bopo-hybrid', 0.2]")  # a lambda that this run has
+    code = code.replace("lam == 0.1", "lam == 0.2")  # a lambda that this run has
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "scienceworld-v0-embedded-quick").symlink_to(toy_run.out)
     monkeypatch.chdir(tmp_path)
