@@ -73,7 +73,7 @@ def troubled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Frontier, Watche
 
 def test_a_run_ends_although_requests_hang_and_episodes_fail(troubled: tuple[Frontier, Watched, Trouble]) -> None:
     run, endpoint, trouble = troubled
-    assert endpoint.refusals[Kind.HANG] >= 5 and trouble.failed == 30
+    assert endpoint.refusals[Kind.HANG] >= 5 and trouble.failed == 10
     totals = ledger(run).totals().overall
     assert paid(run) == endpoint.delivered and set(paid_keys(run).values()) == {1}
     assert totals.lost_calls == len(endpoint.undelivered) == endpoint.refusals[Kind.HANG]
