@@ -98,7 +98,7 @@ class SharedFolder:
         with self._lock:
             try:
                 self._save(last)
-            except (OSError, json.JSONDecodeError, sqlite3.Error, pa.ArrowException) as error:
+            except (OSError, sqlite3.Error, pa.ArrowException) as error:
                 raise StoreError(
                     f"the results can't be copied to {self.uri} ({_line(error)}); they are in {self.local}: mend it "
                     "and run the same command with --resume"
@@ -120,9 +120,12 @@ class SharedFolder:
 
     def _check_owner(self) -> None:
         """Nobody may have taken over: what they wrote would be deleted here."""
-        owner = self._owner()
+        try:
+            owner = self._owner()
+        except json.JSONDecodeError:  # its writing was cut off; it is written anew
+            return
         host, count = owner.get("host"), int(owner.get("count", 0))
-        if (host, count) != self._last and not (host == socket.gethostname() and count <= self._count):
+        if owner and (host, count) != self._last and not (host == socket.gethostname() and count <= self._count):
             raise StoreError(
                 f"{self.uri} was taken over by {host} while this machine could not copy to it; what was finished here "
                 f"is in {self.local}: end this run, and go on there or with another --out"

@@ -46,6 +46,12 @@ def on(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: host)
 
 
+def seems_gone(there: Path) -> None:
+    """Whoever copied last did so long ago."""
+    owner = json.loads((there / "run" / OWNER).read_text())
+    (there / "run" / OWNER).write_text(json.dumps(owner | {"at": time.time() - HELD_S - 1}))
+
+
 @pytest.mark.parametrize("out", ["s3://bucket/run", "file:///x", "gs://b/x", "abfss://c@a/x"])
 def test_what_is_a_uri(out: str) -> None:
     assert is_uri(out)
@@ -177,8 +183,7 @@ def test_a_second_machine_is_refused_while_the_first_is_at_work(
     assert not (tmp_path / "two").exists()
     on("one", monkeypatch)
     SharedFolder(uri, tmp_path / "one")  # itself, after a kill
-    owner = json.loads((there / "run" / OWNER).read_text())
-    (there / "run" / OWNER).write_text(json.dumps(owner | {"at": time.time() - HELD_S - 1}))
+    seems_gone(there)
     on("two", monkeypatch)
     assert read(SharedFolder(uri, tmp_path / "two").local) == FILES  # the first one is gone
     first.save(last=True)
@@ -192,8 +197,7 @@ def test_a_machine_that_was_cut_off_does_not_delete_what_its_successor_wrote(
     on("one", monkeypatch)
     first = SharedFolder(uri, tmp_path / "one")
     first.save()
-    owner = json.loads((there / "run" / OWNER).read_text())
-    (there / "run" / OWNER).write_text(json.dumps(owner | {"at": time.time() - HELD_S - 1}))
+    seems_gone(there)
     on("two", monkeypatch)
     second = SharedFolder(uri, tmp_path / "two")
     write(tmp_path / "two", {"episodes/boundary/part-9.parquet": "new"})
@@ -205,6 +209,20 @@ def test_a_machine_that_was_cut_off_does_not_delete_what_its_successor_wrote(
     assert read(there / "run") == read(tmp_path / "two")
     on("two", monkeypatch)
     second.save(last=True)
+
+
+@pytest.mark.parametrize("left", ["", '{"host": "o', None])
+def test_an_owners_file_that_was_cut_off_or_deleted_is_written_anew(
+    tmp_path: Path, uri: str, there: Path, left: str | None
+) -> None:
+    write(tmp_path / "one", FILES)
+    folder = SharedFolder(uri, tmp_path / "one")
+    folder.save()
+    (there / "run" / OWNER).unlink()
+    if left is not None:
+        (there / "run" / OWNER).write_text(left)
+    folder.save()
+    assert json.loads((there / "run" / OWNER).read_text())["count"] == 2
 
 
 def test_a_copy_that_failed_half_way_is_made_by_the_next(
