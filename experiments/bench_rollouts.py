@@ -225,8 +225,8 @@ class Together(Lanes):
     """The router is asked by all or by none."""
 
     def _due(self) -> Any:
-        key = super()._due()
-        return key if key and (not key[0] or len(self._batches[key]) == self._alive) else None
+        ready = [k for k, waiting in self._batches.items() if not k[0] or len(waiting) == self._alive]
+        return min(ready, key=self._rank, default=None)
 
 
 def run(seconds: float = 20.0, settings: Sequence[tuple[int, bool, int, int]] = SETTINGS) -> Sequence[Row]:
