@@ -5,11 +5,13 @@ them wake each other and fight over the interpreter, and a step takes twice the 
 thread they never meet, and what several want at the same moment (a change of the ledger, the router's decision) is done
 for all of them at once.
 
-Code that runs in a lane waits in three ways, `aside`, `together` and `result`. Outside of a lane they just call, so
-that the same desk and the same environment serve a program with one episode, or with threads of its own.
+The thread is the one of the process's event loop, so that a reply of an endpoint wakes nobody else on its way to the
+lane that waits for it. Code that runs in a lane waits in four ways: `aside`, `together`, `result` and `finish`. Outside
+of a lane they just call, so that the same desk and the same environment serve a program with one episode, or with
+threads of its own.
 
-Always true here: a lane gives way in these three and nowhere else; what was raised there is raised where the lane
-waits.
+Always true here: a lane gives way in these four and nowhere else; what was raised there is raised where the lane waits;
+the event loop never waits for a lane.
 
 The turns are greenlets: with coroutines, whatever waits somewhere below must be written twice, for programs with an
 event loop and without.
@@ -17,19 +19,22 @@ event loop and without.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
+import selectors
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections import deque
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from concurrent.futures import Future
-from functools import partial
-from queue import Empty, SimpleQueue
+from functools import cache, partial
+from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar, cast
 
 from greenlet import getcurrent, greenlet
 
-__all__ = ["Busy", "Lanes", "aside", "result", "together"]
+__all__ = ["Busy", "Lanes", "aside", "event_loop", "finish", "result", "together"]
 
 GATHER_S = 0.003
 """So long a call of few together waits for more where the thread is always busy; the less, the more time it has, and
@@ -64,6 +69,71 @@ def result(future: Future[R]) -> R:
     if isinstance(lane, _Lane):
         lane.lanes._wait(lane, future)
     return future.result()
+
+
+def finish(work: Coroutine[Any, Any, R]) -> R:
+    """What a coroutine returns, which runs on the process's event loop; whoever is interrupted meanwhile drops it."""
+    lane = getcurrent()
+    if isinstance(lane, _Lane):
+        return lane.lanes._finish(lane, work)
+    future = asyncio.run_coroutine_threadsafe(work, event_loop())
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+def event_loop() -> asyncio.AbstractEventLoop:
+    """The process's, which runs in a thread of its own; all lanes have their turns there."""
+    with _STARTING:
+        return _loop()
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.SelectorEventLoop(_Selector())
+    threading.Thread(target=loop.run_forever, name="lanes", daemon=True).start()
+    return loop
+
+
+class _Load:
+    """How busy the loop's thread is."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """From now on."""
+        self.busy = 0.0
+        """Share of the last window in which it had work ..."""
+        self._idle_s, self._window = 0.0, time.monotonic()
+        """... of the present one, how long not, and its begin."""
+
+    def waited(self, since: float) -> None:
+        """Nothing was to be done since then."""
+        now = time.monotonic()
+        self._idle_s += now - since
+        if (span_s := now - self._window) > WINDOW_S:
+            self.busy, self._idle_s, self._window = 1 - self._idle_s / span_s, 0.0, now
+
+
+class _Selector(selectors.DefaultSelector):
+    """What the event loop waits by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        _LOAD.begin()
+
+    def select(self, timeout: float | None = None) -> Any:
+        before = time.monotonic()
+        events = super().select(timeout)
+        _LOAD.waited(before)
+        return events
+
+
+_LOAD = _Load()
+_STARTING = threading.RLock()  # the search for garbage may close a connection, in whatever thread it comes
 
 
 def together(function: Callable[[Sequence[T]], Sequence[R | Exception]], item: T, at_most: int = 0) -> R:
@@ -106,36 +176,36 @@ class _Lane(greenlet):
 
 
 class Lanes:
-    """One thread, and the lanes that take turns on it. It begins with the first lane, and is a daemon."""
+    """Lanes that take turns on the event loop's thread."""
 
     def __init__(self, workers: int) -> None:
         """`workers`: most threads for what is done `aside`; with none, it is done on the spot."""
         self._workers, self._threads, self._away = workers, 0, 0
         """Most threads, how many there are, and lanes that wait for them."""
         self._aside_jobs: SimpleQueue[tuple[_Lane, Callable[[], Any]] | None] = SimpleQueue()
-        self._ready: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        """Turns that can be taken."""
+        self._ready: deque[Callable[[], None]] = deque()
+        """Turns that other threads have made possible ..."""
+        self._awake = False
+        """... and whether the loop has been told of them."""
         self._batches: dict[Hashable, list[tuple[_Lane, Any]]] = {}
         """Who waits for a call together, by (at_most, function)."""
         self._since: dict[Hashable, float] = {}
         """Since when, where that is bounded."""
         self._refused: dict[Hashable, tuple[int, float]] = {}
         """Calls that were `Busy`: how often, and until when they wait."""
-        self._busy, self._idle_s, self._window = 0.0, 0.0, time.monotonic()
-        """Share of the last window in which the thread had work; of the present one, how long not, and its begin."""
-        self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
-        self._hub: greenlet | None = None
+        self._turns = 0
+        """That were taken since the batches were looked at last."""
+        self._looking: asyncio.Handle | None = None
+        """When they are looked at next."""
         self._alive = 0
-        self._closing = False
+        self._begun = self._closing = False
+        self._ended = threading.Event()
+        self._hub: greenlet | None = None
 
     def start(self, work: Callable[[], object]) -> None:
         """A new lane, from any thread. `work` raises nothing."""
-        self._ready.put(lambda: self._begin(work))
-        with self._starting:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="lanes", daemon=True)
-                self._thread.start()
+        self._begun = True
+        self._put(partial(self._begin, work))
 
     def ask(self, work: Callable[[], R]) -> R:
         """What a lane of its own returns, or raises; the calling thread waits for it."""
@@ -155,41 +225,69 @@ class Lanes:
         return answer
 
     def close(self, timeout_s: float) -> bool:
-        """Waits so long for the lanes to end, and says whether they have; the thread ends with the last of them."""
+        """Waits so long for the lanes to end, and says whether they have; threads for what is done aside end with the
+        last of them."""
+        if not self._begun:
+            return True
 
         def closing() -> None:
             self._closing = True
+            self._end()
 
-        self._ready.put(closing)
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-        return self._thread is None or not self._thread.is_alive()
+        self._put(closing)
+        return self._ended.wait(timeout_s)
 
-    # -- on the thread ----------------------------------------------------------------------------------------------
+    # -- from any thread --------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _put(self, turn: Callable[[], None]) -> None:
+        """A turn that can be taken."""
+        self._ready.append(turn)
+        if not self._awake:  # to wake the loop costs as much as a short turn
+            self._awake = True
+            event_loop().call_soon_threadsafe(self._take)
+
+    # -- on the loop's thread ---------------------------------------------------------------------------------------
+
+    def _take(self) -> None:
+        """All turns that can be taken."""
+        while True:
+            while self._ready:
+                self._turn(self._ready.popleft())
+            self._awake = False
+            if not self._ready:  # who puts one from now on sees that nobody is awake
+                return
+            self._awake = True
+
+    def _turn(self, turn: Callable[[], object]) -> None:
+        """One of them, after which a batch may be complete."""
         self._hub = getcurrent()
-        while not self._closing or self._alive:
-            due = self._due()
-            if turn := self._next(self._patience(due) if due else None):
-                turn()
+        turn()
+        self._turns += 1
+        if self._batches:
+            self._look(0.0)
+
+    def _look(self, wait_s: float) -> None:
+        """So long from now, looks at who waits for a call together."""
+        loop = asyncio.get_running_loop()
+        if isinstance(self._looking, asyncio.TimerHandle):
+            self._looking.cancel()
+            self._looking = None
+        if self._looking is None:
+            self._looking = loop.call_later(wait_s, self._see) if wait_s else loop.call_soon(self._see)
+
+    def _see(self) -> None:
+        """Calls one batch, unless lanes still have their turns, or may come."""
+        self._looking = None
+        if self._turns:
+            self._turns = 0
+            self._look(0.0)
+        elif due := self._due():
+            if wait_s := self._patience(due):
+                self._look(wait_s)
             else:
                 self._call(due)
-        for _ in range(self._threads):
-            self._aside_jobs.put(None)
-
-    def _next(self, wait_s: float | None) -> Callable[[], None] | None:
-        """A turn that can be taken; None after so long without one."""
-        before = time.monotonic()
-        try:
-            return self._ready.get(wait_s != 0, wait_s)
-        except Empty:
-            return None
-        finally:
-            now = time.monotonic()
-            self._idle_s += now - before
-            if (span_s := now - self._window) > WINDOW_S:
-                self._busy, self._idle_s, self._window = 1 - self._idle_s / span_s, 0.0, now
+                if self._batches:
+                    self._look(0.0)
 
     def _due(self) -> Any:
         """The batch to call when no turn can be taken; None where none waits."""
@@ -201,7 +299,7 @@ class Lanes:
     @property
     def _hurry(self) -> float:
         """0 where the thread has half of its time or more, 1 where it has none."""
-        return max(0.0, 2 * self._busy - 1)
+        return max(0.0, 2 * _LOAD.busy - 1)
 
     def _room(self, key: Any) -> int:
         """So many lanes share this call; 0: all."""
@@ -251,6 +349,14 @@ class Lanes:
             work()
         finally:
             self._alive -= 1
+            self._end()
+
+    def _end(self) -> None:
+        if self._closing and not self._alive:
+            for _ in range(self._threads):
+                self._aside_jobs.put(None)
+            self._threads = 0
+            self._ended.set()
 
     # -- on threads of their own ------------------------------------------------------------------------------------
 
@@ -262,7 +368,7 @@ class Lanes:
                 turn = partial(lane.switch, function())
             except BaseException as error:
                 turn = partial(lane.throw, error)
-            self._ready.put(turn)
+            self._put(turn)
             del job, lane, function, turn  # nothing is kept alive by a thread that waits
 
     # -- in a lane --------------------------------------------------------------------------------------------------
@@ -282,9 +388,16 @@ class Lanes:
             self._away -= 1
 
     def _wait(self, lane: _Lane, future: Future[Any]) -> None:
-        future.add_done_callback(lambda _: self._ready.put(lane.switch))
+        future.add_done_callback(lambda _: self._put(lane.switch))
         assert self._hub is not None
         self._hub.switch()
+
+    def _finish(self, lane: _Lane, work: Coroutine[Any, Any, R]) -> R:
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(lambda _: self._turn(lane.switch))
+        assert self._hub is not None
+        self._hub.switch()
+        return task.result()
 
     def _together(
         self, lane: _Lane, function: Callable[[Sequence[Any]], Sequence[Any]], item: Any, at_most: int

@@ -18,6 +18,7 @@ environments. Last stands how much of the machine's CPU ours took, and where a s
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import threading
@@ -34,7 +35,7 @@ import numpy as np
 import ray
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
-from bopo_ray.lanes import Lanes
+from bopo_ray.lanes import Lanes, finish
 from bopo_ray.models.pool import resolve_pool
 from bopo_ray.models.pricing import Price, Usage, price_table
 from bopo_ray.models.protocol import Message, ModelPool, Reply, Request, Sampling
@@ -123,9 +124,10 @@ gym.register("Waits-v0", entry_point=Waits)
 
 
 class Slow:
-    """A language model that answers the same after its latency."""
+    """A language model that answers the same after its latency, and waits as one behind an endpoint does."""
 
     needs_plan = False
+    gives_way = True
     sampling = Sampling()
     price = Price(400_000, 100_000, 1_600_000)
 
@@ -149,7 +151,7 @@ class Slow:
             seconds *= float(np.exp(rng.normal(-(SIGMA**2) / 2, SIGMA)))
         seconds = min(seconds, work.until - time.monotonic())
         if seconds > 0:
-            time.sleep(seconds)
+            finish(asyncio.sleep(seconds))
         text = f"Thought: The next one is number {len(request.messages)}.\nAction: open door {len(request.messages)}"
         return Reply(text, Usage(60 * len(request.messages), 24), seconds)
 

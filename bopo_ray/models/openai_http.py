@@ -1,8 +1,9 @@
 """`openai:` models: any OpenAI-compatible endpoint, over HTTP by aiohttp.
 
 Not by the provider's SDK: one request and its raw answer are needed, and those took it six times as much CPU time.
-All models of a process share one event loop on a thread of its own, and models of one endpoint share its throttle;
-`complete` blocks its caller's lane or thread only. What each answer of an endpoint means stands in `OpenAIModel._read`.
+All models of a process share its event loop, where lanes have their turns, and models of one endpoint share its
+throttle; `complete` blocks its caller's lane or thread only. What each answer of an endpoint means stands in
+`OpenAIModel._read`.
 
 Always true here: `complete` sends one request, never a second; its time is bounded from the first byte to the last;
 keys come from the environment alone, and no error holds one or is chained to an object that does.
@@ -17,11 +18,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from concurrent.futures import Future
+from collections.abc import Mapping
 from functools import cache
 from ssl import SSLContext, create_default_context
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 from weakref import WeakValueDictionary, finalize
@@ -31,7 +31,7 @@ import certifi
 from multidict import CIMultiDict
 
 from bopo_ray.errors import AttemptError, ConfigError, RefusedError
-from bopo_ray.lanes import result
+from bopo_ray.lanes import event_loop, finish
 from bopo_ray.models.pool import OPENAI_URL, ModelSpec
 from bopo_ray.models.pricing import Price, Usage
 from bopo_ray.models.protocol import Message, Reply, Request
@@ -40,8 +40,6 @@ from bopo_ray.models.throttle import Throttle, retry_after_s
 from bopo_ray.models.tokens import count_tokens, prompt_tokens
 
 __all__ = ["OpenAIModel"]
-
-T = TypeVar("T")
 
 CHECK_S = 10.0
 CONNECT_S = 10.0
@@ -105,8 +103,8 @@ class OpenAIModel:
             (self.base_url, spec.key_variable), max(1, spec.max_concurrency // processes), per_minute
         )
         self._session: aiohttp.ClientSession | None = None
+        """The loop's: nobody else touches it."""
         self._secrets: tuple[str, ...] = ()
-        self._lock = threading.Lock()
 
     def bound(self, messages: tuple[Message, ...]) -> int:
         """An upper bound for every byte-level tokenizer: no token is shorter than a byte."""
@@ -121,12 +119,12 @@ class OpenAIModel:
                 f"model {self.name!r}: base_url, headers, query or extra_body hold the value of "
                 f"{self._spec.key_variable}: they are saved with the results; name the variable only, in key_variable"
             )
-        if error := _run(self._probe(self._connect())):
+        if error := finish(self._probe()):
             raise error
 
     def complete(self, request: Request) -> Reply:
         """One attempt of at most `timeout_s`, after its turn in the endpoint's throttle."""
-        outcome = _run(self._attempt(self._connect(), request), result)
+        outcome = finish(self._attempt(request))
         # Raised here, where nothing of the client is in sight: its errors may hold the request, and that the key.
         if isinstance(outcome, Exception):
             raise outcome
@@ -134,10 +132,12 @@ class OpenAIModel:
 
     def close(self) -> None:
         """Closes its connections."""
-        with self._lock:
-            session, self._session = self._session, None
+        finish(self._disconnect())
+
+    async def _disconnect(self) -> None:
+        session, self._session = self._session, None
         if session is not None:
-            _run(session.close())
+            await session.close()
 
     def _key(self) -> str:
         variable = self._spec.key_variable
@@ -157,19 +157,19 @@ class OpenAIModel:
         return key
 
     def _connect(self) -> aiohttp.ClientSession:
-        with self._lock:
-            if self._session is None:
-                key = self._key()
-                self._secrets = (key,) if self._spec.key_variable else ()
-                headers = CIMultiDict({"Authorization": f"Bearer {key}", "Accept": "application/json"})
-                if _is_openai(self.base_url):
-                    headers.update({name: os.environ[v] for name, v in ACCOUNT.items() if os.environ.get(v)})
-                headers.update(self._spec.headers)
-                # Before the whole attempt's time is up: what was never sent is free.
-                connect_s = min(CONNECT_S, 0.9 * self._spec.timeout_s)
-                self._session = _run(_open_session(headers, self.base_url, connect_s))
-                finalize(self, _let_go, self._session)
-            return self._session
+        """On the loop."""
+        if self._session is None:
+            key = self._key()
+            self._secrets = (key,) if self._spec.key_variable else ()
+            headers = CIMultiDict({"Authorization": f"Bearer {key}", "Accept": "application/json"})
+            if _is_openai(self.base_url):
+                headers.update({name: os.environ[v] for name, v in ACCOUNT.items() if os.environ.get(v)})
+            headers.update(self._spec.headers)
+            # Before the whole attempt's time is up: what was never sent is free.
+            connect_s = min(CONNECT_S, 0.9 * self._spec.timeout_s)
+            self._session = _open_session(headers, self.base_url, connect_s)
+            finalize(self, _let_go, self._session)
+        return self._session
 
     async def _ask(self, session: aiohttp.ClientSession, method: str, path: str, body: bytes | None = None) -> Answer:
         headers = {"Content-Type": "application/json"} if body is not None else None
@@ -178,7 +178,8 @@ class OpenAIModel:
         ) as response:
             return Answer(response.status, response.headers, await response.read())
 
-    async def _probe(self, session: aiohttp.ClientSession) -> ConfigError | None:
+    async def _probe(self) -> ConfigError | None:
+        session = self._connect()
         try:
             async with asyncio.timeout(CHECK_S):
                 answer = await self._ask(session, "GET", "/models")
@@ -190,7 +191,8 @@ class OpenAIModel:
             )
         return self._refusal(answer) if answer.status in (401, 403) else None
 
-    async def _attempt(self, session: aiohttp.ClientSession, request: Request) -> Reply | AttemptError | ConfigError:
+    async def _attempt(self, request: Request) -> Reply | AttemptError | ConfigError:
+        session = self._connect()
         fields = self._extra | {
             "model": self._spec.target,
             "messages": [{"role": m.role, "content": m.content} for m in request.messages],
@@ -338,7 +340,7 @@ def _is_openai(base_url: str) -> bool:
     return f".{urlsplit(base_url).hostname}".endswith(".api.openai.com")
 
 
-async def _open_session(headers: CIMultiDict[str], base_url: str, connect_s: float) -> aiohttp.ClientSession:
+def _open_session(headers: CIMultiDict[str], base_url: str, connect_s: float) -> aiohttp.ClientSession:
     """Without a bound on connections, which the throttle has; the proxy is the environment's."""
     address = urlsplit(base_url)
     proxies = {} if proxy_bypass(address.hostname or "") else getproxies()
@@ -363,7 +365,7 @@ def _trusted() -> SSLContext:
 def _let_go(session: aiohttp.ClientSession) -> None:
     """Closes the connections of a model that nobody closed."""
     if not session.closed:
-        asyncio.run_coroutine_threadsafe(session.close(), _loop())
+        asyncio.run_coroutine_threadsafe(session.close(), event_loop())
 
 
 _LOCK = threading.Lock()
@@ -377,26 +379,3 @@ def _throttle(endpoint: tuple[str, str], max_concurrency: int, per_minute: float
             throttle = _THROTTLES[endpoint] = Throttle(max_concurrency, per_minute)
         throttle.tighten(max_concurrency, per_minute)
         return throttle
-
-
-@cache
-def _loop() -> asyncio.AbstractEventLoop:
-    """The process's event loop for requests."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="openai-http", daemon=True).start()
-    return loop
-
-
-def _run(work: Coroutine[Any, Any, T], wait: Callable[[Future[T]], T] = Future.result) -> T:
-    """Runs `work` on the loop while the caller waits; whoever is interrupted then drops it.
-
-    `wait`: `result` lets other lanes have their turns, which holders of a lock must not do.
-    """
-    with _LOCK:
-        loop = _loop()
-    future = asyncio.run_coroutine_threadsafe(work, loop)
-    try:
-        return wait(future)
-    except BaseException:
-        future.cancel()
-        raise

@@ -62,7 +62,7 @@ class LanguageModel(Protocol):
     """A model that writes the agent's next action. Thread-safe.
 
     `complete` is called in a thread of its own, but for a model that has `gives_way = True`: it promises to wait by
-    `bopo_ray.lanes.result` alone, and to be done with the rest at once.
+    `result` or `finish` of `bopo_ray.lanes` alone, and to be done with the rest at once.
     """
 
     name: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from bopo_ray import lanes as module
-from bopo_ray.lanes import Busy, Lanes, aside, result, together
+from bopo_ray.lanes import Busy, Lanes, aside, finish, result, together
 
 
 @pytest.fixture
@@ -44,8 +45,9 @@ BATCHES: list[list[int]] = []
 
 
 @pytest.fixture(autouse=True)
-def no_batches() -> None:
+def afresh() -> None:
     BATCHES.clear()
+    module._LOAD.begin()
 
 
 def test_outside_of_a_lane_they_just_call() -> None:
@@ -101,7 +103,7 @@ def test_of_a_bounded_call_the_first_are_on_their_way_before_the_next(lanes: Lan
 def test_where_the_thread_is_busy_more_share_a_bounded_call(lanes: Lanes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WINDOW_S", 60.0)
     monkeypatch.setattr(module, "CROWD", 3)
-    lanes._busy = 0.75  # half way from 1 to 3 times 2
+    module._LOAD.busy = 0.75  # half way from 1 to 3 times 2
     answers = play(lanes, *[lambda i=i: together(double, i, at_most=2) for i in range(5)])
     assert answers == [0, 2, 4, 6, 8] and BATCHES == [[0, 1, 2, 3], [4]]
 
@@ -125,12 +127,12 @@ def test_where_the_thread_is_busy_a_bounded_call_waits_a_little_for_more(
     assert play(lanes, soon, late) == [0, 2]
     assert BATCHES == [[0], [1]]  # it has time, and waits for nobody
     free.clear()
-    lanes._busy = 1.0
+    module._LOAD.busy = 1.0
     assert play(lanes, soon, late) == [0, 2]
     assert BATCHES[2:] == [[0, 1]]  # at once when no lane is left that could come
     free.clear()
     monkeypatch.setattr(module, "GATHER_S", 0.01)
-    lanes._busy = 0.75
+    module._LOAD.busy = 0.75
     assert play(lanes, lambda: together(double, 0, at_most=9), late) == [0, 2]
     assert BATCHES[3:] == [[0], [1]]
 
@@ -141,7 +143,7 @@ def test_where_the_thread_is_busy_a_bounded_call_of_enough_waits_for_nobody(
     monkeypatch.setattr(module, "WINDOW_S", 60.0)
     monkeypatch.setattr(module, "GATHER_S", 30.0)
     free = threading.Event()
-    lanes._busy = 1.0
+    module._LOAD.busy = 1.0
 
     def soon(i: int) -> int:
         answer = together(double, i, at_most=2)
@@ -158,19 +160,12 @@ def test_where_the_thread_is_busy_a_bounded_call_of_enough_waits_for_nobody(
 
 def test_the_thread_sees_how_busy_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-
-    class Turns:
-        def get(self, block: bool, timeout_s: float | None) -> None:
-            nonlocal now
-            now += 0.2  # so long nothing is to be done
-
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
-    lanes = Lanes(workers=0)
-    lanes._ready = Turns()  # type: ignore[assignment]
-    seen = []
+    load, seen = module._Load(), []
     for work_s in (0.1, 0.1, 0.8, 0.0):
-        lanes._next(None)
-        seen.append(lanes._busy)
+        before, now = now, now + 0.2  # so long nothing is to be done
+        load.waited(before)
+        seen.append(load.busy)
         now += work_s
     # Windows end when a quarter of a second is over: 0.4 of 0.5 s idle, 0.2 of 0.3, 0.2 of 1.0.
     assert seen == pytest.approx([0.0, 0.2, 1 / 3, 0.8])
@@ -306,6 +301,58 @@ def test_threads_are_as_many_as_are_waited_for_but_no_more_than_allowed_and_end_
     assert len({future.result(10) for future in begun}) <= 3 and len(inside) == 6
     assert lanes.close(10)
     until(lambda: not threads())
+
+
+async def doubled(item: int, seen: list[int]) -> int:
+    await asyncio.sleep(0.01 * item)
+    seen.append(threading.get_ident())
+    return 2 * item
+
+
+async def fails() -> None:
+    await asyncio.sleep(0)
+    raise KeyError("x")
+
+
+def test_coroutines_run_on_the_thread_of_the_lanes_and_others_have_their_turns(lanes: Lanes) -> None:
+    seen: list[int] = []
+    works = [lambda i=i: (finish(doubled(i, seen)), threading.get_ident()) for i in (3, 2, 1)]
+    answers = play(lanes, *works)
+    assert [value for value, _ in answers] == [6, 4, 2]  # type: ignore[misc]
+    assert {own for _, own in answers} == set(seen) and len(set(seen)) == 1  # type: ignore[misc]
+    assert finish(doubled(2, seen)) == 4 and set(seen) == {seen[0]}, "for other threads, too"
+
+
+def test_what_a_coroutine_raises_arrives_where_it_is_waited_for(lanes: Lanes) -> None:
+    (found,) = play(lanes, lambda: finish(fails()))
+    assert isinstance(found, KeyError)
+    with pytest.raises(KeyError):
+        finish(fails())
+
+
+def test_whoever_is_interrupted_drops_the_coroutine(monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped = threading.Event()
+
+    async def hangs() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            dropped.set()
+
+    def interrupted(self: Future[object], timeout: float | None = None) -> object:
+        time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Future, "result", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finish(hangs())
+    assert dropped.wait(10)
+
+
+def test_lanes_of_several_owners_share_the_thread() -> None:
+    mine, yours = Lanes(workers=2), Lanes(workers=0)
+    assert mine.ask(threading.get_ident) == yours.ask(threading.get_ident)
+    assert mine.close(10) and yours.ask(lambda: 5) == 5 and yours.close(10)
 
 
 def until(true: Callable[[], bool]) -> None:

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from bopo_ray.agent import parse_action
 from bopo_ray.errors import AttemptError, ConfigError, ModelError
-from bopo_ray.lanes import Lanes
+from bopo_ray.lanes import Lanes, finish
 from bopo_ray.models.desk import Desk
 from bopo_ray.models.openai_http import OpenAIModel
 from bopo_ray.models.pool import ModelSpec
@@ -660,7 +660,11 @@ def test_the_account_is_named_to_openai_alone(url: str, sent: bool, monkeypatch:
     monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-1")
     model = build(url, headers=(("authorization", "Bearer of-ones-own"),))
-    headers = model._connect().headers
+
+    async def sent_headers() -> Any:
+        return model._connect().headers
+
+    headers = finish(sent_headers())
     model.close()
     assert headers.getall("Authorization") == ["Bearer of-ones-own"], "the pool file has the last word"
     assert [headers.get(name) for name in ("OpenAI-Organization", "OpenAI-Project")] == (
