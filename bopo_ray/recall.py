@@ -6,7 +6,8 @@ of a benchmark the same task, seed and actions give the same texts, scores and f
 
 Always true here: the engine is behind an episode, never elsewhere. It is not even started while all that an episode
 meets is known; at the first action that is new it is given those that it has missed. So an episode costs no more engine
-steps than it would alone, and one that repeats another costs none.
+steps than it would alone, and one that repeats another costs none. A lane (`bopo_ray.lanes`) that meets what is known
+has it on the spot, and gives way while its engine is asked.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from bopo_ray.lanes import aside
 from envs.errors import EngineError
 
 __all__ = ["RecallEnv", "Transcripts"]
@@ -88,6 +90,8 @@ class RecallEnv(gym.Wrapper[str, str, str, str]):
     then nothing is known of that task any more.
     """
 
+    gives_way = True
+
     def __init__(self, env: gym.Env[str, str], transcripts: Transcripts, name: str = "") -> None:
         """`name`: what tells this benchmark, and its arguments, from others in the same transcripts."""
         super().__init__(env)
@@ -102,7 +106,7 @@ class RecallEnv(gym.Wrapper[str, str, str, str]):
         self._start, self._path, self._over = (seed, options), [], False
         self._remembers = bool(self._repeatable and options and "task" in options)
         if not (self._remembers and options):
-            return self.env.reset(seed=seed, options=options)
+            return aside(self.env.reset, seed=seed, options=options)
         self._key = json.dumps([self._name, seed, sorted(options.items())], default=str)
         self._given = 0
         """Moments of the episode that the engine has come to; the first is that after its own reset."""
@@ -112,7 +116,7 @@ class RecallEnv(gym.Wrapper[str, str, str, str]):
     def step(self, action: str) -> tuple[str, Any, bool, bool, dict[str, Any]]:
         """As the benchmark's."""
         if not self._remembers:
-            return self.env.step(action)
+            return aside(self.env.step, action)
         if self._over or not self._path:
             raise gym.error.ResetNeeded("The episode is over: call reset() before step().")
         moment = self._transcripts.after(self._path[-1][1], action)
@@ -122,13 +126,17 @@ class RecallEnv(gym.Wrapper[str, str, str, str]):
 
     def _come_to(self, moment: _Moment, action: str) -> tuple[Any, ...]:
         """What is said there; by the engine, where nobody has been there."""
+        said = moment.said or aside(self._find_out, moment, action)
+        self._path.append((action, moment))
+        return (*said[:-1], dict(said[-1]))
+
+    def _find_out(self, moment: _Moment, action: str) -> tuple[Any, ...]:
         with moment.lock:
             if moment.said is None:
                 self._catch_up()
                 moment.said = self._ask(action)
                 self._transcripts.grown(self._key, moment.said[0])
-        self._path.append((action, moment))
-        return (*moment.said[:-1], dict(moment.said[-1]))
+            return moment.said
 
     def _catch_up(self) -> None:
         """Gives the engine what it has missed of the episode."""

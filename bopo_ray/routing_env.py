@@ -9,7 +9,8 @@ reply and no observation, and says what its attempts may have been charged.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -35,6 +36,8 @@ from bopo_ray.records import Budget, CostMode, Question, StopReason
 from envs.base import text_space
 
 __all__ = ["RoutingEnv"]
+
+R = TypeVar("R")
 
 
 class RoutingEnv(gym.Env[str, np.int64]):
@@ -62,12 +65,14 @@ class RoutingEnv(gym.Env[str, np.int64]):
     ) -> None:
         """
         Args:
-            env: the benchmark.
+            env: the benchmark; called in a thread of its own but for one that has `gives_way = True`, which waits by
+                `bopo_ray.lanes` where it has to.
             pool: who may write its actions.
             desk: where calls are made and billed; by default one that stores nothing.
             temperature: of models whose `sampling` names none.
         """
         self.env = env
+        self._gives_way = bool(getattr(env, "gives_way", False))
         self.pool = pool
         self.desk = desk or Desk()
         self.temperature = temperature
@@ -88,7 +93,7 @@ class RoutingEnv(gym.Env[str, np.int64]):
         env_options = {"expert_plan": self.pool.needs_plan}
         if "task" in options:
             env_options["task"] = options["task"]
-        observation, info = aside(self.env.reset, seed=seed, options=env_options)
+        observation, info = self._asked(self.env.reset, seed=seed, options=env_options)
         self._task, self._task_text = str(info["task"]), str(info["task_text"])
         self._first, self._plan = observation, tuple(info.get("expert_plan", ()))
         if self.pool.needs_plan and not self._plan:
@@ -134,7 +139,7 @@ class RoutingEnv(gym.Env[str, np.int64]):
         terminated = truncated = False
         if act:
             self._needs_reset = True
-            observation, _, terminated, truncated, self._last = aside(self.env.step, act)
+            observation, _, terminated, truncated, self._last = self._asked(self.env.step, act)
             self._needs_reset = False
         else:
             observation = FEEDBACK
@@ -201,6 +206,10 @@ class RoutingEnv(gym.Env[str, np.int64]):
     def close(self) -> None:
         """Closes the benchmark."""
         self.env.close()
+
+    def _asked(self, function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+        """What the benchmark returns."""
+        return function(*args, **kwargs) if self._gives_way else aside(function, *args, **kwargs)
 
     def _call(self, index: int) -> Answer:
         """One call of model `index`; in `calls` mode it takes one from the budget unless it fails."""

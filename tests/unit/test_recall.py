@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bopo_ray.errors import EngineError
+from bopo_ray.lanes import Lanes
 from bopo_ray.recall import NODE_BYTES, RecallEnv, Transcripts
 from envs.base import text_space
 
@@ -99,6 +100,36 @@ def test_episodes_at_the_same_moment_at_once_ask_one_engine() -> None:
     new = 4  # the beginning and three steps: what one engine was asked again, it had missed
     asked = [env.unwrapped.resets + env.unwrapped.steps for env in envs]  # type: ignore[attr-defined]
     assert new <= sum(asked) <= sum(range(1, new + 1))
+
+
+def test_a_lane_has_on_the_spot_what_is_known_and_gives_way_while_its_engine_is_asked() -> None:
+    class Seen(Walk):
+        """Notes the threads that it was asked on."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.on: list[int] = []
+
+        def reset(self, **asked: Any) -> tuple[str, dict[str, Any]]:
+            self.on.append(threading.get_ident())
+            return super().reset(**asked)
+
+        def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+            self.on.append(threading.get_ident())
+            return super().step(action)
+
+    known, lanes = Transcripts(), Lanes(workers=1)
+    first, second = (RecallEnv(Seen(), known) for _ in range(2))
+    own = lanes.ask(threading.get_ident)
+    assert lanes.ask(lambda: episode(first, "ab")) == episode(Walk(), "ab")
+    assert len(first.unwrapped.on) == 3 and own not in first.unwrapped.on  # type: ignore[attr-defined]
+    turns: list[str] = []
+    lanes.ask(lambda: [lanes.start(lambda: turns.append("other")), episode(second, "ab"), turns.append("episode")])
+    assert turns == ["episode", "other"] and not second.unwrapped.on  # type: ignore[attr-defined]
+    unnamed = RecallEnv(Seen(), known)
+    lanes.ask(lambda: (unnamed.reset(seed=1), unnamed.step("a")))
+    assert len(unnamed.unwrapped.on) == 2 and own not in unnamed.unwrapped.on  # type: ignore[attr-defined]
+    assert lanes.close(10)
 
 
 def test_what_an_engine_that_failed_did_not_say_is_asked_again() -> None:
