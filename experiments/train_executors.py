@@ -26,7 +26,7 @@ from bopo_ray.errors import ConfigError
 from bopo_ray.executors.card import model_card
 from bopo_ray.executors.demos import EXPERTS, Demo, collect
 from bopo_ray.executors.recipes import RECIPES, Recipe
-from bopo_ray.pipeline.command import refused
+from bopo_ray.pipeline.command import exit_code, refused
 
 __all__ = ["main"]
 
@@ -52,14 +52,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         flag, kind = f"--{field.name.replace('_', '-')}", {"int": int, "float": float, "bool": _flag}[str(field.type)]
         parser.add_argument(flag, type=kind, help=f"instead of the recipe's {field.name}")
     args = parser.parse_args(argv)
-    try:
-        make(args)
-    except ConfigError as error:
-        parser.error(str(error))
+    if code := exit_code(lambda: make(args)):
+        sys.exit(code)
 
 
-def make(args: argparse.Namespace) -> None:
-    """Demonstrations, training, and the model's folder. Raises ConfigError in one line."""
+def make(args: argparse.Namespace) -> int:
+    """Demonstrations, training, and the model's folder; 0. Raises ConfigError in one line."""
     if args.processes < 1:
         raise ConfigError(f"processes={args.processes}: need at least 1; set it with --processes")
     family = args.env.split("-")[0].lower()
@@ -82,7 +80,7 @@ def make(args: argparse.Namespace) -> None:
     demos = collect(args.env, demonstrations, args.processes, args.demos, report)
     report(f"{len(demos)} demonstrations of {len({d.task for d in demos})} tasks")
     if args.size is None:
-        return
+        return 0
     import torch
 
     from bopo_ray.executors.train import train, train_tokenizer
@@ -101,6 +99,7 @@ def make(args: argparse.Namespace) -> None:
     (out / "README.md").write_text(model_card(about))
     report(f"done: {found}")
     (out / "training.log").write_text("\n".join(log) + "\n")
+    return 0
 
 
 def _kinds(demos: Sequence[Demo]) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,21 @@ def ray_session() -> Iterator[Any]:
 
     yield ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     ray.shutdown()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Makes a file system of so many kilobytes."""
+    folder = tmp_path / "disk"
+
+    def make(kilobytes: int) -> Path:
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "none", str(folder)]
+        if (mounted := subprocess.run(command, capture_output=True, text=True)).returncode:
+            folder.rmdir()
+            pytest.skip(f"can't mount a small disk: {mounted.stderr.strip()}")
+        return folder
+
+    yield make
+    if folder.exists():
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # whoever failed there may have files open

@@ -7,7 +7,11 @@ differ in the last bits on a GPU; an interrupted training goes on from its last 
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import math
+import os
+import pickle
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tensorboardX import SummaryWriter
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch.utils.data import DataLoader, IterableDataset
@@ -27,6 +32,7 @@ from bopo_ray.executors.copying import copying_batch, write_previous_token_head
 from bopo_ray.executors.demos import Demo
 from bopo_ray.executors.recipes import Recipe
 from bopo_ray.executors.sequences import Stretch, batches, sequences
+from bopo_ray.files import write_bytes
 from bopo_ray.models.embedded_prompt import CHAT_TEMPLATE, END, PAD, SPECIAL, EmbeddedPrompt
 
 __all__ = ["HELD_OUT", "train", "train_tokenizer"]
@@ -135,8 +141,8 @@ def train(
             saved = time.monotonic()
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "seen": seen, "step": step,
                      "recipe": asdict(recipe)}  # fmt: skip
-            torch.save(state, work / "checkpoint.tmp")
-            (work / "checkpoint.tmp").replace(work / "checkpoint.pt")
+            torch.save(state, whole := io.BytesIO())  # into a file, it says of a full disk what nobody understands
+            write_bytes(work / "checkpoint.pt", whole.getvalue())
     board.close()
     held_loss, exact = _check(model, check, recipe)
     _save(model, out, recipe)
@@ -272,7 +278,10 @@ def _resume(work: Path, model: torch.nn.Module, optimizer: Any, recipe: Recipe) 
     """Tokens and updates done so far. Raises ConfigError for a checkpoint of another recipe."""
     path = work / "checkpoint.pt"
     with contextlib.suppress(FileNotFoundError):
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        try:
+            state = torch.load(path, weights_only=True, map_location="cpu")
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ConfigError(f"{path} is damaged: remove it, and the training begins anew") from error
         if state.get("recipe") != asdict(recipe):
             raise ConfigError(
                 f"{path} was made with another recipe: give the options that it was begun with, remove it, or choose "
@@ -290,7 +299,12 @@ def _save(model: Any, out: Path, recipe: Recipe) -> None:
     model.generation_config = GenerationConfig(
         bos_token_id=ids.bos_token_id, eos_token_id=ids.eos_token_id, pad_token_id=ids.pad_token_id
     )
-    model.to("cpu", torch.float16).save_pretrained(out)
+    try:
+        model.to("cpu", torch.float16).save_pretrained(out)
+    except SafetensorError as error:
+        if "No space left" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from error
     fast = PreTrainedTokenizerFast(
         tokenizer_file=str(out / "tokenizer.json"), eos_token=END, pad_token=PAD, bos_token="<task>",
         chat_template=CHAT_TEMPLATE, model_max_length=recipe.context, clean_up_tokenization_spaces=False,

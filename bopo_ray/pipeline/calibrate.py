@@ -36,10 +36,11 @@ from ray.rllib.core.rl_module import RLModule
 
 from bopo_ray.analysis.pareto import Reference, hypervolume, pareto_front
 from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL
+from bopo_ray.files import write_json
 from bopo_ray.method.reward import CostScale
 from bopo_ray.pipeline.baselines import Policy, best_policy, dev_episodes, play_dev, specs
 from bopo_ray.pipeline.card import describe_as
-from bopo_ray.pipeline.run import Run, write_json
+from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.settings import Settings
 from bopo_ray.pipeline.stages import load_policy
 from bopo_ray.records import Budget, CostMode, Episode, Phase

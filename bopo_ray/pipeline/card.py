@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from bopo_ray.analysis.bootstrap import bootstrap_ci
 from bopo_ray.benchmarks import env_label
-from bopo_ray.pipeline.run import Run, write_json
+from bopo_ray.files import write_json
+from bopo_ray.pipeline.run import Run
 from bopo_ray.rllib.backbone import ROUTER_FILE
 from bopo_ray.rllib.saved import about
 

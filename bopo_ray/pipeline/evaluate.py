@@ -17,6 +17,7 @@ from bopo_ray.analysis import canvas, plots, report, tables
 from bopo_ray.analysis.bill import bill, sharing
 from bopo_ray.analysis.studies import interval_text, task_difficulty
 from bopo_ray.benchmarks import env_label
+from bopo_ray.files import write_json
 from bopo_ray.pipeline.baselines import (
     Policy,
     asked_for,
@@ -29,7 +30,7 @@ from bopo_ray.pipeline.baselines import (
 from bopo_ray.pipeline.calibrate import calibrated
 from bopo_ray.pipeline.card import refresh_cards
 from bopo_ray.pipeline.curves import training_curves
-from bopo_ray.pipeline.run import Run, write_json
+from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.stages import load_policy
 from bopo_ray.pipeline.sweep import learned_policies
 from bopo_ray.records import Budget, CostMode, Episode, EpisodeSpec, Phase

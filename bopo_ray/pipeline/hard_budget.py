@@ -26,6 +26,7 @@ from rich.console import Console
 from bopo_ray.analysis.bootstrap import FloatArray
 from bopo_ray.analysis.finished import CAPPED, CHOSEN, FinishedRun
 from bopo_ray.errors import ConfigError, StoreError
+from bopo_ray.files import write_bytes
 from bopo_ray.models.pool import read_pool, resolve_pool
 from bopo_ray.models.pricing import price_table
 from bopo_ray.pipeline.baselines import Policy, dev_tasks, specs, trained_routers
@@ -286,9 +287,7 @@ def _keep(out: Path, table: pd.DataFrame) -> None:
     if path.exists():
         before = pd.read_csv(path)
         table = pd.concat([before[~before.set_index(key).index.isin(table.set_index(key).index)], table])
-    temporary = path.with_suffix(".tmp")
-    table.to_csv(temporary, index=False)
-    temporary.replace(path)
+    write_bytes(path, table.to_csv(index=False).encode())
     for folder in (out / "policies").glob("*_under-*"):
         if folder.name not in set(table["router"]):
             shutil.rmtree(folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import json
 import logging
 import math
 import os
@@ -27,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bopo_ray.benchmarks import check_ready, fair_tasks, select_tasks, task_list
 from bopo_ray.errors import ConfigError, EngineError, StoreError
+from bopo_ray.files import put, write_json
 from bopo_ray.models import build_pool, host_pool
 from bopo_ray.models.calls import CallStore
 from bopo_ray.models.pool import PoolSpec, read_pool, resolve_pool, save_pool
@@ -48,7 +48,7 @@ from bopo_ray.routers import Router
 from bopo_ray.store import EpisodeStore
 from envs.base import Split, Task
 
-__all__ = ["Run", "crowded", "write_json"]
+__all__ = ["Run", "crowded"]
 
 log = logging.getLogger(__name__)
 LOG_EVERY_S = 20.0
@@ -119,7 +119,7 @@ class Run:
                 save_pool(self.models, out / "pool.yaml")
             write_json(out / "tasks.json", tasks)
             save(settings, path.with_suffix(".tmp"))
-            _put(path.with_suffix(".tmp"), path)
+            put(path.with_suffix(".tmp"), path)
         except BlockingIOError as error:
             raise StoreError(f"{out} is in use by another run; wait for it, or choose another --out") from error
         except OSError as error:
@@ -399,17 +399,3 @@ def crowded(models: PoolSpec, processes: int) -> list[str]:
         for m in models.models
         if m.provider == "openai" and m.max_concurrency < processes
     ]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1))
-    _put(temporary, path)
-
-
-def _put(temporary: Path, path: Path) -> None:
-    """Gives a file its name when its bytes are on the disk: a machine that loses power keeps the old one or the new."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)

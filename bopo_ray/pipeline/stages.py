@@ -16,11 +16,12 @@ import ray
 
 from bopo_ray.agent import router_view
 from bopo_ray.errors import ConfigError, EngineError
+from bopo_ray.files import write_json
 from bopo_ray.method.synthesis import Expert, choose_expert, gate, reliable_policies, stratified_shares
 from bopo_ray.method.taxonomy import classify, counts
 from bopo_ray.pipeline.baselines import dev_tasks
 from bopo_ray.pipeline.card import describe
-from bopo_ray.pipeline.run import Run, write_json
+from bopo_ray.pipeline.run import Run
 from bopo_ray.records import CostMode, Difficulty, Episode, EpisodeSpec, Phase
 from bopo_ray.rllib.bopo import Boundary, read_boundaries
 from bopo_ray.rllib.bosft import BoSFT, BoSFTConfig

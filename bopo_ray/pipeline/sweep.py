@@ -20,11 +20,12 @@ from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig
 
 from bopo_ray.errors import ConfigError, EngineError, SpendLimitError, StoreError
+from bopo_ray.files import write_json
 from bopo_ray.pipeline.baselines import Policy
 from bopo_ray.pipeline.board import Board, board_folder
 from bopo_ray.pipeline.card import describe
 from bopo_ray.pipeline.curves import Point, keep_curves
-from bopo_ray.pipeline.run import Run, write_json
+from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.settings import Settings
 from bopo_ray.rllib.bopo import BoPO
 from bopo_ray.rllib.placement import most_memory

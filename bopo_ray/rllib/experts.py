@@ -6,7 +6,6 @@ Always true here: a file that has its name is whole; no more of it is in memory 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bopo_ray.files import put
 from bopo_ray.method.synthesis import Expert
 from bopo_ray.records import Difficulty
 from bopo_ray.store import SCHEMA, episode_row, row_episode
@@ -49,9 +49,7 @@ class ExpertFile:
             for rows in _grouped(experts, counts):
                 writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
             writer.add_key_value_metadata({_COUNTS: json.dumps(counts)})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        put(temporary, path)
         return cls(path)
 
     def parts(self, steps: int, rng: np.random.Generator | None = None) -> Iterator[list[Expert]]:

@@ -18,13 +18,13 @@ import pytest
 from bopo_ray.analysis.audit import Audit, audit
 from bopo_ray.analysis.bill import bill
 from bopo_ray.errors import StoreError
+from bopo_ray.files import write_json
 from bopo_ray.models import build_pool
 from bopo_ray.models.calls import CallStore
 from bopo_ray.models.desk import Desk
 from bopo_ray.models.pool import resolve_pool, save_pool
 from bopo_ray.models.pricing import price_table
 from bopo_ray.models.spend import SpendLedger, Totals
-from bopo_ray.pipeline.run import write_json
 from bopo_ray.records import Budget, CostMode, Episode, EpisodeSpec, Phase
 from bopo_ray.store import EpisodeStore
 from experiments.audit import main

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from bopo_ray.analysis.bill import Bill
 from bopo_ray.analysis.tables import Settings, frontier, summary
+from bopo_ray.files import write_json
 from bopo_ray.pipeline.card import CARD, card, refresh_cards
 from bopo_ray.pipeline.evaluate import print_tables
-from bopo_ray.pipeline.run import write_json
 from bopo_ray.rllib.backbone import ROUTER_FILE
 
 TRAINED = {

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import random
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from bopo_ray.executors.sequences import batches, sequences
 from bopo_ray.models.embedded_files import SHIPPED
 from bopo_ray.models.embedded_prompt import EmbeddedPrompt
 from bopo_ray.models.protocol import Message
+from bopo_ray.pipeline.command import exit_code
 from envs.base import Split
 from envs.scienceworld import ScienceWorldEnv
 from experiments import train_executors
@@ -238,6 +240,33 @@ def test_training_learns_resumes_to_the_same_weights_and_saves_what_transformers
     assert list(ids) == prompt.ids(messages)
     written = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :]
     assert prompt.text(written.tolist()) == "move a metal fork 1"
+
+
+def test_a_damaged_checkpoint_is_one_line(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "board").mkdir()
+    for damage in (b"", b"PK\x03\x04 cut off", b"no archive at all"):
+        (tmp_path / "board" / "checkpoint.pt").write_bytes(damage)
+        with pytest.raises(ConfigError, match=r"checkpoint\.pt is damaged: remove it, and the training begins anew$"):
+            tiny_run(folder, tmp_path)
+
+
+@pytest.mark.parametrize("written", [0, 1], ids=["checkpoint", "weights"])
+def test_a_full_disk_is_one_line_and_the_training_goes_on(
+    written: int, folder: Path, tmp_path: Path, small_disk: Callable[[int], Path],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(training, "MILLION", 1)
+    found = tiny_run(folder, tmp_path / "whole")
+    files = [tmp_path / "whole" / name for name in ("board/checkpoint.pt", "model/model.safetensors")]
+    kilobytes = [path.stat().st_size // 1024 for path in files]
+    disk = small_disk(40 + sum(kilobytes[:written]) + kilobytes[written] // 2)
+    capsys.readouterr()
+    assert exit_code(lambda: int(bool(tiny_run(folder, disk)))) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "No space left on device" in said and "free some space and run the same command again" in said
+    assert not list(disk.rglob("*.tmp")) and (disk / "board" / "checkpoint.pt").exists() == bool(written)
+    subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+    assert tiny_run(folder, disk) == found
 
 
 def test_texts_that_look_like_control_tokens_are_text(folder: Path) -> None:

@@ -12,9 +12,10 @@ from typing import cast
 import numpy as np
 import pytest
 
+from bopo_ray.files import write_json
 from bopo_ray.pipeline.baselines import Policy, specs
 from bopo_ray.pipeline.calibrate import Tried, for_each_lambda, front_choice, offsets_at
-from bopo_ray.pipeline.run import Run, write_json
+from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.settings import Settings
 from bopo_ray.pipeline.sweep import CONTENTS, Point, Sweep
 from bopo_ray.records import Budget, CostMode
