@@ -65,7 +65,7 @@ def frontier_figure(
         _legend(figure, ends, 2)
     else:
         figure.subplots_adjust(left=0.075, right=0.80, top=0.88, bottom=0.09)
-        names = _label_methods(axes, ends)
+        names = _label_methods(axes, ends, str(summary.get("headline") or ""))
         figure.draw_without_rendering()
         widest = max((name.get_window_extent().x1 for name in names), default=0.0) / figure.bbox.width
         figure.subplots_adjust(right=0.80 - max(0.0, widest - 0.99))
@@ -292,8 +292,8 @@ def _draw_random_line(axes: Axes, points: pd.DataFrame) -> None:
         axes.plot(line["cost_usd"], line["success"], color=MUTED, linewidth=1.2, linestyle="--", zorder=1)
 
 
-def _label_methods(axes: Axes, ends: Mapping[str, tuple[float, float]]) -> list[Text]:
-    """Names in the right margin, kept apart, each with a thin line to the end of its front."""
+def _label_methods(axes: Axes, ends: Mapping[str, tuple[float, float]], headline: str) -> list[Text]:
+    """Names in the right margin, kept apart, the headline's in bold, each with a thin line to the end of its front."""
     names = []
     low, high = axes.get_ylim()
     wanted = [(ends[name][1] - low) / (high - low) for name in ends]
@@ -307,7 +307,7 @@ def _label_methods(axes: Axes, ends: Mapping[str, tuple[float, float]]) -> list[
         axes.plot([1.028], [y], marker, color=colour, markersize=7, transform=axes.transAxes, clip_on=False)
         names.append(axes.text(
             1.045, y, name, transform=axes.transAxes, color=colour, va="center",
-            fontweight="bold" if name == "bopo-hybrid" else "normal",
+            fontweight="bold" if name == headline else "normal",
         ))  # fmt: skip
     return names
 

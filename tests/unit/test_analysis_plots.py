@@ -56,6 +56,9 @@ def synthetic_taxonomy() -> pd.DataFrame:
     )
 
 
+METHODS = {"bopo-hybrid", "grpo-vanilla", "random", "always-small", "always-large"}
+
+
 def texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
 
@@ -74,6 +77,16 @@ def test_frontier_figure_says_what_it_shows(tmp_path: Path) -> None:
     save_png(figure, tmp_path / "f.png")
     with Image.open(tmp_path / "f.png") as image:
         assert image.width == 1200
+
+
+def test_the_method_that_others_are_compared_with_stands_out() -> None:
+    episodes = synthetic_episodes(n_tasks=30)
+    for name in ("bopo-hybrid", "grpo-vanilla"):
+        known = summary(episodes, Settings(n=50)) | {"headline": name}
+        figure = frontier_figure(frontier(episodes, Settings(n=50)), known, "A title", "simulated pair")
+        names = figure.findobj(lambda a: isinstance(a, matplotlib.text.Text) and a.get_text() in METHODS)
+        bold = {text.get_text() for text in names if text.get_fontweight() == "bold"}
+        assert bold == {name} & set(texts(figure))
 
 
 def test_frontiers_stand_side_by_side_under_their_names() -> None:
