@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForCausalLM
 from transformers.utils import logging
 
 from bopo_ray.errors import ConfigError
@@ -244,7 +244,7 @@ def check_backbone(cfg: dict[str, Any], n_models: int) -> None:
     prompt = prompt_of(cfg["backbone"], cfg["context"])
     if prompt.causal:
         prompt.letters(n_models)
-    kind = AutoModelForCausalLM if prompt.causal else AutoModel
+    kind = transformers.AutoModelForCausalLM if prompt.causal else transformers.AutoModel
     with loading(spec_of(cfg["backbone"])), torch.device("meta"):
         model = kind.from_config(described(cfg["backbone"])[0])
     _attends(model, cfg)
@@ -257,7 +257,7 @@ def _trunk(cfg: dict[str, Any], prompt: Prompt, n_models: int) -> Trunk:
     for name, value in config.to_dict().items():
         if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
             setattr(config, name, 0.0)
-    kind = AutoModelForCausalLM if is_causal(config) else AutoModel
+    kind = transformers.AutoModelForCausalLM if is_causal(config) else transformers.AutoModel
     spec = spec_of(cfg["backbone"])
     letters = prompt.letters(n_models) if prompt.causal else ()
     with loading(spec), _quiet():

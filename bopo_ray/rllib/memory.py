@@ -10,9 +10,9 @@ from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache
 
 from bopo_ray.rllib.backbone import Backbone
 from bopo_ray.rllib.reading import NOTHING
@@ -78,10 +78,10 @@ class Memory:
         logits = trunk.choose(hidden_BND[torch.arange(len(keys), device=device), last_B])
         return self._backbone.head(logits).float().cpu()  # type: ignore[no-any-return]
 
-    def _cache(self, keys: list[Hashable], common: list[int]) -> DynamicCache:
+    def _cache(self, keys: list[Hashable], common: list[int]) -> transformers.DynamicCache:
         C = max(common)
         if not C:
-            return DynamicCache()
+            return transformers.DynamicCache()
         rows = [(self._held[key][1] if n else (), n) for key, n in zip(keys, common, strict=True)]
         like = next(layers for layers, _ in rows if layers)
 
@@ -93,7 +93,7 @@ class Memory:
                     out[b, :, C - n :] = layers[layer][part][:, :n]
             return out
 
-        return DynamicCache([(joined(i, 0), joined(i, 1)) for i in range(len(like))])
+        return transformers.DynamicCache([(joined(i, 0), joined(i, 1)) for i in range(len(like))])
 
 
 def _alike(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

@@ -17,8 +17,8 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import transformers
 from numpy.typing import NDArray
-from transformers import AutoTokenizer
 
 from bopo_ray.errors import ConfigError
 from bopo_ray.models.hf_files import find_model, loading, model_path, one_line
@@ -128,7 +128,7 @@ class Prompt:
             )
         spec = spec_of(backbone)
         with loading(spec):
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(
+            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
                 model_path(spec), revision=revision or "main", trust_remote_code=False
             )
         self.causal = is_causal(config)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import BertConfig, BertModel
 
 from bopo_ray.models.tokens import CLS, PAD, tokenizer
 from bopo_ray.rllib.backbone import Backbone
@@ -123,8 +123,8 @@ class _Router(nn.Module):
     def __init__(self, cfg: dict[str, Any], n_models: int) -> None:
         super().__init__()
         self.pad, self.cls = (tokenizer().token_to_id(t) for t in (PAD, CLS))
-        self.encoder = BertModel(
-            BertConfig(
+        self.encoder = transformers.BertModel(
+            transformers.BertConfig(
                 vocab_size=tokenizer().get_vocab_size(),
                 hidden_size=cfg["width"],
                 num_hidden_layers=cfg["layers"],

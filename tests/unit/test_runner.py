@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -224,6 +226,22 @@ def test_the_small_router_reads_as_bert_does() -> None:
             ours = policy._encoded(ids, None if mask.all() else mask)
             assert torch.allclose(ours[mask], theirs[mask], atol=1e-5)
     runner.stop()
+
+
+def test_a_small_router_over_the_embedded_pair_does_without_the_models_of_transformers() -> None:
+    """They take each process that Ray starts 2.5 seconds and 120 MB."""
+    code = (
+        "import sys; from bopo_ray.models.pool import resolve_pool; from bopo_ray.models.pricing import price_table\n"
+        "from bopo_ray.rllib.bopo import BoPOConfig; from bopo_ray.rllib.runner import GroupEnvRunner\n"
+        "from tests.toy import ID\n"
+        "pool = resolve_pool('embedded:alfworld', '', '', price_table())\n"
+        "config = BoPOConfig().environment(ID, env_config={'pool': pool}).router(value=True)\n"
+        "GroupEnvRunner(config=config).make_module()\n"
+        "print([m for m in ('torch', 'transformers.modeling_utils', 'torch._dynamo') if m in sys.modules])"
+    )
+    root = Path(__file__).parents[2]
+    said = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1] == "['torch']"
 
 
 def test_episodes_that_end_go_together_while_more_wait_and_at_once_otherwise(runner: GroupEnvRunner) -> None:
