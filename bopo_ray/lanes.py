@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
 import selectors
 import threading
@@ -45,7 +46,8 @@ CROWD = 8
 WINDOW_S = 0.25
 """Over which the thread sees how busy it is."""
 PAUSE_S = 0.0001, 0.004
-"""Longest wait after the first `Busy`, which doubles with each that follows, and the bound on it."""
+"""Longest wait after the first `Busy`, which doubles with each that follows, and the bound on it; a loop that has
+nothing else to do counts whole milliseconds."""
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
@@ -76,6 +78,9 @@ def finish(work: Coroutine[Any, Any, R]) -> R:
     lane = getcurrent()
     if isinstance(lane, _Lane):
         return lane.lanes._finish(lane, work)
+    if _on_the_loop():
+        work.close()
+        raise RuntimeError("the event loop can't wait for itself: what it runs is to await, and a lane to finish")
     future = asyncio.run_coroutine_threadsafe(work, event_loop())
     try:
         return future.result()
@@ -95,6 +100,20 @@ def _loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.SelectorEventLoop(_Selector())
     threading.Thread(target=loop.run_forever, name="lanes", daemon=True).start()
     return loop
+
+
+def _on_the_loop() -> bool:
+    return asyncio._get_running_loop() is event_loop()
+
+
+def _forked() -> None:
+    """The child of a fork has none of its parent's threads."""
+    global _STARTING
+    _STARTING = threading.RLock()
+    _loop.cache_clear()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 class _Load:
@@ -136,7 +155,9 @@ _LOAD = _Load()
 _STARTING = threading.RLock()  # the search for garbage may close a connection, in whatever thread it comes
 
 
-def together(function: Callable[[Sequence[T]], Sequence[R | Exception]], item: T, at_most: int = 0) -> R:
+def together(
+    function: Callable[[Sequence[T]], Sequence[R | Exception]], item: T, at_most: int = 0, apart: bool = False
+) -> R:
     """What `function` answers for `item`; lanes that ask it at the same moment share a call.
 
     Args:
@@ -146,10 +167,12 @@ def together(function: Callable[[Sequence[T]], Sequence[R | Exception]], item: T
         at_most: so many of them in one call, whose lanes are on their way again before the next one, so that not all of
             them march in step. A busy thread waits for them for up to `GATHER_S`, and takes up to `CROWD` times as many
             where they are there. 0: as many as there are, at once, and first.
+        apart: the call takes so long that it is made in another thread, one at a time; who comes meanwhile shares the
+            next one.
     """
     lane = getcurrent()
     if isinstance(lane, _Lane):
-        return cast(R, lane.lanes._together(lane, function, item, at_most))
+        return cast(R, lane.lanes._together(lane, (at_most, function, apart), item))
     for refused in itertools.count(1):
         try:
             (answer,) = function([item])
@@ -182,13 +205,16 @@ class Lanes:
         """`workers`: most threads for what is done `aside`; with none, it is done on the spot."""
         self._workers, self._threads, self._away = workers, 0, 0
         """Most threads, how many there are, and lanes that wait for them."""
-        self._aside_jobs: SimpleQueue[tuple[_Lane, Callable[[], Any]] | None] = SimpleQueue()
+        self._aside_jobs: SimpleQueue[Callable[[], Callable[[], None]] | None] = SimpleQueue()
+        """What they do; it returns the turn that can be taken then."""
         self._ready: deque[Callable[[], None]] = deque()
         """Turns that other threads have made possible ..."""
         self._awake = False
         """... and whether the loop has been told of them."""
         self._batches: dict[Hashable, list[tuple[_Lane, Any]]] = {}
-        """Who waits for a call together, by (at_most, function)."""
+        """Who waits for a call together, by (at_most, function, apart)."""
+        self._apart: set[Hashable] = set()
+        """Those that are being made in another thread."""
         self._since: dict[Hashable, float] = {}
         """Since when, where that is bounded."""
         self._refused: dict[Hashable, tuple[int, float]] = {}
@@ -208,7 +234,9 @@ class Lanes:
         self._put(partial(self._begin, work))
 
     def ask(self, work: Callable[[], R]) -> R:
-        """What a lane of its own returns, or raises; the calling thread waits for it."""
+        """What a lane of its own returns, or raises; the calling thread waits for it, so no lane may ask."""
+        if _on_the_loop():
+            raise RuntimeError("a lane can't wait for another one by ask: it has result and submit")
         return self.submit(work).result()
 
     def submit(self, work: Callable[[], R]) -> Future[R]:
@@ -216,6 +244,8 @@ class Lanes:
         answer = Future[R]()
 
         def lane() -> None:
+            if not answer.set_running_or_notify_cancel():
+                return
             try:
                 answer.set_result(work())
             except BaseException as error:
@@ -243,8 +273,12 @@ class Lanes:
         """A turn that can be taken."""
         self._ready.append(turn)
         if not self._awake:  # to wake the loop costs as much as a short turn
-            self._awake = True
-            event_loop().call_soon_threadsafe(self._take)
+            try:
+                self._awake = True
+                event_loop().call_soon_threadsafe(self._take)
+            except BaseException:  # Ctrl-C: the next turn wakes it
+                self._awake = False
+                raise
 
     # -- on the loop's thread ---------------------------------------------------------------------------------------
 
@@ -252,7 +286,11 @@ class Lanes:
         """All turns that can be taken."""
         while True:
             while self._ready:
-                self._turn(self._ready.popleft())
+                try:
+                    self._turn(self._ready.popleft())
+                except BaseException:
+                    asyncio.get_running_loop().call_soon(self._take)
+                    raise
             self._awake = False
             if not self._ready:  # who puts one from now on sees that nobody is awake
                 return
@@ -291,7 +329,8 @@ class Lanes:
 
     def _due(self) -> Any:
         """The batch to call when no turn can be taken; None where none waits."""
-        return min(self._batches, key=self._rank, default=None)
+        keys = self._batches.keys() - self._apart if self._apart else self._batches
+        return min(keys, key=self._rank, default=None)
 
     def _rank(self, key: Any) -> tuple[float, int]:
         return self._refused.get(key, (0, 0.0))[1], key[0]
@@ -317,25 +356,44 @@ class Lanes:
     def _call(self, key: Any) -> None:
         waiting = self._batches.pop(key)
         if room := self._room(key):
-            del self._since[key]
+            self._since.pop(key, None)
             if len(waiting) > room:
                 waiting, self._batches[key] = waiting[:room], waiting[room:]
                 self._since[key] = 0.0
-        answers: Sequence[Any]
+        if key[2] and self._workers:
+            self._apart.add(key)
+            self._elsewhere(lambda: partial(self._land, key, waiting, self._answers(key, waiting)))
+        else:
+            self._resume(key, waiting, self._answers(key, waiting))
+
+    def _answers(self, key: Any, waiting: Sequence[tuple[_Lane, Any]]) -> Sequence[Any] | Busy:
         try:
-            answers = key[1]([item for _, item in waiting])
-        except Busy:
+            answers: Sequence[Any] = key[1]([item for _, item in waiting])
+            if len(answers) != len(waiting):
+                raise ValueError(f"{len(answers)} answers for {len(waiting)} items")
+            return answers
+        except Busy as busy:
+            return busy
+        except BaseException as error:  # whatever it is, nobody may wait for ever
+            return [error] * len(waiting)
+
+    def _land(self, key: Any, waiting: list[tuple[_Lane, Any]], answers: Sequence[Any] | Busy) -> None:
+        self._away -= 1
+        self._apart.discard(key)
+        self._resume(key, waiting, answers)
+
+    def _resume(self, key: Any, waiting: list[tuple[_Lane, Any]], answers: Sequence[Any] | Busy) -> None:
+        """The lanes go on with what came of their call."""
+        if isinstance(answers, Busy):
             times = self._refused.get(key, (0, 0.0))[0] + 1
             self._refused[key] = times, time.monotonic() + _pause(times)
             self._batches[key] = waiting + self._batches.get(key, [])
-            if room:
+            if key[0]:
                 self._since[key] = 0.0
             return
-        except Exception as error:
-            answers = [error] * len(waiting)
         self._refused.pop(key, None)
         for (lane, _), answer in zip(waiting, answers, strict=True):
-            if isinstance(answer, Exception):
+            if isinstance(answer, BaseException):
                 lane.throw(answer)
             else:
                 lane.switch(answer)
@@ -363,29 +421,28 @@ class Lanes:
     def _work(self) -> None:
         """As an executor's worker, at half the CPU time: no future, and no lock that both sides take."""
         while job := self._aside_jobs.get():
-            lane, function = job
-            try:
-                turn = partial(lane.switch, function())
-            except BaseException as error:
-                turn = partial(lane.throw, error)
-            self._put(turn)
-            del job, lane, function, turn  # nothing is kept alive by a thread that waits
+            self._put(job())
+            del job  # nothing is kept alive by a thread that waits
 
     # -- in a lane --------------------------------------------------------------------------------------------------
 
     def _aside(self, lane: _Lane, function: Callable[[], Any]) -> Any:
         if not self._workers:
             return function()
-        if self._threads < min(self._away + 1, self._workers):
-            threading.Thread(target=self._work, name=f"aside {self._threads + 1}", daemon=True).start()
-            self._threads += 1
-        self._away += 1
-        self._aside_jobs.put((lane, function))
+        self._elsewhere(lambda: _made(lane, function))
         assert self._hub is not None
         try:
             return self._hub.switch()
         finally:
             self._away -= 1
+
+    def _elsewhere(self, job: Callable[[], Callable[[], None]]) -> None:
+        """Has another thread do it; `_away` is one more until it is done."""
+        if self._threads < min(self._away + 1, self._workers):
+            threading.Thread(target=self._work, name=f"aside {self._threads + 1}", daemon=True).start()
+            self._threads += 1
+        self._away += 1
+        self._aside_jobs.put(job)
 
     def _wait(self, lane: _Lane, future: Future[Any]) -> None:
         future.add_done_callback(lambda _: self._put(lane.switch))
@@ -399,11 +456,17 @@ class Lanes:
         self._hub.switch()
         return task.result()
 
-    def _together(
-        self, lane: _Lane, function: Callable[[Sequence[Any]], Sequence[Any]], item: Any, at_most: int
-    ) -> Any:
-        if at_most:
-            self._since.setdefault((at_most, function), time.monotonic())
-        self._batches.setdefault((at_most, function), []).append((lane, item))
+    def _together(self, lane: _Lane, key: tuple[int, Any, bool], item: Any) -> Any:
+        if key[0]:
+            self._since.setdefault(key, time.monotonic())
+        self._batches.setdefault(key, []).append((lane, item))
         assert self._hub is not None
         return self._hub.switch()
+
+
+def _made(lane: _Lane, function: Callable[[], Any]) -> Callable[[], None]:
+    """The turn of a lane that waits for `function`."""
+    try:
+        return partial(lane.switch, function())
+    except BaseException as error:
+        return partial(lane.throw, error)

@@ -18,7 +18,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from functools import cache
 from ssl import SSLContext, create_default_context
 from typing import Any, NamedTuple
@@ -192,7 +193,6 @@ class OpenAIModel:
         return self._refusal(answer) if answer.status in (401, 403) else None
 
     async def _attempt(self, request: Request) -> Reply | AttemptError | ConfigError:
-        session = self._connect()
         fields = self._extra | {
             "model": self._spec.target,
             "messages": [{"role": m.role, "content": m.content} for m in request.messages],
@@ -203,7 +203,7 @@ class OpenAIModel:
         asked_s = time.perf_counter()
         async with self._throttle.slot() as began_s:
             start_s = time.perf_counter()
-            outcome = await self._in_turn(session, request, body, began_s)
+            outcome = await self._in_turn(self._connect(), request, body, began_s)
         if isinstance(outcome, AttemptError):
             outcome.queued_s = start_s - asked_s
         return outcome
@@ -214,7 +214,7 @@ class OpenAIModel:
         """An attempt that has its turn, since `began_s` by the loop's time."""
         start_s = time.perf_counter()
         try:
-            async with asyncio.timeout(self._spec.timeout_s):
+            async with _within(self._spec.timeout_s):
                 answer = await self._ask(session, "POST", "/chat/completions", body)
         except Exception as error:
             return self._lost(error)
@@ -304,6 +304,28 @@ class OpenAIModel:
 
     def _shown(self, said: Complaint) -> str:
         return redact(said.message, self._secrets) or "(no message)"
+
+
+@asynccontextmanager
+async def _within(seconds: float) -> AsyncIterator[None]:
+    """As `asyncio.timeout`, but what had come by then is in time, also where the loop was busy: timers that are due go
+    before what waits for bytes that are there."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as bound:
+        timer: asyncio.Handle | None = None
+
+        def over(passes: int) -> None:
+            nonlocal timer
+            if passes:
+                timer = loop.call_soon(over, passes - 1)
+            else:
+                bound.reschedule(loop.time())
+
+        timer = loop.call_later(seconds, over, 3)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 def _usage(body: Any) -> Usage | None:

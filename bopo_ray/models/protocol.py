@@ -56,6 +56,7 @@ class Reply:
     usage: Usage
     """As reported by the model."""
     latency_s: float
+    """Seconds until it was read, with what this process had to do besides."""
 
 
 class LanguageModel(Protocol):

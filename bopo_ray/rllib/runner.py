@@ -306,7 +306,7 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
         while "stop" not in info:
             mask, router_s = info["action_mask"], 0.0
             if spec.router == LEARNED:
-                p, router_s = together(self._decide, (view, id(env)), at_most=self._at_most)
+                p, router_s = together(self._decide, (view, id(env)), self._at_most, apart=self._read.backbone != "")
             else:
                 moment = Moment(view, len(steps), self._n_models, spec.task.name, spec.member, env.ask)
                 p = self._router(spec.router)(moment)

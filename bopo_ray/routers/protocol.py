@@ -32,7 +32,8 @@ class Moment:
 
 
 class Router(Protocol):
-    """Chooses a distribution over models. Without a state of its own: the same moment has the same answer."""
+    """Chooses a distribution over models. Without a state of its own: the same moment has the same answer. All episodes
+    of a process, and replies of endpoints, wait for it: it answers at once, or asks by `ask`."""
 
     def __call__(self, moment: Moment) -> tuple[float, ...]:
         """Probabilities [n_models]."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -245,6 +248,107 @@ def test_errors_arrive_where_the_lane_waits(lanes: Lanes) -> None:
     assert found[2:6:2] == [0, 2] and all(isinstance(e, ValueError) for e in found[3:6:2])
     assert all(isinstance(e, OSError) for e in found[6:])
     assert play(lanes, lambda: 5) == [5]  # and the others live on
+
+
+def test_a_call_that_takes_long_is_made_apart_one_at_a_time_while_others_have_their_turns(lanes: Lanes) -> None:
+    begun, free = threading.Event(), threading.Event()
+    on: list[int] = []
+
+    def slow(items: Sequence[int]) -> list[int]:
+        on.append(threading.get_ident())
+        begun.set()
+        assert free.wait(10)
+        return double(items)
+
+    def late(item: int) -> int:
+        assert aside(begun.wait, 10)
+        return together(slow, item, at_most=4, apart=True)
+
+    def other() -> int:
+        assert aside(begun.wait, 10)
+        aside(time.sleep, 0.05)  # the late ones have come
+        free.set()
+        return threading.get_ident()
+
+    first = [lambda i=i: together(slow, i, at_most=4, apart=True) for i in (0, 1)]
+    *answers, own = play(lanes, *first, *[lambda i=i: late(i) for i in (2, 3)], other)
+    assert answers == [0, 2, 4, 6] and [sorted(b) for b in BATCHES] == [[0, 1], [2, 3]]
+    assert own not in on and len(on) == 2
+
+
+def test_an_error_of_a_call_apart_arrives_and_one_in_use_is_asked_again(lanes: Lanes) -> None:
+    def fails(items: Sequence[int]) -> list[int]:
+        raise OSError("the file's")
+
+    shared = InUse(times=2)
+    assert play(lanes, *[lambda i=i: together(shared, i, 3, True) for i in range(3)]) == [0, 2, 4]
+    assert shared.left == 0
+    found = play(lanes, *[lambda: together(fails, 1, 3, True)] * 2)
+    assert all(isinstance(e, OSError) for e in found)
+    assert Lanes(workers=0).ask(lambda: together(double, 4, 3, True)) == 8
+
+
+class Panic(BaseException):
+    """As those of extensions in Rust."""
+
+
+def test_whatever_a_call_together_does_no_lane_waits_for_ever(lanes: Lanes) -> None:
+    def panics(items: Sequence[int]) -> list[int]:
+        raise Panic
+
+    found = play(lanes, *[lambda: together(panics, 1)] * 2, *[lambda: together(lambda items: [1], 1)] * 2)
+    assert [type(e) for e in found] == [Panic, Panic, int, int]
+
+    def short(items: Sequence[int]) -> list[int]:
+        return [1]
+
+    found = play(lanes, *[lambda: together(short, 1)] * 3)
+    assert all(isinstance(e, ValueError) and "1 answers for 3 items" in str(e) for e in found)
+    assert lanes.ask(lambda: 5) == 5
+
+
+def test_an_answer_that_nobody_wants_any_more_holds_nobody() -> None:
+    lanes, free, seen = Lanes(workers=1), threading.Event(), list[int]()
+    lanes.start(lambda: free.wait(10) and None)
+    unwanted = lanes.submit(lambda: seen.append(1))
+    assert unwanted.cancel()
+    free.set()
+    assert lanes.ask(lambda: 5) == 5 and lanes.close(10) and not seen
+
+
+def test_a_lane_that_breaks_takes_no_turn_from_others(caplog: pytest.LogCaptureFixture) -> None:
+    lanes, free = Lanes(workers=1), threading.Event()
+    lanes.start(lambda: free.wait(10) and None)
+    lanes.start(lambda: 1 // 0)  # against the rules
+    free.set()
+    assert lanes.ask(lambda: 5) == 5 and lanes.close(10)
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_the_loop_never_waits_for_itself() -> None:
+    lanes = Lanes(workers=1)
+    with pytest.raises(RuntimeError, match="by ask: it has result and submit"):
+        lanes.ask(lambda: lanes.ask(lambda: 5))
+
+    async def asks() -> None:
+        finish(fails())
+
+    with pytest.raises(RuntimeError, match="can't wait for itself"):
+        finish(asks())
+    assert lanes.close(10)
+
+
+def test_the_child_of_a_fork_has_a_loop_of_its_own() -> None:
+    script = (
+        "import os; from bopo_ray.lanes import Lanes\n"
+        "assert Lanes(1).ask(lambda: 5) == 5\n"
+        "pid = os.fork()\n"
+        "if not pid: os._exit(Lanes(1).submit(lambda: 7).result(20))\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
+    )
+    root = Path(module.__file__).parents[1]
+    said = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=60)
+    assert said.stdout == "7\n", said.stderr
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from bopo_ray.agent import parse_action
 from bopo_ray.errors import AttemptError, ConfigError, ModelError
-from bopo_ray.lanes import Lanes, finish
+from bopo_ray.lanes import Lanes, event_loop, finish
 from bopo_ray.models.desk import Desk
 from bopo_ray.models.openai_http import OpenAIModel
 from bopo_ray.models.pool import ModelSpec
@@ -588,6 +588,22 @@ def test_retry_after_pauses_the_whole_endpoint() -> None:
             model.complete(ask())
         other.complete(ask())
     assert times[1] - times[0] >= 0.45
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["connection kept", "connection made"])
+def test_a_reply_that_came_in_time_is_one_also_where_the_loop_was_busy_at_its_deadline(fresh: bool) -> None:
+    """A router's decision, or a wait for the store's file, may hold the loop's thread."""
+    with Endpoint(delay_s=0.2) as endpoint, ThreadPoolExecutor(1) as pool:
+        model = build(endpoint.url, timeout_s=0.9)
+        if not fresh:
+            model.complete(ask())
+        asked = pool.submit(model.complete, ask(31))
+        while len(endpoint.asks) < 2 - fresh:
+            time.sleep(0.005)
+        event_loop().call_soon_threadsafe(time.sleep, 1.2)
+        assert asked.result(10).text
+        model.close()
+        assert all(line.delivered for line in endpoint.bill)
 
 
 def test_the_wait_for_a_turn_is_not_part_of_the_timeout() -> None:
