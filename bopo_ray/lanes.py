@@ -21,21 +21,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import random
-import selectors
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from concurrent.futures import Future
-from functools import cache, partial
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar, cast
 
 from greenlet import getcurrent, greenlet
 
-__all__ = ["Busy", "Lanes", "aside", "event_loop", "finish", "result", "together"]
+from bopo_ray.loop import LOAD, event_loop, on_the_loop
+
+__all__ = ["Busy", "Lanes", "aside", "finish", "result", "together"]
 
 GATHER_S = 0.003
 """So long a call of few together waits for more where the thread is always busy; the less, the more time it has, and
@@ -43,8 +43,6 @@ not at all where it has half of it. The larger calls save a quarter of a step's 
 the wait costs an eighth of the steps where nobody lacks that time."""
 CROWD = 8
 """So many times as many share a bounded call where the thread is always busy: its lanes wait in any case."""
-WINDOW_S = 0.25
-"""Over which the thread sees how busy it is."""
 PAUSE_S = 0.0001, 0.004
 """Longest wait after the first `Busy`, which doubles with each that follows, and the bound on it; a loop that has
 nothing else to do counts whole milliseconds."""
@@ -78,7 +76,7 @@ def finish(work: Coroutine[Any, Any, R]) -> R:
     lane = getcurrent()
     if isinstance(lane, _Lane):
         return lane.lanes._finish(lane, work)
-    if _on_the_loop():
+    if on_the_loop():
         work.close()
         raise RuntimeError("the event loop can't wait for itself: what it runs is to await, and a lane to finish")
     future = asyncio.run_coroutine_threadsafe(work, event_loop())
@@ -87,72 +85,6 @@ def finish(work: Coroutine[Any, Any, R]) -> R:
     except BaseException:
         future.cancel()
         raise
-
-
-def event_loop() -> asyncio.AbstractEventLoop:
-    """The process's, which runs in a thread of its own; all lanes have their turns there."""
-    with _STARTING:
-        return _loop()
-
-
-@cache
-def _loop() -> asyncio.AbstractEventLoop:
-    loop = asyncio.SelectorEventLoop(_Selector())
-    threading.Thread(target=loop.run_forever, name="lanes", daemon=True).start()
-    return loop
-
-
-def _on_the_loop() -> bool:
-    return asyncio._get_running_loop() is event_loop()
-
-
-def _forked() -> None:
-    """The child of a fork has none of its parent's threads."""
-    global _STARTING
-    _STARTING = threading.RLock()
-    _loop.cache_clear()
-
-
-os.register_at_fork(after_in_child=_forked)
-
-
-class _Load:
-    """How busy the loop's thread is."""
-
-    def __init__(self) -> None:
-        self.begin()
-
-    def begin(self) -> None:
-        """From now on."""
-        self.busy = 0.0
-        """Share of the last window in which it had work ..."""
-        self._idle_s, self._window = 0.0, time.monotonic()
-        """... of the present one, how long not, and its begin."""
-
-    def waited(self, since: float) -> None:
-        """Nothing was to be done since then."""
-        now = time.monotonic()
-        self._idle_s += now - since
-        if (span_s := now - self._window) > WINDOW_S:
-            self.busy, self._idle_s, self._window = 1 - self._idle_s / span_s, 0.0, now
-
-
-class _Selector(selectors.DefaultSelector):
-    """What the event loop waits by."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        _LOAD.begin()
-
-    def select(self, timeout: float | None = None) -> Any:
-        before = time.monotonic()
-        events = super().select(timeout)
-        _LOAD.waited(before)
-        return events
-
-
-_LOAD = _Load()
-_STARTING = threading.RLock()  # the search for garbage may close a connection, in whatever thread it comes
 
 
 def together(
@@ -235,7 +167,7 @@ class Lanes:
 
     def ask(self, work: Callable[[], R]) -> R:
         """What a lane of its own returns, or raises; the calling thread waits for it, so no lane may ask."""
-        if _on_the_loop():
+        if on_the_loop():
             raise RuntimeError("a lane can't wait for another one by ask: it has result and submit")
         return self.submit(work).result()
 
@@ -338,7 +270,7 @@ class Lanes:
     @property
     def _hurry(self) -> float:
         """0 where the thread has half of its time or more, 1 where it has none."""
-        return max(0.0, 2 * _LOAD.busy - 1)
+        return max(0.0, 2 * LOAD.busy - 1)
 
     def _room(self, key: Any) -> int:
         """So many lanes share this call; 0: all."""

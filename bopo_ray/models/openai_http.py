@@ -32,7 +32,8 @@ import certifi
 from multidict import CIMultiDict
 
 from bopo_ray.errors import AttemptError, ConfigError, RefusedError
-from bopo_ray.lanes import event_loop, finish
+from bopo_ray.lanes import finish
+from bopo_ray.loop import event_loop
 from bopo_ray.models.pool import OPENAI_URL, ModelSpec
 from bopo_ray.models.pricing import Price, Usage
 from bopo_ray.models.protocol import Message, Reply, Request

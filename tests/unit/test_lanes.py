@@ -15,7 +15,9 @@ from types import SimpleNamespace
 import pytest
 
 from bopo_ray import lanes as module
+from bopo_ray import loop
 from bopo_ray.lanes import Busy, Lanes, aside, finish, result, together
+from bopo_ray.loop import LOAD
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ BATCHES: list[list[int]] = []
 @pytest.fixture(autouse=True)
 def afresh() -> None:
     BATCHES.clear()
-    module._LOAD.begin()
+    LOAD.begin()
 
 
 def test_outside_of_a_lane_they_just_call() -> None:
@@ -104,9 +106,9 @@ def test_of_a_bounded_call_the_first_are_on_their_way_before_the_next(lanes: Lan
 
 
 def test_where_the_thread_is_busy_more_share_a_bounded_call(lanes: Lanes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WINDOW_S", 60.0)
+    monkeypatch.setattr(loop, "WINDOW_S", 60.0)
     monkeypatch.setattr(module, "CROWD", 3)
-    module._LOAD.busy = 0.75  # half way from 1 to 3 times 2
+    LOAD.busy = 0.75  # half way from 1 to 3 times 2
     answers = play(lanes, *[lambda i=i: together(double, i, at_most=2) for i in range(5)])
     assert answers == [0, 2, 4, 6, 8] and BATCHES == [[0, 1, 2, 3], [4]]
 
@@ -114,7 +116,7 @@ def test_where_the_thread_is_busy_more_share_a_bounded_call(lanes: Lanes, monkey
 def test_where_the_thread_is_busy_a_bounded_call_waits_a_little_for_more(
     lanes: Lanes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "WINDOW_S", 60.0)
+    monkeypatch.setattr(loop, "WINDOW_S", 60.0)
     monkeypatch.setattr(module, "GATHER_S", 30.0)
     free = threading.Event()
 
@@ -130,12 +132,12 @@ def test_where_the_thread_is_busy_a_bounded_call_waits_a_little_for_more(
     assert play(lanes, soon, late) == [0, 2]
     assert BATCHES == [[0], [1]]  # it has time, and waits for nobody
     free.clear()
-    module._LOAD.busy = 1.0
+    LOAD.busy = 1.0
     assert play(lanes, soon, late) == [0, 2]
     assert BATCHES[2:] == [[0, 1]]  # at once when no lane is left that could come
     free.clear()
     monkeypatch.setattr(module, "GATHER_S", 0.01)
-    module._LOAD.busy = 0.75
+    LOAD.busy = 0.75
     assert play(lanes, lambda: together(double, 0, at_most=9), late) == [0, 2]
     assert BATCHES[3:] == [[0], [1]]
 
@@ -143,10 +145,10 @@ def test_where_the_thread_is_busy_a_bounded_call_waits_a_little_for_more(
 def test_where_the_thread_is_busy_a_bounded_call_of_enough_waits_for_nobody(
     lanes: Lanes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "WINDOW_S", 60.0)
+    monkeypatch.setattr(loop, "WINDOW_S", 60.0)
     monkeypatch.setattr(module, "GATHER_S", 30.0)
     free = threading.Event()
-    module._LOAD.busy = 1.0
+    LOAD.busy = 1.0
 
     def soon(i: int) -> int:
         answer = together(double, i, at_most=2)
@@ -163,8 +165,8 @@ def test_where_the_thread_is_busy_a_bounded_call_of_enough_waits_for_nobody(
 
 def test_the_thread_sees_how_busy_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
-    load, seen = module._Load(), []
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now))
+    load, seen = loop.Load(), []
     for work_s in (0.1, 0.1, 0.8, 0.0):
         before, now = now, now + 0.2  # so long nothing is to be done
         load.waited(before)

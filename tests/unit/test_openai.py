@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 
 from bopo_ray.agent import parse_action
 from bopo_ray.errors import AttemptError, ConfigError, ModelError
-from bopo_ray.lanes import Lanes, event_loop, finish
+from bopo_ray.lanes import Lanes, finish
+from bopo_ray.loop import event_loop
 from bopo_ray.models.desk import Desk
 from bopo_ray.models.openai_http import OpenAIModel
 from bopo_ray.models.pool import ModelSpec
