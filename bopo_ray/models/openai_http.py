@@ -159,7 +159,7 @@ class OpenAIModel:
         return key
 
     def _connect(self) -> aiohttp.ClientSession:
-        """On the loop."""
+        """The session, opened with the first request; on the loop. Raises ConfigError without a usable key."""
         if self._session is None:
             key = self._key()
             self._secrets = (key,) if self._spec.key_variable else ()
