@@ -20,6 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 from bopo_ray.analysis import plots, tables
+from bopo_ray.analysis.cost_unit import cost_mode
 from bopo_ray.analysis.finished import FinishedRun
 from bopo_ray.analysis.page import write_study
 from bopo_ray.errors import ConfigError
@@ -97,13 +98,14 @@ def combine(runs: Mapping[str, FinishedRun]) -> pd.DataFrame:
 def write(out: Path, runs: Mapping[str, FinishedRun]) -> list[Path]:
     """Compares the variants: prints the table and writes the figure's files."""
     episodes, run = combine(runs), runs[FULL]
-    summary = tables.summary(episodes)
+    how = tables.Settings(cost=cost_mode(run.summary))
+    summary = tables.summary(episodes, how)
     volumes = pd.DataFrame(
         [{"variant": m} | v | {f"less_{k}": d for k, d in summary["differences"].get(m, {}).items()}
          for m, v in summary["hypervolumes"].items()]
     )  # fmt: skip
     title = f"Ablation: {run.env}, {summary['n_tasks']} held-out tasks"
-    figure = plots.frontier_figure(tables.frontier(episodes), summary, title, run.label)
+    figure = plots.frontier_figure(tables.frontier(episodes, how), summary, title, run.label)
     print(volumes.to_string(index=False, float_format="{:.4f}".format))
     notes = [*NOTES, "less: bopo-hybrid's hypervolume less the variant's, paired.", *summary["notes"]]
     return write_study(out, "ablation", title, f"{run.label}. {run.summary['note']}", volumes, figure, notes)

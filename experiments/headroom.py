@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
+from bopo_ray.analysis.cost_unit import cost_unit
 from bopo_ray.analysis.finished import open_finished
 from bopo_ray.analysis.headroom import KNOWN, MOST, ORACLE, SCHEDULES, headroom, headroom_figure
 from bopo_ray.analysis.page import write_study
@@ -60,16 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             if getattr(args, name) < 2:
                 raise ConfigError(f"{name}={getattr(args, name)}: need at least 2; set it with --{name}")
         finished = open_finished(args.folder)
+        unit = cost_unit(finished.summary)
         with open_run(finished, args.max_spend, args.cpus, console, FOLDER) as run:
             run.start_ray()
-            table = headroom(play_schedules(run, lengths, args.tasks, args.samples))
-        points = ["pick", "setting", "success", "success_low", "success_high", "cost_usd", "task_share"]
+            table = headroom(play_schedules(run, lengths, args.tasks, args.samples), unit)
+        points = ["pick", "setting", "success", "success_low", "success_high", unit.column, "task_share"]
         print(table[points].to_string(index=False, float_format="{:.4f}".format, na_rep=""))
         volumes = [c for c in table.columns if c.startswith(("hypervolume", "more"))]
         print(table.drop_duplicates("pick")[["pick", *volumes]].to_string(index=False, float_format="{:.4f}".format))
         print(verdict(table.drop_duplicates("pick").set_index("pick")["more"].to_dict()))
         label = f"{finished.label}. {finished.summary['note']}"
-        figure = headroom_figure(table, finished.label)
+        figure = headroom_figure(table, unit, finished.label)
         title = f"How much of the oracle's lead is to be known: {finished.env}"
         print(*write_study(args.out or finished.figures, "headroom", title, label, table, figure, NOTES), sep="\n")
         return 0

@@ -60,8 +60,8 @@ class Point:
     """One operating point of a method: a policy and what it did on each of T tasks."""
 
     policy: str
-    cost_usd_T: FloatArray
-    """Mean cost per task over repeats, dollars, shape (T,)."""
+    cost_T: FloatArray
+    """Mean cost per task over repeats, in the unit of the reference, shape (T,)."""
     success_T: FloatArray
     """Mean success per task over repeats, in [0, 1], shape (T,)."""
     lam: float | None = None
@@ -227,7 +227,7 @@ def _method_samples(
     per_seed = []
     for training_seed in seeds:
         own = [p for p in points if p.seed is None or p.seed == training_seed]
-        costs_RP = weights_RT @ np.stack([p.cost_usd_T for p in own], axis=1)
+        costs_RP = weights_RT @ np.stack([p.cost_T for p in own], axis=1)
         success_RP = weights_RT @ np.stack([p.success_T for p in own], axis=1)
         per_seed.append(hypervolumes(costs_RP, np.minimum(success_RP, 1.0), reference, normalise=normalise))
     values_RS = np.stack(per_seed, axis=1)
@@ -253,7 +253,7 @@ def _checked_length(methods: Mapping[str, Sequence[Point]]) -> int:
     empty = [method for method, points in methods.items() if not points]
     if not methods or empty:
         raise ValueError(f"methods without points: {empty}" if empty else "there is no method to compare")
-    shapes = {np.shape(a) for points in methods.values() for p in points for a in (p.cost_usd_T, p.success_T)}
+    shapes = {np.shape(a) for points in methods.values() for p in points for a in (p.cost_T, p.success_T)}
     if len(shapes) != 1 or len(next(iter(shapes))) != 1:
         raise ValueError(
             f"per-task arrays have shapes {sorted(shapes)}: one shape (T,) is needed for paired resampling"

@@ -21,6 +21,7 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from bopo_ray.analysis.bootstrap import Point, bootstrap_ci, paired_hypervolume
 from bopo_ray.analysis.canvas import INK, MUTED, canvas, head, styled, usd
+from bopo_ray.analysis.cost_unit import CostUnit
 from bopo_ray.analysis.pareto import Reference, pareto_front
 
 __all__ = ["KNOWN", "MOST", "ORACLE", "SCHEDULES", "headroom", "headroom_figure", "task_share"]
@@ -60,7 +61,7 @@ def task_share(values_TM: npt.ArrayLike) -> float:
     return between / (between + within) if between + within else float("nan")
 
 
-def headroom(rows: pd.DataFrame) -> pd.DataFrame:
+def headroom(rows: pd.DataFrame, unit: CostUnit) -> pd.DataFrame:
     """What is won by schedules, the same for all tasks; by someone who knows the tasks, at least and at most; and by
     the oracle.
 
@@ -71,23 +72,24 @@ def headroom(rows: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         rows: of `play_schedules`, whole: each task by each schedule in each sample, at least 2 tasks and 2 samples.
+        unit: what counts as cost.
 
     Returns:
         A row per point: pick (`SCHEDULES`, `KNOWN`, `MOST`, `ORACLE`), setting (the schedule, or lambda), success with
-        success_low and success_high, cost_usd, task_share (of its successes; schedules only), and, the same in all
-        rows of a pick, hypervolume and more, its difference from the schedules', each with _low and _high. Intervals:
-        95% bootstrap over tasks. A hypervolume is that of a pick's points and the two boundary policies, as a share of
-        the box up to 1.1 times the dearer one's cost.
+        success_low and success_high, the unit's column, task_share (of its successes; schedules only), and, the same
+        in all rows of a pick, hypervolume and more, its difference from the schedules', each with _low and _high.
+        Intervals: 95% bootstrap over tasks. A hypervolume is that of a pick's points and the two boundary policies, as
+        a share of the box up to 1.1 times the dearer one's cost.
     """
-    played = _played(rows)
+    played = _played(rows, unit.column)
     success, cost = played.success_TKM, played.cost_TKM
-    unit = float(cost[:, -1].mean()) or 1.0
+    most = float(cost[:, -1].mean()) or 1.0
     lambdas = np.geomspace(*LAMBDAS, max(len(played.names) - 2, 2))
     points = {SCHEDULES: [_point(name, cost[:, i], success[:, i]) for i, name in enumerate(played.names)]}
     for pick in (KNOWN, MOST, ORACLE):
-        points[pick] = [_chosen(pick, played, float(lam), unit) for lam in lambdas]
+        points[pick] = [_chosen(pick, played, float(lam), most) for lam in lambdas]
     boundary = [points[SCHEDULES][0], points[SCHEDULES][-1]]
-    reference = Reference(1.1 * max(float(p.cost_usd_T.mean()) for p in boundary) or 1.0)
+    reference = Reference(1.1 * max(float(p.cost_T.mean()) for p in boundary) or 1.0)
     together = {pick: own if pick == SCHEDULES else [*boundary, *own] for pick, own in points.items()}
     volumes = {pick: paired_hypervolume(together, reference, against=pick) for pick in points}
     table = []
@@ -102,20 +104,20 @@ def headroom(rows: pd.DataFrame) -> pd.DataFrame:
             table.append(
                 {
                     "pick": pick, "setting": p.policy, "success": interval.estimate, "success_low": interval.low,
-                    "success_high": interval.high, "cost_usd": float(p.cost_usd_T.mean()),
+                    "success_high": interval.high, unit.column: float(p.cost_T.mean()),
                     "task_share": task_share(success[:, i]) if pick == SCHEDULES else float("nan"),
                 } | figures
             )  # fmt: skip
     return pd.DataFrame(table)
 
 
-def _played(rows: pd.DataFrame) -> _Played:
+def _played(rows: pd.DataFrame, cost_column: str) -> _Played:
     names = tuple(rows.sort_values("k")["schedule"].unique())
-    wide = rows.pivot(index="task", columns=["schedule", "sample"], values=["success", "cost_usd"])
+    wide = rows.pivot(index="task", columns=["schedule", "sample"], values=["success", cost_column])
     samples = sorted(rows["sample"].unique())
     success, cost = (
         np.stack([wide[value][name][samples].to_numpy(np.float64) for name in names], axis=1)
-        for value in ("success", "cost_usd")
+        for value in ("success", cost_column)
     )
     if len(success) < 2 or len(samples) < 2 or np.isnan(success).any():
         raise ValueError(f"{success.shape}: need at least 2 tasks and 2 samples, and each task by each schedule")
@@ -126,8 +128,8 @@ def _point(policy: str, cost_TM: FloatArray, success_TM: FloatArray) -> Point:
     return Point(policy, cost_TM.mean(axis=1), success_TM.mean(axis=1))
 
 
-def _chosen(pick: str, played: _Played, lam: float, unit: float) -> Point:
-    """What `pick` takes of the schedules for each task and sample, at `lam` over `unit` dollars."""
+def _chosen(pick: str, played: _Played, lam: float, most: float) -> Point:
+    """What `pick` takes of the schedules for each task and sample, at `lam` over `most`, the cost of always-large."""
     tasks, _, samples = played.success_TKM.shape
     cost_TM, success_TM = np.empty((tasks, samples)), np.empty((tasks, samples))
     shares = [[task_share(x[:, k]) for k in range(x.shape[1])] for x in (played.success_TKM, played.cost_TKM)]
@@ -138,7 +140,7 @@ def _chosen(pick: str, played: _Played, lam: float, unit: float) -> Point:
             success_TK, cost_TK = (_predicted(x, share) for x, share in zip(seen, shares, strict=True))
         else:
             success_TK, cost_TK = (x.mean(axis=2) for x in seen)
-        best_T = (success_TK - lam * cost_TK / unit).argmax(axis=1)
+        best_T = (success_TK - lam * cost_TK / most).argmax(axis=1)
         success_TM[:, m] = played.success_TKM[np.arange(tasks), best_T, m]
         cost_TM[:, m] = played.cost_TKM[np.arange(tasks), best_T, m]
     return _point(f"lambda {lam:.2g}", cost_TM, success_TM)
@@ -153,11 +155,12 @@ def _predicted(seen_TKN: FloatArray, share_K: list[float]) -> FloatArray:
 
 
 @styled
-def headroom_figure(table: pd.DataFrame, label: str) -> Figure:
+def headroom_figure(table: pd.DataFrame, unit: CostUnit, label: str) -> Figure:
     """Success against cost of the four, and of each schedule how much of its outcomes is the task's.
 
     Args:
         table: of `headroom`.
+        unit: what counted as cost.
         label: what was measured; printed on the figure.
     """
     figure, (axes, shares) = canvas(12.0, 5.8, 1, 2, width_ratios=(3, 2))
@@ -165,11 +168,11 @@ def headroom_figure(table: pd.DataFrame, label: str) -> Figure:
     own = table[table["pick"] == SCHEDULES]
     for pick, colour in COLOURS.items():
         points = table[table["pick"] == pick]
-        points = points.iloc[pareto_front(points["cost_usd"], points["success"])]
-        axes.plot(points["cost_usd"], points["success"], marker="o", markersize=5, color=colour, label=pick)
+        points = points.iloc[pareto_front(points[unit.column], points["success"])]
+        axes.plot(points[unit.column], points["success"], marker="o", markersize=5, color=colour, label=pick)
     axes.xaxis.set_major_formatter(FuncFormatter(usd))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_xlabel("USD per task")
+    axes.set_xlabel(unit.axis)
     axes.set_ylabel("success")
     axes.legend(fontsize=10, loc="lower right")
     shares.bar(range(len(own)), own["task_share"], color=MUTED)

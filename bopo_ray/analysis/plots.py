@@ -30,6 +30,7 @@ from bopo_ray.analysis.canvas import (
     styled,
     usd,
 )
+from bopo_ray.analysis.cost_unit import cost_unit
 from bopo_ray.analysis.labels import free_spots, spread
 from bopo_ray.analysis.pareto import pareto_front
 from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL
@@ -70,7 +71,7 @@ def frontier_figure(
         widest = max((name.get_window_extent().x1 for name in names), default=0.0) / figure.bbox.width
         figure.subplots_adjust(right=0.80 - max(0.0, widest - 0.99))
     points = pd.DataFrame(summary["operating_points"])
-    _label_lambdas(figure, axes, points, str(summary.get("headline") or ""))
+    _label_lambdas(figure, axes, points, summary)
     return figure
 
 
@@ -97,7 +98,7 @@ def frontiers_figure(
         axes.set_title(f"{name}\n{summary['n_tasks']} tasks", fontsize=11)
         points = pd.DataFrame(summary["operating_points"])
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-        _label_lambdas(figure, axes, points, str(summary.get("headline") or ""))
+        _label_lambdas(figure, axes, points, summary)
     columns = min(len(methods), int(width / 1.6))
     rows = -(-len(methods) // columns)
     figure.subplots_adjust(left=0.9 / width, right=0.985, top=0.8, bottom=0.15 + 0.05 * rows, wspace=0.24)
@@ -117,19 +118,19 @@ def _legend(figure: Figure, methods: Iterable[str], columns: int) -> None:
 
 def _draw_frontier(axes: Axes, frontier_df: pd.DataFrame, summary: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     """All methods' marks and fronts, with scales; returns where each front ends."""
-    points = pd.DataFrame(summary["operating_points"])
-    ends = {}
+    points, unit = pd.DataFrame(summary["operating_points"]), cost_unit(summary)
+    cost, ends = unit.column, {}
     for name in ordered(points["method"].unique()):
-        own = points[points["method"] == name].sort_values(["cost_usd", "success"])
-        ends[name] = _draw_method(axes, name, own, frontier_df[frontier_df["method"] == name])
-    _draw_random_line(axes, points)
-    spread_x = points["cost_usd_high"].fillna(points["cost_usd"]).max() or 1.0
+        own = points[points["method"] == name].sort_values([cost, "success"])
+        ends[name] = _draw_method(axes, name, own, frontier_df[frontier_df["method"] == name], cost)
+    _draw_random_line(axes, points, cost)
+    spread_x = points[f"{cost}_high"].fillna(points[cost]).max() or 1.0
     axes.set_xlim(0, spread_x * 1.04)
     lowest = points["success_low"].fillna(points["success"]).min()
     highest = points["success_high"].fillna(points["success"]).max()
     room = max(0.05, 0.08 * (highest - lowest))
     axes.set_ylim(max(-0.02, lowest - room), min(1.02, highest + room))
-    axes.set_xlabel("mean cost per task (USD)")
+    axes.set_xlabel(unit.axis)
     axes.set_ylabel("success")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.xaxis.set_major_formatter(FuncFormatter(usd))
@@ -264,17 +265,19 @@ def draw_costs(axes: Axes, stats_df: pd.DataFrame, difficulty: pd.Series) -> Non
     axes.text(0.98, 0.03, text, transform=axes.transAxes, ha="right", color="#B34700", fontsize=10)
 
 
-def _draw_method(axes: Axes, name: str, own: pd.DataFrame, per_seed: pd.DataFrame) -> tuple[float, float]:
+def _draw_method(
+    axes: Axes, name: str, own: pd.DataFrame, per_seed: pd.DataFrame, cost_column: str
+) -> tuple[float, float]:
     """Marks, intervals and front of one method; returns where its label's line starts."""
     colour, marker = method_style(name)
-    cost, success = own["cost_usd"].to_numpy(dtype=float), own["success"].to_numpy(dtype=float)
+    cost, success = own[cost_column].to_numpy(dtype=float), own["success"].to_numpy(dtype=float)
     if per_seed["train_seed"].nunique() > 1:
-        axes.scatter(per_seed["cost_usd"], per_seed["success"], s=12, color=colour, alpha=0.3, linewidth=0, zorder=2)
+        axes.scatter(per_seed[cost_column], per_seed["success"], s=12, color=colour, alpha=0.3, linewidth=0, zorder=2)
     errors = {
         side: np.nan_to_num(
             np.abs(np.stack([own[m] - own[f"{m}_low"], own[f"{m}_high"] - own[m]]).astype(float)), nan=0.0
         )
-        for side, m in (("xerr", "cost_usd"), ("yerr", "success"))
+        for side, m in (("xerr", cost_column), ("yerr", "success"))
     }
     axes.errorbar(cost, success, **errors, fmt="none", ecolor=colour, elinewidth=0.9, alpha=0.25, zorder=2)
     size = 11 if name in (ALWAYS_SMALL, ALWAYS_LARGE) else 7
@@ -285,11 +288,11 @@ def _draw_method(axes: Axes, name: str, own: pd.DataFrame, per_seed: pd.DataFram
     return float(cost[front[-1]]), float(success[front[-1]])
 
 
-def _draw_random_line(axes: Axes, points: pd.DataFrame) -> None:
+def _draw_random_line(axes: Axes, points: pd.DataFrame, cost: str) -> None:
     """always-small - random - always-large, by share of large calls: what mixing without looking buys."""
     line = points[points["method"].isin([ALWAYS_SMALL, "random", ALWAYS_LARGE])].sort_values("share_large")
     if len(line) > 1:
-        axes.plot(line["cost_usd"], line["success"], color=MUTED, linewidth=1.2, linestyle="--", zorder=1)
+        axes.plot(line[cost], line["success"], color=MUTED, linewidth=1.2, linestyle="--", zorder=1)
 
 
 def _label_methods(axes: Axes, ends: Mapping[str, tuple[float, float]], headline: str) -> list[Text]:
@@ -312,16 +315,17 @@ def _label_methods(axes: Axes, ends: Mapping[str, tuple[float, float]], headline
     return names
 
 
-def _label_lambdas(figure: Figure, axes: Axes, points: pd.DataFrame, headline: str) -> None:
+def _label_lambdas(figure: Figure, axes: Axes, points: pd.DataFrame, summary: Mapping[str, Any]) -> None:
     """Writes lambda at the points that have one, the headline's first; a label that finds no free spot is left out."""
+    headline, where = str(summary.get("headline") or ""), [cost_unit(summary).column, "success"]
     figure.draw_without_rendering()
     to_pixels = axes.transData.transform
-    obstacles = to_pixels(points[["cost_usd", "success"]].to_numpy(dtype=float))
+    obstacles = to_pixels(points[where].to_numpy(dtype=float))
     labelled = points[points["lam"].notna()].copy() if "lam" in points else points.iloc[:0]
     labelled["rank"] = labelled["method"] != headline
-    labelled = labelled.sort_values(["rank", "method", "cost_usd"])
+    labelled = labelled.sort_values(["rank", "method", where[0]])
     spots = free_spots(
-        to_pixels(labelled[["cost_usd", "success"]].to_numpy(dtype=float)) if len(labelled) else np.empty((0, 2)),
+        to_pixels(labelled[where].to_numpy(dtype=float)) if len(labelled) else np.empty((0, 2)),
         [f"λ={lam:g}" for lam in labelled["lam"]],
         obstacles,
         character_px=figure.dpi * 0.085,

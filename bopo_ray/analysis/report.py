@@ -21,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bopo_ray.analysis.bill import Bill, Sharing
+from bopo_ray.analysis.cost_unit import cost_unit, dollars
 from bopo_ray.analysis.story import tell
 from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL
 from bopo_ray.analysis.trajectory import step_records
@@ -120,6 +121,7 @@ def render_report(context: ReportContext) -> str:
     return environment.get_template("report.html.j2").render(
         context=context,
         story=tell(context.summary),
+        unit=cost_unit(context.summary),
         rows=_rows(context.frontier),
         points=context.summary["operating_points"],
         main_points=_main(context.summary),
@@ -203,10 +205,7 @@ def _inline_json(value: Any) -> str:
 
 
 def _usd(value: float | None) -> str:
-    """Dollars with enough digits for small amounts."""
-    if value is None:
-        return "–"
-    return f"${value:,.2f}" if abs(value) >= 10 else f"${value:.4f}"
+    return "–" if value is None else dollars(value)
 
 
 def _percent(value: float | None, signed: bool = False) -> str:

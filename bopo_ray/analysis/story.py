@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bopo_ray.analysis.cost_unit import CostUnit, cost_unit
 from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL, BOUNDARY, ORACLE
 
 __all__ = ["Card", "Story", "tell"]
@@ -52,24 +53,25 @@ def tell(summary: Mapping[str, Any]) -> Story:
     """The story of a `tables.summary`."""
     points: Sequence[Mapping[str, Any]] = summary["operating_points"]
     large = next(p for p in points if p["method"] == ALWAYS_LARGE)
-    headline = summary["headline"]
+    headline, unit = summary["headline"], cost_unit(summary)
+    cost = unit.column
     own = [p for p in points if p["method"] == headline]
-    best = max(own, key=lambda p: (p["success"], -p["cost_usd"])) if own else None
+    best = max(own, key=lambda p: (p["success"], -p[cost])) if own else None
     shown = [p for p in points if p["method"] in (ALWAYS_SMALL, ALWAYS_LARGE)] + ([best] if best else [])
-    shown.sort(key=lambda p: p["cost_usd"])
+    shown.sort(key=lambda p: p[cost])
     highest = max(p["success"] for p in shown) or 1.0
-    dearest = max(p["cost_usd"] for p in shown) or 1.0
+    dearest = max(p[cost] for p in shown) or 1.0
     n = summary["n_tasks"]
     few = f"Only {n} held-out task{'s' * (n != 1)}: this run shows that everything works, not which method is better."
     cards = [
         Card(
             p["method"], _which(p, len(own)) if p is best else "", p, p["success"] / highest,
-            p["cost_usd"] / dearest, p is best,
+            p[cost] / dearest, p is best,
         )
         for p in shown
     ]  # fmt: skip
     return Story(
-        sentence=_sentence(best, large) if best else "",
+        sentence=_sentence(best, large, unit) if best else "",
         findings=tuple(_findings(summary, str(headline))) if best else (),
         caution=few if n < FEW_TASKS else "",
         cards=tuple(cards),
@@ -81,24 +83,26 @@ def _which(point: Mapping[str, Any], n_own: int) -> str:
     return ", ".join(lam + [f"the most successful of {n_own} points"] * (n_own > 1))
 
 
-def _sentence(best: Mapping[str, Any], large: Mapping[str, Any]) -> str:
+def _sentence(best: Mapping[str, Any], large: Mapping[str, Any], unit: CostUnit) -> str:
     lam = "" if best["lam"] is None else f" at λ = {best['lam']:g}"
     solves = f"{best['method']}{lam} solves {best['success']:.0%} of the tasks"
-    share = f"{best['cost_usd'] / large['cost_usd']:.0%}" if large["cost_usd"] else ""
+    share = f"{best[unit.column] / large[unit.column]:.0%}" if large[unit.column] else ""
     if not large["success"]:
-        return f"{solves}{f' at {share} of the cost of always-large' if share else ''}; always-large solves none."
+        return (
+            f"{solves}{f' at {share} of the {unit.noun} of always-large' if share else ''}; always-large solves none."
+        )
     kept = f"{best['success'] / large['success']:.0%} of what always-large solves"
-    return f"{solves}: {kept}{f', at {share} of its cost' if share else ''}."
+    return f"{solves}: {kept}{f', at {share} of its {unit.noun}' if share else ''}."
 
 
 def _findings(summary: Mapping[str, Any], headline: str) -> list[str]:
     found = []
-    level = f"{summary['bootstrap']['level']:.0%} interval"
+    noun, level = cost_unit(summary).noun, f"{summary['bootstrap']['level']:.0%} interval"
     saving = next(iter(summary["cost_saved"].get(headline, [])), None)
     if saving and saving["saved"]["low"] is not None and saving["success"] > 0:
         saved, share = saving["saved"], f"{saving['success_share']:.0%} of always-large's success"
         found.append(
-            f"With {headline} or a boundary policy, keeping {share} saves {saved['estimate']:.0%} of its cost "
+            f"With {headline} or a boundary policy, keeping {share} saves {saved['estimate']:.0%} of its {noun} "
             f"({level} {saved['low']:.0%} to {saved['high']:.0%})."
         )
     gaps = {m: g for m, g in summary["differences"].items() if g["low"] is not None and m != ORACLE}

@@ -25,7 +25,9 @@ from bopo_ray.analysis.bootstrap import (
     resample_weights,
     seed_weights,
 )
+from bopo_ray.analysis.cost_unit import COST_UNITS, CostUnit
 from bopo_ray.analysis.pareto import Reference, pareto_front
+from bopo_ray.records import CostMode
 
 __all__ = [
     "ALWAYS_LARGE", "ALWAYS_SMALL", "COLUMNS", "TRAINED", "Settings", "frontier", "headline", "spend_by_difficulty",
@@ -55,14 +57,21 @@ FloatArray = npt.NDArray[np.float64]
 class Settings:
     """How intervals and hypervolumes are made."""
 
+    cost: CostMode = CostMode.USD
+    """What success is set against: dollars, or calls of the larger models."""
     reference: Reference | None = None
-    """Dollars per task and success; None: 1.1 times the cost of the dearer boundary policy, and success 0."""
+    """Cost per task and success; None: 1.1 times the cost of the dearer boundary policy, and success 0."""
     n: int = 2000
     """Bootstrap resamples."""
     seed: int = 0
     """Of the resampling."""
     level: float = 0.95
     """Of the intervals."""
+
+    @property
+    def unit(self) -> CostUnit:
+        """Of the cost."""
+        return COST_UNITS[self.cost]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,17 +112,17 @@ def frontier(episodes: pd.DataFrame, settings: Settings | None = None) -> pd.Dat
     settings = settings or Settings()
     data = _collect(episodes)
     table = pd.DataFrame(_point_records(data, settings))
-    return table.sort_values(["method", "cost_usd", "policy"], kind="stable", ignore_index=True)
+    return table.sort_values(["method", settings.unit.column, "policy"], kind="stable", ignore_index=True)
 
 
 def summary(episodes: pd.DataFrame, settings: Settings | None = None) -> dict[str, Any]:
     """The whole comparison as plain JSON values; NaN becomes None.
 
-    Keys: points (the rows of `frontier`), operating_points (the same, averaged over training seeds, with intervals over
-    tasks and seeds), hypervolumes, headline, differences (headline less method, with p and p_holm,
-    which is corrected for the number of methods and None for the oracle; one task has no p), cost_saved,
-    spend_by_difficulty, reference, bootstrap, n_tasks, notes (how to read it) and warnings (what is wrong with the
-    data).
+    Keys: cost (the unit, "usd" or "calls"), points (the rows of `frontier`), operating_points (the same, averaged over
+    training seeds, with intervals over tasks and seeds), hypervolumes, headline, differences (headline less method,
+    with p and p_holm, which is corrected for the number of methods and None for the oracle; one task has no p),
+    cost_saved, spend_by_difficulty, reference, bootstrap, n_tasks, notes (how to read it) and warnings (what is wrong
+    with the data).
     The boundary policies are among the points of every method.
 
     Raises:
@@ -122,11 +131,12 @@ def summary(episodes: pd.DataFrame, settings: Settings | None = None) -> dict[st
     settings = settings or Settings()
     data = _collect(episodes)
     boundary = [_boundary(data, ALWAYS_SMALL), _boundary(data, ALWAYS_LARGE)]
-    dearest = max(float(row.values["cost_usd"].mean()) for row in boundary)
+    cost = settings.unit.column
+    dearest = max(float(row.values[cost].mean()) for row in boundary)
     reference = settings.reference or Reference(1.1 * dearest or 1.0)  # models that cost nothing: any width will do
     own = _methods(data)
-    points = {method: [_as_point(row) for row in [*rows, *boundary]] for method, rows in own.items()}
-    points[BOUNDARY] = [_as_point(row) for row in boundary]
+    points = {method: [_as_point(row, cost) for row in [*rows, *boundary]] for method, rows in own.items()}
+    points[BOUNDARY] = [_as_point(row, cost) for row in boundary]
     against = headline(points)
     compared = paired_hypervolume(
         points, reference, against=against, n=settings.n, seed=settings.seed, level=settings.level
@@ -134,6 +144,7 @@ def summary(episodes: pd.DataFrame, settings: Settings | None = None) -> dict[st
     tested = {method: gap.p for method, gap in compared.differences.items() if method != ORACLE}
     adjusted = holm({method: p for method, p in tested.items() if not math.isnan(p)})
     result = {
+        "cost": str(settings.cost),
         "points": _point_records(data, settings),
         "operating_points": _operating_records(data, settings),
         "hypervolumes": {
@@ -151,7 +162,7 @@ def summary(episodes: pd.DataFrame, settings: Settings | None = None) -> dict[st
         },
         "cost_saved": {method: _cost_saved(rows, boundary, settings) for method, rows in own.items()},
         "spend_by_difficulty": spend_by_difficulty(episodes[episodes["task"].astype(str).isin(data.tasks)]),
-        "reference": {"cost_usd": reference.cost, "success": reference.success},
+        "reference": {cost: reference.cost, "success": reference.success},
         "bootstrap": {"n": settings.n, "seed": settings.seed, "level": settings.level, "method": "percentile"},
         "n_tasks": len(data.tasks),
         "notes": _notes(settings, reference, len(adjusted)),
@@ -233,8 +244,8 @@ def _boundary(data: _Data, method: str) -> _Row:
     return found[0]
 
 
-def _as_point(row: _Row) -> Point:
-    return Point(row.policy, row.values["cost_usd"], row.values["success"], row.lam, row.seed)
+def _as_point(row: _Row, cost: str) -> Point:
+    return Point(row.policy, row.values[cost], row.values["success"], row.lam, row.seed)
 
 
 def _point_records(data: _Data, settings: Settings) -> list[dict[str, Any]]:
@@ -251,7 +262,7 @@ def _point_records(data: _Data, settings: Settings) -> list[dict[str, Any]]:
             record |= _named(measure, _mean_interval(values.mean(), weights @ values, len(data.tasks), settings))
         record |= {"share_large": row.share_large, "n_tasks": len(data.tasks), "n_episodes": row.n_episodes}
         records.append(record)
-    _mark_front(records)
+    _mark_front(records, settings.unit.column)
     return records
 
 
@@ -274,7 +285,7 @@ def _operating_records(data: _Data, settings: Settings) -> list[dict[str, Any]]:
             record |= _named(measure, _mean_interval(values_TS.mean(), samples, len(data.tasks), settings))
         record["share_large"] = float(np.mean([row.share_large for row in rows]))
         records.append(record)
-    _mark_front(records)
+    _mark_front(records, settings.unit.column)
     return records
 
 
@@ -312,7 +323,7 @@ def _cost_saved(rows: Sequence[_Row], boundary: Sequence[_Row], settings: Settin
     names = list(groups)
     costs_TP, success_TP = (
         np.stack([np.mean([row.values[measure] for row in g], axis=0) for g in groups.values()], axis=1)
-        for measure in ("cost_usd", "success")
+        for measure in (settings.unit.column, "success")
     )
     n_tasks = len(costs_TP)
     weights = np.vstack([np.full((1, n_tasks), 1 / n_tasks), resample_weights(n_tasks, settings.n, settings.seed)])
@@ -328,7 +339,7 @@ def _cost_saved(rows: Sequence[_Row], boundary: Sequence[_Row], settings: Settin
             {
                 "success_share": share,
                 "policy": names[best],
-                "cost_usd": float(costs_RP[0, best]),
+                settings.unit.column: float(costs_RP[0, best]),
                 "success": float(success_RP[0, best]),
                 "saved": _interval_record(_mean_interval(saved[0], saved[1:], n_tasks, settings)),
             }
@@ -340,8 +351,8 @@ def _notes(settings: Settings, reference: Reference, n_compared: int) -> list[st
     level, n = f"{settings.level:.0%}", settings.n
     return [
         "Each method's points include always-small and always-large: a user can always deploy a boundary policy.",
-        f"Hypervolumes are shares of the box between the reference (${reference.cost:.4f} per task, success "
-        f"{reference.success:g}) and (cost 0, success 1); bigger is better.",
+        f"Hypervolumes are shares of the box between the reference ({settings.unit.text(reference.cost)} per task, "
+        f"success {reference.success:g}) and (cost 0, success 1); bigger is better.",
         "A hypervolume takes the best of several measured points: a method with more points has a small advantage.",
         f"Intervals: {level} percentile, {n} paired bootstrap resamples of tasks, and of a method's training seeds.",
         f"p is two-sided, from the same resamples, at least {2 / (n + 1):.2g}. p, Holm: corrected for the "
@@ -356,9 +367,9 @@ def _notes(settings: Settings, reference: Reference, n_compared: int) -> list[st
     ]
 
 
-def _mark_front(records: list[dict[str, Any]]) -> None:
+def _mark_front(records: list[dict[str, Any]], cost: str) -> None:
     own = [r for r in records if r["method"] != ORACLE]
-    front = pareto_front([r["cost_usd"] for r in own], [r["success"] for r in own]).tolist()
+    front = pareto_front([r[cost] for r in own], [r["success"] for r in own]).tolist()
     for record in records:
         record["on_front"] = False
     for index in front:

@@ -153,7 +153,7 @@ def play_oracle(run: Run, known: Sequence[Episode], todo: Sequence[EpisodeSpec])
 
     They have a folder of their own, which begins anew when a policy that came later knows better.
     """
-    router, store = oracle(known), run.store("oracle")
+    router, store = oracle(known, run.mode), run.store("oracle")
     if any(tuple(s.model for s in e.steps) != router.choices[e.spec.task.name, e.spec.member] for e in store.read()):
         shutil.rmtree(store.folder)
         store = run.store("oracle")

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from bopo_ray.analysis import canvas, plots, report, tables
 from bopo_ray.analysis.bill import bill, sharing
+from bopo_ray.analysis.cost_unit import COST_UNITS, cost_unit
 from bopo_ray.analysis.studies import interval_text, task_difficulty
 from bopo_ray.benchmarks import env_label
 from bopo_ray.files import write_json
@@ -104,9 +105,11 @@ def _row(e: Episode, policy: Policy) -> dict[str, Any]:
 def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, Any]:
     """frontier.csv, .png and .svg, summary.json, report.html; prints the table. Returns the summary."""
     s, out = run.settings, run.out
-    frontier, summary = tables.frontier(evaluation), tables.summary(evaluation)
+    how = tables.Settings(cost=run.mode)
+    frontier, summary = tables.frontier(evaluation, how), tables.summary(evaluation, how)
     label = f"{run.pool.label} pair"
-    title = f"{s.env.rpartition(':')[2].removesuffix('-v0')}: success against cost, {len(run.test)} held-out tasks"
+    name = s.env.rpartition(":")[2].removesuffix("-v0")
+    title = f"{name}: success against {COST_UNITS[run.mode].noun}, {len(run.test)} held-out tasks"
     title = f"{title} {budget_words(s.budget)}".strip()
     run.settle()
     spend = bill(run.episodes.rglob("part-*.parquet"), run.ledger().totals(), run.prices.cpu_hour_microusd)
@@ -220,7 +223,8 @@ def print_tables(run: Run, frontier: pd.DataFrame, summary: dict[str, Any]) -> N
             interval_text(row, "cost_usd", ".4f"), f"{row['large_calls']:.1f}", "*" if row["on_front"] else "",
         )  # fmt: skip
     run.console.print(table)
-    volumes = Table(title="hypervolume (success x dollars; each method together with the two boundary policies)")
+    noun = cost_unit(summary).noun
+    volumes = Table(title=f"hypervolume (success x {noun}; each method together with the two boundary policies)")
     for name in ("method", "hypervolume", f"{summary['headline']} less this", "p", "p, Holm"):
         volumes.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for method, v in sorted(summary["hypervolumes"].items(), key=lambda kv: -kv[1]["estimate"]):

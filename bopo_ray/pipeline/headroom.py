@@ -27,7 +27,7 @@ def play_schedules(run: Run, lengths: Sequence[int], tasks: int, samples: int) -
 
     Returns:
         A row per episode: task, sample, schedule (its name), k (0: always-small; the step limit: always-large),
-        success, cost_usd.
+        success, cost_usd, large_calls.
 
     Raises ConfigError where no schedule is left.
     """
@@ -48,6 +48,7 @@ def play_schedules(run: Run, lengths: Sequence[int], tasks: int, samples: int) -
         {
             "task": e.spec.task.name, "sample": e.spec.member, "schedule": e.spec.policy,
             "k": schedules[e.spec.policy], "success": e.success, "cost_usd": e.cost_microusd / 1e6,
+            "large_calls": e.large_calls,
         }
         for e in store.read()
         if e.spec.id in wanted

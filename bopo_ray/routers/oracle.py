@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from bopo_ray.records import Episode
+from bopo_ray.records import CostMode, Episode
 from bopo_ray.routers.protocol import Moment, one_hot
 
 __all__ = ["Oracle", "oracle"]
@@ -23,16 +23,16 @@ class Oracle:
         return one_hot(known[moment.step] if moment.step < len(known) else 0, moment.n_models)
 
 
-def oracle(episodes: Iterable[Episode]) -> Oracle:
+def oracle(episodes: Iterable[Episode], mode: CostMode = CostMode.USD) -> Oracle:
     """The cheapest success among a task's episodes; where there is none, the cheapest failure.
 
-    Costs are in dollars; ties: fewer steps, then the smaller id. Known is what was played here: more policies make a
-    better oracle.
+    Costs are in the unit of `mode`; ties: fewer steps, then the smaller id. Known is what was played here: more
+    policies make a better oracle.
     """
     best: dict[tuple[str, int], tuple[tuple[bool, int, int, str], Episode]] = {}
     for e in episodes:
         key = e.spec.task.name, e.spec.member
-        rank = not e.success, e.cost_microusd, len(e.steps), e.spec.id
+        rank = not e.success, e.cost(mode), len(e.steps), e.spec.id
         if key not in best or rank < best[key][0]:
             best[key] = rank, e
     return Oracle({key: tuple(s.model for s in e.steps) for key, (_, e) in best.items()})

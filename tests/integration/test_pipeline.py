@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -200,6 +201,38 @@ def check_offsets(run: Frontier, chosen: dict[str, list[Any]], seeds: tuple[int,
     assert not {e["task"] for e in dev} & learned_on
 
 
+def test_a_run_may_count_calls_of_the_large_model_instead_of_dollars(tmp_path: Path) -> None:
+    """What BoSFT imitates, what is chosen on dev tasks, the oracle, the frontier and its hypervolume: all in calls."""
+    options = ("--cost", "calls", "--shares", "0.3,0.9", "--updates", "1", "--lambdas", "0.3", "--advantage", "hybrid")
+    run = Frontier(tmp_path, (*TOY, *options))
+    assert run.run() == 0, run.said()
+    hard = {b["task"] for b in pq.read_table(run.out / "boundaries.parquet").to_pylist() if b["difficulty"] == "hard"}
+    wins: dict[str, list[int]] = {}
+    for e in (*run.rows("boundary").values(), *run.rows("stratified").values()):
+        if e["task"] in hard and e["success"]:
+            wins.setdefault(e["task"], []).append(e["large_calls"])
+    taught = pa.concat_tables(pq.read_table(shard) for shard in (run.out / "experts").glob("*.parquet")).to_pylist()
+    assert wins and {e["task"]: sum(e["labels"]) for e in taught if e["task"] in wins} == {
+        task: min(calls) for task, calls in wins.items()
+    }
+
+    summary, played = strict_json(run.out / "summary.json"), list(run.rows("evaluation").values())
+    large = np.mean([e["large_calls"] for e in played if e["policy"] == "always-large"])
+    assert summary["reference"] == {"large_calls": pytest.approx(1.1 * large), "success": 0.0}
+    assert "hypervolume (success x large calls" in run.said("stdout")
+    assert "Success against large calls" in (run.out / "report.html").read_text()
+    for own in run.rows("oracle").values():
+        ends = [e for e in played if e["task"] == own["task"]]
+        won = [e["large_calls"] for e in ends if e["success"]]
+        assert own["success"] == bool(won) and own["large_calls"] == min(won or [e["large_calls"] for e in ends])
+    dev = list(run.rows("dev").values())
+    for name, (offset, _) in strict_json(run.out / "calibration.json").items():
+        folder = name if name.startswith("bopo") else "bosft"
+        scores = {p: gain(dev, p, 0.3, "large_calls") for p in {e["policy"] for e in dev if folder in e["policy"]}}
+        assert scores[Tried(offset).name_of(folder)] == max(scores.values())
+    assert audit_main([str(run.out)]) == 0
+
+
 def steps(out: Path, store: str, policy: str) -> list[dict[str, Any]]:
     """Of a policy's stored episodes, with the router's probabilities."""
     shards = (out / "episodes" / store).rglob("part-*.parquet")
@@ -213,7 +246,7 @@ def policy_of(folder: Path) -> dict[str, Any]:
     return {name: value.detach().numpy() for name, value in module.policy.state_dict().items()}
 
 
-def gain(episodes: list[dict[str, Any]], policy: str, lam: float) -> float:
+def gain(episodes: list[dict[str, Any]], policy: str, lam: float, cost: str = "cost_microusd") -> float:
     """Mean of u - lambda * C_norm of a policy, worked out from the stored rows."""
 
     def mean(name: str, task: str, figure: str) -> float:
@@ -221,12 +254,12 @@ def gain(episodes: list[dict[str, Any]], policy: str, lam: float) -> float:
         return sum(own) / len(own)
 
     tasks = sorted({e["task"] for e in episodes})
-    bounds = {t: sorted(mean(b, t, "cost_microusd") for b in ("always-small", "always-large")) for t in tasks}
+    bounds = {t: sorted(mean(b, t, cost) for b in ("always-small", "always-large")) for t in tasks}
     least = 0.1 * median(high for _, high in bounds.values())
     total = 0.0
     for task, (low, high) in bounds.items():
-        cost = (mean(policy, task, "cost_microusd") - low) / max(high - low, least)
-        total += mean(policy, task, "outcome") - lam * min(1.0, max(0.0, cost))
+        share = (mean(policy, task, cost) - low) / max(high - low, least)
+        total += mean(policy, task, "outcome") - lam * min(1.0, max(0.0, share))
     return total / len(tasks)
 
 

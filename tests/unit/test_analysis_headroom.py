@@ -8,16 +8,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bopo_ray.analysis.cost_unit import COST_UNITS
 from bopo_ray.analysis.headroom import KNOWN, MOST, ORACLE, SCHEDULES, headroom, headroom_figure, task_share
+from bopo_ray.records import CostMode
 from experiments.headroom import verdict
 
+USD, CALLS = COST_UNITS[CostMode.USD], COST_UNITS[CostMode.CALLS]
 NAMES = {"always-small": 0, "first-large(2)": 2, "first-large(5)": 5, "always-large": 40}
 COSTS = {"always-small": 0.001, "first-large(2)": 0.002, "first-large(5)": 0.004, "always-large": 0.01}
 
 
 def rows(tasks: int, samples: int, wins: Callable[[int, str, int], bool]) -> pd.DataFrame:
     return pd.DataFrame(
-        {"task": f"t{t}", "sample": m, "schedule": name, "k": k, "success": wins(t, name, m), "cost_usd": COSTS[name]}
+        {"task": f"t{t}", "sample": m, "schedule": name, "k": k, "success": wins(t, name, m), "cost_usd": COSTS[name],
+         "large_calls": k}
         for t in range(tasks) for name, k in NAMES.items() for m in range(samples)
     )  # fmt: skip
 
@@ -38,7 +42,7 @@ def test_the_share_of_the_task_by_hand() -> None:
 
 def test_where_the_task_decides_the_oracle_has_no_luck() -> None:
     needs = [0, 2, 5, 2, 0, 40]  # the shortest schedule that wins
-    table = headroom(rows(6, 3, lambda t, name, _: NAMES[name] >= needs[t]))
+    table = headroom(rows(6, 3, lambda t, name, _: NAMES[name] >= needs[t]), USD)
     own = table.set_index(["pick", "setting"])
     assert own.loc[SCHEDULES]["success"].tolist() == pytest.approx([2 / 6, 4 / 6, 5 / 6, 1])
     assert own.loc[SCHEDULES]["task_share"].iloc[:3].tolist() == [1.0, 1.0, 1.0]
@@ -51,10 +55,19 @@ def test_where_the_task_decides_the_oracle_has_no_luck() -> None:
     assert found[KNOWN] == found[MOST] == pytest.approx(found[ORACLE]) and found[ORACLE] > found[SCHEDULES]
 
 
+def test_a_task_is_chosen_by_the_calls_that_it_takes_where_these_are_the_cost() -> None:
+    needs = [0, 2, 5, 2, 0, 40]
+    table = headroom(rows(6, 3, lambda t, name, _: NAMES[name] >= needs[t]), CALLS)
+    cheapest = table[table["pick"] == ORACLE].iloc[0]
+    assert cheapest["success"] == 1.0 and cheapest["large_calls"] == pytest.approx(sum(needs) / 6)
+    axes, _ = headroom_figure(table, CALLS, "simulated pair").axes
+    assert axes.get_xlabel() == "mean calls of larger models per task"
+
+
 def test_where_chance_decides_all_of_the_oracles_lead_is_luck() -> None:
     rng = np.random.default_rng(0)
     odds = {"always-small": 0.3, "first-large(2)": 0.5, "first-large(5)": 0.7, "always-large": 0.8}
-    table = headroom(rows(400, 3, lambda t, name, m: bool(rng.random() < odds[name])))
+    table = headroom(rows(400, 3, lambda t, name, m: bool(rng.random() < odds[name])), USD)
     assert (table.loc[table["pick"] == SCHEDULES, "task_share"] < 0.06).all()
     found, more = volumes(table), table.drop_duplicates("pick").set_index("pick")
     assert found[ORACLE] > found[SCHEDULES] + 0.2
@@ -67,7 +80,7 @@ def test_what_is_to_be_known_lies_between_the_two_who_know_a_few_plays() -> None
     rng = np.random.default_rng(1)
     odds = rng.uniform(size=(400, len(NAMES)))
     at, names = 0.03, list(NAMES)  # the least lambda
-    table = headroom(rows(400, 3, lambda t, name, _: bool(rng.random() < odds[t, names.index(name)])))
+    table = headroom(rows(400, 3, lambda t, name, _: bool(rng.random() < odds[t, names.index(name)])), USD)
     first = table.drop_duplicates("pick").set_index("pick")
     assert first.loc[[KNOWN, MOST, ORACLE], "setting"].tolist() == [f"lambda {at:.2g}"] * 3
     price = at * np.array(list(COSTS.values())) / COSTS["always-large"]
@@ -87,8 +100,8 @@ def test_each_task_needs_each_schedule_and_the_figure_has_the_four_lines() -> No
     whole = rows(4, 2, lambda t, name, m: (t + m) % 2 == 0 or name == "always-large")
     for bad in (whole.iloc[1:], whole[whole["sample"] == 0], whole[whole["task"] == "t0"]):
         with pytest.raises(ValueError, match="at least 2 tasks and 2 samples"):
-            headroom(bad)
-    axes, shares = headroom_figure(headroom(whole), "simulated pair").axes
+            headroom(bad, USD)
+    axes, shares = headroom_figure(headroom(whole, USD), USD, "simulated pair").axes
     legend = axes.get_legend()
     assert legend is not None and [t.get_text() for t in legend.get_texts()] == [SCHEDULES, KNOWN, MOST, ORACLE]
     assert [t.get_text() for t in shares.get_xticklabels()] == list(NAMES)

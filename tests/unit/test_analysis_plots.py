@@ -24,6 +24,7 @@ from bopo_ray.analysis.plots import (
     training_curves_figure,
 )
 from bopo_ray.analysis.tables import Settings, frontier, summary
+from bopo_ray.records import CostMode
 from experiments.ablation import ADVANTAGES, NAMES
 from tests.unit.test_analysis_tables import synthetic_episodes
 
@@ -77,6 +78,18 @@ def test_frontier_figure_says_what_it_shows(tmp_path: Path) -> None:
     save_png(figure, tmp_path / "f.png")
     with Image.open(tmp_path / "f.png") as image:
         assert image.width == 1200
+
+
+def test_the_frontier_of_a_run_that_counts_calls_is_drawn_over_calls() -> None:
+    settings = Settings(n=50, cost=CostMode.CALLS)
+    episodes = synthetic_episodes(n_tasks=30)
+    table, found = frontier(episodes, settings), summary(episodes, settings)
+    axes = frontier_figure(table, found, "A title", "simulated pair").axes[0]
+    assert axes.get_xlabel() == "mean calls of larger models per task"
+    drawn = {round(float(x), 6) for line in axes.lines for x in np.atleast_1d(line.get_xdata())}
+    assert {round(p["large_calls"], 6) for p in found["operating_points"]} <= drawn
+    assert not {round(p["cost_usd"], 6) for p in found["operating_points"]} & drawn
+    assert curves_frontier().axes[0].get_xlabel() == "mean cost per task (USD)"
 
 
 def test_the_method_that_others_are_compared_with_stands_out() -> None:

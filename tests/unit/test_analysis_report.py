@@ -19,7 +19,7 @@ from bopo_ray.analysis.canvas import to_svg
 from bopo_ray.analysis.plots import frontier_figure, taxonomy_figure, training_curves_figure
 from bopo_ray.analysis.report import Price, ReportContext, Setting, render_report, write_report
 from bopo_ray.analysis.tables import Settings, frontier, summary
-from bopo_ray.records import Episode, EpisodeSpec, Phase, Step, StopReason
+from bopo_ray.records import CostMode, Episode, EpisodeSpec, Phase, Step, StopReason
 from envs.base import Split, Task
 from tests.unit.test_analysis_plots import synthetic_curves, synthetic_taxonomy
 from tests.unit.test_analysis_tables import synthetic_episodes
@@ -190,6 +190,20 @@ def test_the_page_holds_every_part(tmp_path: Path) -> None:
     assert page.tags.count("svg") == 6  # each for a wide and for a narrow screen
     ids = [value for name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
+
+
+def test_a_run_that_counts_calls_says_so() -> None:
+    calls = Settings(n=50, cost=CostMode.CALLS)
+    episodes = synthetic_episodes(n_tasks=30)
+    context = replace(synthetic_context(), frontier=frontier(episodes, calls), summary=summary(episodes, calls))
+    text = " ".join(Page(render_report(context)).text.split())
+    large = next(p for p in context.summary["operating_points"] if p["method"] == "always-large")
+    for part in (
+        "Success against large calls", f"{large['large_calls']:.2f} large calls per task", "0.00 large calls per task",
+        f"no success at {1.1 * large['large_calls']:.2f} large calls per task and full success for nothing",
+        "Large calls saved against always-large",
+    ):  # fmt: skip
+        assert part in text, part
 
 
 def test_the_viewer_adds_up() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from bopo_ray.analysis.story import FEW_TASKS, tell
 from bopo_ray.analysis.tables import Settings, summary
+from bopo_ray.records import CostMode
 from tests.unit.test_analysis_tables import synthetic_episodes
 
 
@@ -36,6 +37,14 @@ def test_the_sentence_is_the_most_successful_point_against_always_large() -> Non
         f"at {best['cost_usd'] / large['cost_usd']:.0%} of its cost.",
     ):
         assert part in story.sentence
+
+
+def test_a_run_that_counts_calls_is_told_in_calls() -> None:
+    story = tell(summary(synthetic_episodes(), Settings(n=50, cost=CostMode.CALLS)))
+    small, chosen, large = (c.point["large_calls"] for c in story.cards)
+    assert [c.cost_bar for c in story.cards] == [small / large, chosen / large, 1.0] and small == 0
+    assert f"at {chosen / large:.0%} of its large calls." in story.sentence
+    assert "of its large calls (95% interval" in story.findings[0]
 
 
 def test_only_an_interval_without_zero_settles_anything() -> None:

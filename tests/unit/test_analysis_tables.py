@@ -11,6 +11,7 @@ import pytest
 
 from bopo_ray.analysis.pareto import Reference
 from bopo_ray.analysis.tables import BOUNDARY, COLUMNS, Settings, frontier, spend_by_difficulty, summary
+from bopo_ray.records import CostMode
 
 QUICK = Settings(n=200)
 
@@ -141,6 +142,25 @@ def test_cost_saved_takes_the_cheapest_point_that_keeps_the_success() -> None:
 
 def test_default_reference_is_above_the_dearer_boundary() -> None:
     assert summary(HAND, QUICK)["reference"] == {"cost_usd": pytest.approx(4.4), "success": 0.0}
+
+
+def test_success_may_be_set_against_calls_of_the_large_model() -> None:
+    """The order of the points, the front, the box and the savings are all in calls; dollars stand beside them."""
+    calls = Settings(n=50, cost=CostMode.CALLS, reference=Reference(10.0))
+    table = frontier(HAND, calls).set_index("policy")
+    # calls, success: small (0, .5), large (5, 1), x s0 ((0 + 3) / 2, .75), x s1 ((2 + 2) / 2, 1)
+    assert table["large_calls"].to_dict() == {"always-large": 5, "always-small": 0, "x s0": 1.5, "x s1": 2}
+    assert table["on_front"].to_dict() == {"always-small": True, "always-large": False, "x s0": True, "x s1": True}
+    assert table["cost_usd"]["always-small"] == 1.0
+    found = summary(HAND, calls)
+    assert (found["cost"], found["reference"]) == ("calls", {"large_calls": 10.0, "success": 0.0})
+    # boundary: .5 * 5 + 1 * 5 = 7.5 of 10; seed 0: .5 * 1.5 + .75 * 3.5 + 5 = 8.375; seed 1: .5 * 2 + 1 * 8 = 9
+    assert found["hypervolumes"][BOUNDARY]["estimate"] == pytest.approx(0.75)
+    assert found["hypervolumes"]["bopo-hybrid"]["estimate"] == pytest.approx((0.8375 + 0.9) / 2)
+    saved = found["cost_saved"]["bopo-hybrid"][0]  # seeds together: 1.75 calls, .875: less than 90% of always-large's 1
+    assert (saved["policy"], saved["large_calls"]) == ("always-large", 5.0)
+    assert any("10.00 large calls per task" in note for note in found["notes"])
+    assert summary(HAND, Settings(n=50, cost=CostMode.CALLS))["reference"]["large_calls"] == pytest.approx(5.5)
 
 
 def test_synthetic_evaluation() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from bopo_ray.agent import FEEDBACK, Turn, read_view, router_view
 from bopo_ray.errors import ConfigError
-from bopo_ray.records import Difficulty, Episode, EpisodeSpec, Phase, Step, StopReason
+from bopo_ray.records import CostMode, Difficulty, Episode, EpisodeSpec, Phase, Step, StopReason
 from bopo_ray.routers import (
     ALWAYS_LARGE,
     ALWAYS_SMALL,
@@ -229,4 +229,9 @@ def test_the_oracle_plays_the_cheapest_success_or_else_the_cheapest_failure() ->
     ])  # fmt: skip
     assert router.choices == {("t/0", 0): (0, 1, 0), ("t/1", 0): (0, 0, 0)}
     assert router(Moment("", 1, 2, "t/0", 0)) == (0.0, 1.0)
+    steps = [step(0, "a", "b", 500)]
+    dear = episode("y", steps, "t/0", True, policy="a small model that is dearer here")
+    played_0 = [played("t/0", True, 1, 1), dear]
+    assert oracle(played_0).choices == {("t/0", 0): (1, 1)}
+    assert oracle(played_0, CostMode.CALLS).choices == {("t/0", 0): (0,)}
     assert router(Moment("", 7, 2, "t/0", 0)) == router(Moment("", 0, 2, "t/9", 3)) == (1.0, 0.0)
