@@ -54,9 +54,9 @@ ADVANTAGES = ("bopo-hybrid", "bopo-augmented", "grpo-vanilla")
 NOTES = (
     "bopo-hybrid is the whole method. bopo-augmented has the boundary policies in the advantage's mean and spread "
     "alone, grpo-vanilla not at all. Without BoSFT it starts from an untrained router; without bonus beta = 0; without "
-    "normalised cost an episode pays for its dollars, in units of the mean cost of the dearer boundary policy over all "
-    "tasks, and not of the task's own. Without boundary value, where the benchmark has it by default, the router is an "
-    "encoder of the view's text.",
+    "normalised cost an episode pays for its dollars, or calls, in units of the mean cost of the dearer boundary "
+    "policy over all tasks, and not of the task's own. Without boundary value, where the benchmark has it by default, "
+    "the router is an encoder of the view's text.",
     "Without our additions, where the benchmark has them by default: BoSFT imitates each Hard task's cheapest success, "
     "as the paper does, its logits stay as they are, each lambda is trained, and routers read the text and decide "
     "without an offset chosen on dev tasks.",

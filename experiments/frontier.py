@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import re
 import shlex
 import sys
@@ -24,6 +25,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bopo_ray.analysis.cost_unit import cost_mode
 from bopo_ray.errors import ConfigError, StoreError
 from bopo_ray.models.spend import SpendLedger
 from bopo_ray.pipeline.command import exit_code, script_parser
@@ -144,8 +146,11 @@ def _as_job(name: str, folder: Path, options: Sequence[str]) -> Job:
             old = load_settings(path)
             for a, b in ((old, settings), (settings, old)):  # neither has, say, a lambda that the other one has not
                 check_same(a, b, path)
-        except StoreError:
+            judged = cost_mode(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+        except (StoreError, ValueError):
             return False  # which the run itself says in a better way
+        if judged != settings.cost:
+            return False  # made before a run was judged in its own unit: its report is made again
         ended = (folder / "report.html").stat().st_mtime >= path.stat().st_mtime  # it is written when a run starts
         return ended and old.router == settings.router
 

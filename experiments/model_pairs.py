@@ -41,9 +41,9 @@ Pairs = dict[str, tuple[str, ...]]
 """Name -> options of experiments.frontier that say which models these are."""
 SECOND = "simulated-llama"
 NOTES = (
-    "Each pair has a frontier, a scale of dollars and a router of its own; tasks, seeds and lambdas are the same.",
-    "Cost ratio: mean cost per task of always-large by that of always-small. The price per token differs by another "
-    "factor, as the small model may take more steps.",
+    "Each pair has a frontier, a scale of cost and a router of its own; tasks, seeds and lambdas are the same.",
+    "Cost ratio: mean dollars per task of always-large by those of always-small. The price per token differs by "
+    "another factor, as the small model may take more steps.",
     "The best baseline is the one with the largest hypervolume on these very tasks, which favours it.",
     "Intervals: 95% percentile bootstrap over tasks, and training seeds where there are several.",
 )

@@ -26,6 +26,7 @@ import pandas as pd
 
 from bopo_ray.analysis import canvas, plots
 from bopo_ray.analysis.claims import Claim, Results, claims_of, differences_of, table_of, tally
+from bopo_ray.analysis.cost_unit import common_noun
 from bopo_ray.analysis.finished import CAPPED, CHOSEN, FinishedRun, open_finished
 from bopo_ray.analysis.page import Section, write_page
 from bopo_ray.analysis.story import tell
@@ -195,9 +196,10 @@ def report(out: Path, done: Sequence[Benchmark], command: str, folders: Sequence
         rows += [_csv_row(b.env, claim, setting) for claim in claims]
     panels = {f"{env}: {run.label}": (run.frontier, run.summary) for env, run in runs.items()}
     labels = ", ".join(sorted({run.label for run in runs.values()}))
-    frontiers = plots.frontiers_figure(panels, "Success against cost on held-out tasks", labels)
+    noun = common_noun(run.summary for run in runs.values())
+    frontiers = plots.frontiers_figure(panels, f"Success against {noun} on held-out tasks", labels)
     sections[-1] = dataclasses.replace(sections[-1], notes=NOTES)
-    sections.append(Section("Figure 1: success against cost", (), [canvas.to_svg(frontiers, "frontiers")]))
+    sections.append(Section(f"Figure 1: success against {noun}", (), [canvas.to_svg(frontiers, "frontiers")]))
     for heading, name, folder in FIGURES:
         svgs = [(b.root / folder / f"{name}.svg").read_text(encoding="utf-8") for b in done]
         sections.append(Section(heading, [", ".join(b.env for b in done)], svgs))

@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from bopo_ray.analysis import plots
+from bopo_ray.analysis.cost_unit import cost_unit
 from bopo_ray.analysis.story import tell
 
 RUN = Path(os.environ.get("BOPO_RAY_RUN", "../results/scienceworld-v0-embedded-quick"))
@@ -34,8 +35,8 @@ print(*filter(None, (story.sentence, *story.findings, story.caution, summary["no
 plots.frontier_figure(frontier, summary, f"{summary['env']}, {summary['n_tasks']} held-out tasks", LABEL)
 
 # %%
-columns = ["method", "policy", "success", "success_low", "success_high", "score", "cost_usd", "share_large", "on_front"]
-frontier[columns].sort_values("cost_usd").style.format(precision=4).hide(axis="index")
+columns = ["method", "policy", "success", "success_low", "success_high", "score", "cost_usd", "large_calls", "on_front"]
+frontier[columns].sort_values(cost_unit(summary).column).style.format(precision=4).hide(axis="index")
 
 # %% [markdown]
 # ## Methods compared

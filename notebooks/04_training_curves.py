@@ -35,7 +35,8 @@ pd.Series(json.loads((RUN / "bosft.json").read_text())).to_frame("BoSFT")
 # Rewards of different lambdas can't be compared with each other: each line against its own start.
 
 # %%
-measures = ["reward", "success", "cost_usd", "share_large", "success_hard", "share_large_hard"]
+measures = ["reward", "success", "cost_usd", "large_calls", "share_large", "success_hard", "share_large_hard"]
+measures = [name for name in measures if name in curves]
 plots.training_curves_figure(curves, "What the episodes bring", LABEL, measures)
 
 # %% [markdown]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from bopo_ray.records import CostMode
 
-__all__ = ["COST_UNITS", "CostUnit", "cost_mode", "cost_unit", "dollars"]
+__all__ = ["COST_UNITS", "CostUnit", "common_noun", "cost_mode", "cost_unit", "dollars"]
 
 
 def dollars(value: float) -> str:
@@ -46,3 +46,9 @@ def cost_mode(summary: Mapping[str, Any]) -> CostMode:
 def cost_unit(summary: Mapping[str, Any]) -> CostUnit:
     """Of a `tables.summary`."""
     return COST_UNITS[cost_mode(summary)]
+
+
+def common_noun(summaries: Iterable[Mapping[str, Any]]) -> str:
+    """What all of these have on the horizontal axis: the unit's own word, or "cost" for several."""
+    nouns = {cost_unit(summary).noun for summary in summaries}
+    return nouns.pop() if len(nouns) == 1 else "cost"

@@ -125,7 +125,8 @@ def _draw_frontier(axes: Axes, frontier_df: pd.DataFrame, summary: Mapping[str, 
         ends[name] = _draw_method(axes, name, own, frontier_df[frontier_df["method"] == name], cost)
     _draw_random_line(axes, points, cost)
     spread_x = points[f"{cost}_high"].fillna(points[cost]).max() or 1.0
-    axes.set_xlim(0, spread_x * 1.04)
+    free = not points[cost].all()  # a mark at 0 is to be seen whole
+    axes.set_xlim(-0.02 * spread_x * free, spread_x * 1.04)
     lowest = points["success_low"].fillna(points["success"]).min()
     highest = points["success_high"].fillna(points["success"]).max()
     room = max(0.05, 0.08 * (highest - lowest))

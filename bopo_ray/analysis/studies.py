@@ -24,6 +24,7 @@ from bopo_ray.analysis.bootstrap import (
     resample_weights,
     seed_weights,
 )
+from bopo_ray.analysis.cost_unit import cost_unit
 from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL, BOUNDARY, ORACLE
 from bopo_ray.records import Difficulty
 
@@ -90,7 +91,7 @@ def allocation(episodes: pd.DataFrame) -> pd.DataFrame:
     `spend_share` is a share of the method's dollars, to be seen beside `task_share`, and `large_share` of its steps on
     those tasks. A success ends an episode, so whoever wins Hard tasks early spends less there than who loses them: only
     the second says what the router prefers. Intervals are over tasks; a task counts in every resample with all of its
-    dollars and steps. A method's episodes are those of all its policies; NaN where it has no step.
+    dollars and steps. A method's episodes are those of all its policies; NaN where it has no step, or spent nothing.
 
     Args:
         episodes: columns method, task, success, cost_usd, large_calls, steps.
@@ -105,8 +106,8 @@ def allocation(episodes: pd.DataFrame) -> pd.DataFrame:
         played_T = own.groupby("task").size().reindex(tasks).fillna(0).to_numpy(dtype=float)
         for difficulty in Difficulty:
             is_T = (labels == str(difficulty)).to_numpy(dtype=float)
-            spend = _ratio(spent_T * is_T, spent_T, weights_RT, of_nothing=0.0)
-            large = _ratio(large_T * is_T, steps_T * is_T, weights_RT, of_nothing=math.nan)
+            spend = _ratio(spent_T * is_T, spent_T, weights_RT)
+            large = _ratio(large_T * is_T, steps_T * is_T, weights_RT)
             played = float(played_T @ is_T)
             rows.append(
                 {"method": method, "difficulty": str(difficulty), "spend_share": spend.estimate,
@@ -118,11 +119,11 @@ def allocation(episodes: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _ratio(part_T: FloatArray, whole_T: FloatArray, weights_RT: FloatArray, of_nothing: float) -> Interval:
-    """sum(part) / sum(whole) with its interval over tasks; resamples without anything are left out of it."""
+def _ratio(part_T: FloatArray, whole_T: FloatArray, weights_RT: FloatArray) -> Interval:
+    """sum(part) / sum(whole), NaN of nothing, with its interval over tasks; empty resamples are left out of that."""
     parts_R, wholes_R = weights_RT @ part_T, weights_RT @ whole_T
     if not whole_T.sum():
-        return Interval(of_nothing, of_nothing, of_nothing)
+        return Interval(math.nan, math.nan, math.nan)
     there_R = wholes_R > 0
     return interval_of(part_T.sum() / whole_T.sum(), parts_R[there_R] / wholes_R[there_R])
 
@@ -214,6 +215,7 @@ def pair_row(pair: str, label: str, episodes: pd.DataFrame, summary: Mapping[str
     row |= _spread("bopo", volumes.get(headline, none)) | {"best_baseline": best}
     row |= _spread("baseline", volumes.get(best, none)) | _spread("less", less)
     row |= {"less_p_holm": less.get("p_holm", np.nan)} | _spread("saved", saved[0] if saved else none)
+    row |= {"saved_of": cost_unit(summary).noun}
     return {name: np.nan if value is None else value for name, value in row.items()}
 
 
@@ -223,9 +225,10 @@ def pair_table(rows: pd.DataFrame) -> pd.DataFrame:
     Args:
         rows: one or more pairs.
     """
-    shown = {"what": ["models", "held-out tasks", "cost per task, large / small", "success, always-small",
+    shown = {"what": ["models", "held-out tasks", "dollars per task, large / small", "success, always-small",
                       "success, always-large", "hypervolume, BoPO", "best baseline", "its hypervolume",
-                      "BoPO less that", "p, Holm", f"cost saved at {KEPT:.0%} of always-large's success"]}  # fmt: skip
+                      "BoPO less that", "p, Holm",
+                      f"{rows['saved_of'].iloc[0]} saved at {KEPT:.0%} of always-large's success"]}  # fmt: skip
     for row in rows.to_dict("records"):
         shown[str(row["pair"])] = [
             str(row["label"]), str(row["tasks"]), interval_text(row, "cost_ratio", ".2f"),
@@ -246,7 +249,7 @@ def interval_text(row: Mapping[str, Any], name: str, form: str) -> str:
 
 
 def _cost_ratio(episodes: pd.DataFrame) -> dict[str, float]:
-    """Mean cost per task of always-large by that of always-small, on the tasks of both."""
+    """Mean dollars per task of always-large by those of always-small, on the tasks of both."""
     costs = [episodes[episodes["method"] == m].groupby("task")["cost_usd"].mean() for m in (ALWAYS_SMALL, ALWAYS_LARGE)]
     both = pd.concat(costs, axis=1, join="inner").to_numpy()
     if not both[:, 0].any():

@@ -60,7 +60,8 @@ def cost_ranges(
     """C_min and C_max of each task for Eq. (6), arXiv:2602.21227. [the boundary policies' costs: paper; the rest ours]
 
     `usd`: the lesser and the greater of the two mean boundary costs, never "small's and large's": where the small
-    model costs more, that would turn the penalty's sign. `calls`: 0 and the mean steps of always-large. In both
+    model costs more, that would turn the penalty's sign. `calls`: 0 and the mean large calls of always-large: its
+    steps, or fewer under a cap. In both
     modes a range narrower than `floor_share` x the median C_max over the tasks is widened upwards to that, so that
     two boundaries of nearly equal cost do not turn cents into a full penalty.
 
@@ -79,7 +80,7 @@ def cost_ranges(
     if floor_share < 0:
         raise ValueError(f"floor_share={floor_share}: need at least 0")
     bounds = {
-        name: (0.0, s.steps_large)
+        name: (0.0, s.cost_large)
         if mode is CostMode.CALLS
         else (min(s.cost_small, s.cost_large), max(s.cost_small, s.cost_large))
         for name, s in stats.items()

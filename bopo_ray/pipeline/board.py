@@ -21,7 +21,7 @@ from bopo_ray.records import Difficulty
 __all__ = ["LAYOUT", "Board", "board_command", "board_folder", "scalars"]
 
 CLASSES = ("all", *Difficulty)
-ROLLOUTS = ("success", "cost_usd", "share_large", "steps")
+ROLLOUTS = ("success", "cost_usd", "large_calls", "share_large", "steps")
 """Means over an update's episodes, for all tasks and for each class."""
 LEARNER = {
     "kl": "kl", "entropy": "entropy", "clip_fraction": "clip_fraction", "loss": "total_loss",
@@ -33,8 +33,8 @@ SPEND = {"episodes": "episodes", "calls": "calls", "cost_usd": "spent_microusd"}
 """Since the point's start."""
 
 _CHARTS = {
-    "At a glance": ["reward/all", *(f"{measure}/all" for measure in ROLLOUTS[:3])],
-    **{f"{c.capitalize()} tasks": [f"{measure}/{c}" for measure in ROLLOUTS[:3]] for c in CLASSES[1:]},
+    "At a glance": ["reward/all", *(f"{measure}/all" for measure in ROLLOUTS[:4])],
+    **{f"{c.capitalize()} tasks": [f"{measure}/{c}" for measure in ROLLOUTS[:4]] for c in CLASSES[1:]},
     "Is it learning?": [*(f"learner/{tag}" for tag in LEARNER), *(f"groups/{name}" for name in GROUPS)],
 }
 LAYOUT: Mapping[str, Mapping[str, tuple[str, list[str]]]] = {

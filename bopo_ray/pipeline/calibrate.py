@@ -11,8 +11,9 @@ A router that draws its decisions calls a larger model with some probability at 
 that.
 
 With limits of calls to choose from, too, each number is tried under each limit (Eq. (9)), and so is one with which the
-router calls the large model until the limit is reached: a late call is dear, since prompts grow, and a router that
-goes on calling where all is lost pays most on the tasks that nobody wins. A schedule, first-large:K, is such a point.
+router calls the large model until the limit is reached: a late call is dear in dollars, since prompts grow, and a
+router that goes on calling where all is lost pays most on the tasks that nobody wins. A schedule, first-large:K, is
+such a point.
 
 By "price" a lambda gets what earns the most at it. Where success costs much the same all along a router's frontier,
 each lambda then chooses one end, and what lies between is never played; by "front" the lambdas that a router serves

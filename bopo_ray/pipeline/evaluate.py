@@ -215,12 +215,15 @@ def print_tables(run: Run, frontier: pd.DataFrame, summary: dict[str, Any]) -> N
     table = Table(title=title)
     for name in ("method", "lambda", "seed", "success", "mean score", "cost per task, $", "large calls", "front"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    exact = cost_unit(summary).column == "large_calls"
     for _, row in frontier.iterrows():
         learned, seed = not pd.isna(row["lam"]), row["train_seed"]
         table.add_row(
             row["method"] if learned else row["policy"], f"{row['lam']:g}" if learned else "",
             "" if pd.isna(seed) else f"{seed:.0f}", interval_text(row, "success", ".2f"), f"{row['score']:.1f}",
-            interval_text(row, "cost_usd", ".4f"), f"{row['large_calls']:.1f}", "*" if row["on_front"] else "",
+            interval_text(row, "cost_usd", ".4f"),
+            interval_text(row, "large_calls", ".1f") if exact else f"{row['large_calls']:.1f}",
+            "*" if row["on_front"] else "",
         )  # fmt: skip
     run.console.print(table)
     noun = cost_unit(summary).noun

@@ -188,7 +188,7 @@ def _folder(policy: Policy) -> Path:
     return policy.folder
 
 
-def choose(dev: Iterable[Episode], found: Sequence[Candidate], caps: Sequence[Budget]) -> list[Choice]:
+def choose(dev: Iterable[Episode], found: Sequence[Candidate], caps: Sequence[Budget], mode: CostMode) -> list[Choice]:
     """By cap and method: the setting with the most success, over tasks and training seeds; of several the cheapest.
 
     A router's setting counts where it is better than the best schedule by more than a standard error of the difference
@@ -199,11 +199,12 @@ def choose(dev: Iterable[Episode], found: Sequence[Candidate], caps: Sequence[Bu
         dev: episodes of all of them under all caps.
         found: of settings that are as good, the first is taken.
         caps: by which to choose.
+        mode: what is cheapest.
     """
     by: dict[tuple[str, Budget | None], dict[str, list[tuple[bool, int]]]] = {}
     for e in dev:
         own = by.setdefault((e.spec.policy, e.spec.budget), {}).setdefault(e.spec.task.name, [])
-        own.append((e.success, e.cost_microusd))
+        own.append((e.success, e.cost(mode)))
     of_tasks = {key: np.array([np.mean(own, 0) for _, own in sorted(tasks.items())]) for key, tasks in by.items()}
     methods: dict[str, dict[str, list[Candidate]]] = {}
     for c in found:
@@ -264,7 +265,7 @@ def play_caps(
     by_name = {c.policy.name: (c, caps) for c in found}
     _play(run, dev, tasks, Phase.SELECTION, list(by_name.values()), trained)
     names = {t.name for t in tasks}
-    chosen = choose((e for e in dev.read(Phase.SELECTION) if e.spec.task.name in names), found, caps)
+    chosen = choose((e for e in dev.read(Phase.SELECTION) if e.spec.task.name in names), found, caps, run.mode)
     todo: dict[str, tuple[Candidate, list[Budget]]] = {}
     for choice in chosen:
         for c in choice.candidates:

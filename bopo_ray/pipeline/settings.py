@@ -55,7 +55,7 @@ class Settings:
     advantage: tuple[str, ...] = ("hybrid", "vanilla")
     """how rewards become advantages: hybrid (BoPO), augmented, vanilla (GRPO)"""
     cost: str = "usd"
-    """unit of the cost in the reward: usd (measured tokens) or calls (of the large model)"""
+    """unit of the cost, in training and evaluation: usd (measured tokens) or calls (of any model but the smallest)"""
     cost_scale: str = "boundaries"
     """what normalises the cost: boundaries (the boundary policies' costs on a task) or absolute (one number for all)"""
     train_tasks: int = 90

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from bopo_ray.analysis import canvas, plots
+from bopo_ray.analysis.cost_unit import common_noun
 from bopo_ray.benchmarks import check_ready, env_label
 from bopo_ray.pipeline.jobs import Job, run_jobs
 from bopo_ray.pipeline.settings import Settings
@@ -51,7 +52,7 @@ def draw_side_by_side(folders: Mapping[str, Path], path: Path) -> Path:
         )
         for env, summary in summaries.items()
     }  # fmt: skip
-    title = "Success against cost on held-out tasks"
+    title = f"Success against {common_noun(summaries.values())} on held-out tasks"
     figure = plots.frontiers_figure(panels, title, ", ".join(sorted(labels)))
     path.with_suffix(".svg").write_text(canvas.to_svg(figure, title), encoding="utf-8")
     canvas.save_png(figure, path, width_px=1800)

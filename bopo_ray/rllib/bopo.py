@@ -353,6 +353,7 @@ class BoPO(Algorithm):
                 "success": float(e.success),
                 "outcome": e.outcome,
                 "cost_usd": e.cost_microusd / 1e6,
+                "large_calls": float(e.large_calls),
                 "steps": float(len(e.steps)),
                 "share_large": e.large_calls / steps,
             }

@@ -29,6 +29,7 @@ from bopo_ray.benchmarks import check_ready
 from bopo_ray.errors import ConfigError
 from bopo_ray.pipeline.board import LAYOUT, board_command
 from bopo_ray.pipeline.calibrate import Tried, offsets_at
+from bopo_ray.pipeline.curves import training_curves
 from bopo_ray.pipeline.settings import load_settings
 from experiments.audit import main as audit_main
 from experiments.frontier import main
@@ -38,7 +39,8 @@ from tests.toy import ID
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 SCALARS = (
-    "reward/all", "success/all", "cost_usd/all", "share_large/all", "steps/all", "groups/skipped", "spend/cost_usd",
+    "reward/all", "success/all", "cost_usd/all", "large_calls/all", "share_large/all", "steps/all", "groups/skipped",
+    "spend/cost_usd",
     "learner/kl", "learner/entropy", "learner/clip_fraction", "learner/gradient_norm", "learner/loss",
 )  # fmt: skip
 
@@ -216,6 +218,16 @@ def test_a_run_may_count_calls_of_the_large_model_instead_of_dollars(tmp_path: P
         task: min(calls) for task, calls in wins.items()
     }
 
+    (update,) = training_curves(run.out).to_dict("records")
+    learned_from = list(run.rows("policy").values())
+    assert update["large_calls"] == pytest.approx(np.mean([e["large_calls"] for e in learned_from]))
+    steps_of = {b["task"]: b["steps_large"] for b in pq.read_table(run.out / "boundaries.parquet").to_pylist()}
+    reward = [
+        e["outcome"] * (1.5 if e["task"] in hard else 1.0) - 0.3 * min(1.0, e["large_calls"] / steps_of[e["task"]])
+        for e in learned_from
+    ]
+    assert update["reward"] == pytest.approx(np.mean(reward)) and {e["large_calls"] for e in learned_from} > {0}
+
     summary, played = strict_json(run.out / "summary.json"), list(run.rows("evaluation").values())
     large = np.mean([e["large_calls"] for e in played if e["policy"] == "always-large"])
     assert summary["reference"] == {"large_calls": pytest.approx(1.1 * large), "success": 0.0}
@@ -275,17 +287,17 @@ def check_scalars(out: Path, updates: int, groups: int, classes: set[str]) -> No
         events.Reload()
         tags = set(events.Tags()["scalars"])
         seen |= tags
-        for tag in SCALARS[:7]:
+        for tag in SCALARS[:8]:
             assert [e.step for e in events.Scalars(tag)] == list(range(1, updates + 1)), tag
         skipped += [e.value for e in events.Scalars("groups/skipped")]
         assert "custom_scalars__config__" in events.Tags()["tensors"]
     # A point whose groups all came out alike takes no gradient step and logs none.
     learned = min(skipped) < groups
-    assert set(SCALARS if learned else SCALARS[:7]) <= seen
+    assert set(SCALARS if learned else SCALARS[:8]) <= seen
     shown = {c for c in classes if f"success/{c}" in seen}
     assert "hard" in shown
     for c in shown:
-        assert {f"success/{c}", f"cost_usd/{c}", f"share_large/{c}"} <= seen
+        assert {f"{measure}/{c}" for measure in ("success", "cost_usd", "large_calls", "share_large")} <= seen
     charted = {tag.strip("^$") for charts in LAYOUT.values() for _, tags in charts.values() for tag in tags}
     assert seen - charted == {tag for tag in seen if tag.startswith(("spend/", "steps/"))}
 

@@ -187,6 +187,16 @@ def test_a_run_is_finished_only_when_it_has_all_that_is_asked_for(toy_run: Front
     (out / "settings.yaml").touch()  # it was started again, with more, and killed before its report
     assert not done()
 
+    summary, counts = (out / "summary.json").read_text(), ("--cost", "calls")
+    save(dataclasses.replace(load_settings(out / "settings.yaml"), cost="calls"), out / "settings.yaml")
+    (out / "report.html").touch()
+    (out / "summary.json").write_text(summary.replace('"cost": "usd"', '"cost": "calls"'))
+    assert done(*counts) and not done()
+    (out / "summary.json").write_text(summary.replace('"cost": "usd",', ""))
+    assert not done(*counts), "it was judged in dollars, before there was another unit"
+    (out / "summary.json").write_text(summary[:99])
+    assert not done(*counts)
+
 
 def test_pairs_that_there_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "pairs"

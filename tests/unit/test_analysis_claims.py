@@ -115,7 +115,7 @@ def test_another_benchmarks_numbers_are_not_the_papers() -> None:
          "not settled: 0 is inside"),
         (Claim("", "", Unit.SHARE, Interval(0.5, math.nan, math.nan), 0.5), "50.0%", "one task settles nothing"),
         (Claim("", "", Unit.COUNT, Interval(2, math.nan, math.nan), 0), "2", "not the same"),
-        (Claim("", "", Unit.SHARE, Interval(math.nan, math.nan, math.nan)), "–", "one task settles nothing"),
+        (Claim("", "", Unit.SHARE, Interval(math.nan, math.nan, math.nan)), "–", "nothing to measure it by"),
     ],
 )  # fmt: skip
 def test_what_an_interval_settles(claim: Claim, shown: str, reading: str) -> None:

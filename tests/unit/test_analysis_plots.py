@@ -89,7 +89,11 @@ def test_the_frontier_of_a_run_that_counts_calls_is_drawn_over_calls() -> None:
     drawn = {round(float(x), 6) for line in axes.lines for x in np.atleast_1d(line.get_xdata())}
     assert {round(p["large_calls"], 6) for p in found["operating_points"]} <= drawn
     assert not {round(p["cost_usd"], 6) for p in found["operating_points"]} & drawn
-    assert curves_frontier().axes[0].get_xlabel() == "mean cost per task (USD)"
+    assert axes.get_xlim()[0] < 0, "always-small's mark, at no call, is seen whole"
+    lambdas = [text for text in axes.texts if text.get_text().startswith("λ=")]
+    assert lambdas and max(text.get_position()[0] for text in lambdas) > 1
+    dollars = curves_frontier().axes[0]
+    assert dollars.get_xlabel() == "mean cost per task (USD)" and dollars.get_xlim()[0] == 0
 
 
 def test_the_method_that_others_are_compared_with_stands_out() -> None:

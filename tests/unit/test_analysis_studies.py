@@ -90,7 +90,7 @@ def test_allocation_by_hand() -> None:
     assert (found["spend_share_low"] <= found["spend_share"]).all()
     assert (found["spend_share"] <= found["spend_share_high"]).all()
     free = allocation(EPISODES.assign(cost_usd=0.0))
-    assert set(free["spend_share"]) == {0.0}, "nothing spent is no error"
+    assert free["spend_share"].isna().all(), "of nothing there is no share"
     easy = allocation(EPISODES[EPISODES["task"] == "e"]).set_index(["method", "difficulty"]).loc[("bopo", "hard")]
     assert easy["tasks"] == 0 and math.isnan(easy["large_share"]) and math.isnan(easy["success"])
 
@@ -228,5 +228,8 @@ def test_pairs_beside_each_other() -> None:
     assert list(shown.columns) == ["a", "b"] and shown.loc["best baseline", "b"] == "first-large"
     assert shown.loc["success, always-large", "a"] == "50% [40%, 60%]"
     assert shown.loc["BoPO less that", "a"] == "+0.100 [+0.000, +0.200]"
+    assert "cost saved at 95% of always-large's success" in shown.index
+    calls = pd.DataFrame([pair_row("a", "simulated pair", BOTH, compared(cost="calls"))])  # type: ignore[arg-type]
+    assert "large calls saved at 95% of always-large's success" in pair_table(calls)["what"].tolist()
     assert interval_text({"x": 0.5, "x_low": math.nan, "x_high": math.nan}, "x", ".1f") == "0.5"
     assert interval_text({"x": math.nan, "x_low": 0, "x_high": 1}, "x", ".1f") == "–"

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bopo_ray.analysis.pareto import Reference
+from bopo_ray.analysis.pareto import Reference, pareto_front
 from bopo_ray.analysis.tables import BOUNDARY, COLUMNS, Settings, frontier, spend_by_difficulty, summary
 from bopo_ray.records import CostMode
 
@@ -161,6 +161,17 @@ def test_success_may_be_set_against_calls_of_the_large_model() -> None:
     assert (saved["policy"], saved["large_calls"]) == ("always-large", 5.0)
     assert any("10.00 large calls per task" in note for note in found["notes"])
     assert summary(HAND, Settings(n=50, cost=CostMode.CALLS))["reference"]["large_calls"] == pytest.approx(5.5)
+
+
+def test_points_are_sorted_and_starred_by_what_counts() -> None:
+    episodes = synthetic_episodes()
+    for mode, cost in ((CostMode.USD, "cost_usd"), (CostMode.CALLS, "large_calls")):
+        settings = Settings(n=20, cost=mode)
+        table, found = frontier(episodes, settings), pd.DataFrame(summary(episodes, settings)["operating_points"])
+        assert all(own[cost].is_monotonic_increasing for _, own in table.groupby("method"))
+        for rows in (table, found):
+            best = pareto_front(rows[cost], rows["success"])
+            assert set(rows.index[rows["on_front"]]) == set(best.tolist())
 
 
 def test_synthetic_evaluation() -> None:

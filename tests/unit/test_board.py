@@ -13,7 +13,14 @@ from bopo_ray.pipeline.board import LAYOUT, Board, board_command, scalars
 
 
 def result(updates: int, success: float = 0.5, **more: Any) -> dict[str, Any]:
-    figures = {"success": success, "cost_usd": 0.01, "share_large": 0.3, "steps": 9.0, "outcome": 0.5}
+    figures = {
+        "success": success,
+        "cost_usd": 0.01,
+        "large_calls": 2.7,
+        "share_large": 0.3,
+        "steps": 9.0,
+        "outcome": 0.5,
+    }
     return {
         "updates": updates, "rollouts": figures | {"reward": 0.7}, "rollouts_hard": figures,
         "learners": {"default_policy": {"kl": 0.02, "entropy": 0.4, "clip_fraction": math.nan}},
@@ -32,7 +39,7 @@ def test_tags_come_in_families() -> None:
     assert found["success/all"] == found["success/hard"] == 0.5 and "success/easy" not in found
     assert found["learner/kl"] == 0.02 and found["groups/skipped"] == 1 and found["spend/cost_usd"] == 2.5
     assert {tag.split("/")[0] for tag in found} == {
-        "reward", "success", "cost_usd", "share_large", "steps", "learner", "groups", "spend",
+        "reward", "success", "cost_usd", "large_calls", "share_large", "steps", "learner", "groups", "spend",
     }  # fmt: skip
     assert "learner/clip_fraction" not in found  # RLlib's NaN for no gradient step
     assert scalars({"updates": 3}) == {}

@@ -54,7 +54,10 @@ DEV = [
 
 @pytest.mark.parametrize("dev", [DEV, DEV[::-1]], ids=["as played", "in another order"])
 def test_one_setting_for_all_seeds_the_cheapest_of_the_best(dev: list[Episode]) -> None:
-    chosen = {(c.cap, c.candidates[0].policy.method): c for c in choose(dev, [*ROUTERS, *SCHEDULES], [FIVE, TEN])}
+    chosen = {
+        (c.cap, c.candidates[0].policy.method): c
+        for c in choose(dev, [*ROUTERS, *SCHEDULES], [FIVE, TEN], CostMode.USD)
+    }
     assert len(chosen) == 4
     router = chosen[FIVE, "x"]
     assert (router.setting, router.success) == ("share 0.9", 0.75)
@@ -82,9 +85,21 @@ def test_a_router_plays_the_best_schedule_unless_it_is_better_by_more_than_an_er
         *(under(FIVE, "first-large(2)", task, task == "c", 1) for task in "abcd"),
         *(under(FIVE, "first-large(5)", task, task in "cd", 1) for task in "abcd"),
     ]
-    (choice,) = choose(dev, found, [FIVE])
+    (choice,) = choose(dev, found, [FIVE], CostMode.USD)
     assert choice.setting == setting
     assert choice.success == (1.0 if setting == "share 0.1" else 0.5)
+
+
+def test_the_cheapest_is_what_the_run_counts() -> None:
+    """Six large calls of an episode that ends early may cost fewer dollars than one of a long episode."""
+    found = [
+        Candidate(Policy(name, "x", seed=0, folder=TRAINED), name, TRAINED, share)
+        for name, share in (("dear", 0.1), ("few", 0.9))
+    ]
+    dev = [under(TEN, "dear", "a", True, *[1] * 6), under(TEN, "few", "a", True, *[0] * 60, 1)]
+    for mode, setting in ((CostMode.USD, "dear"), (CostMode.CALLS, "few")):
+        assert choose(dev, found, [TEN], mode)[0].setting == setting
+        assert choose(dev, found[::-1], [TEN], mode)[0].setting == setting
 
 
 @pytest.mark.parametrize("n", range(2, 70))
@@ -92,7 +107,7 @@ def test_one_task_that_differs_is_no_more_than_its_error(n: int) -> None:
     schedule = Candidate(Policy("first-large(5)", "x", "first-large(5)", seed=0), "5", TRAINED, 1e3, 5)
     dev = [under(FIVE, "first-large(5)", f"{i}", i > 5, 1) for i in range(n)]
     dev += [under(FIVE, "x0 0.1", f"{i}", i > 5 or i == 1, 0) for i in range(n)]
-    assert choose(dev, [ROUTERS[0], schedule], [FIVE])[0].setting == "5"
+    assert choose(dev, [ROUTERS[0], schedule], [FIVE], CostMode.USD)[0].setting == "5"
 
 
 def test_of_the_settings_that_are_better_for_certain_the_best_is_played() -> None:
@@ -103,11 +118,11 @@ def test_of_the_settings_that_are_better_for_certain_the_best_is_played() -> Non
     bold = {*tasks[:7], *tasks[15:]}  # wins 7 of these and loses 5 of the others: 0.1, with an error of 0.18
     dev = [under(FIVE, "first-large(5)", t, t not in lost, 1) for t in tasks]
     dev += [under(FIVE, "x0 0.1", t, t in bold, 0) for t in tasks]
-    assert choose(dev, [ROUTERS[0], schedule], [FIVE])[0].setting == "5"
+    assert choose(dev, [ROUTERS[0], schedule], [FIVE], CostMode.USD)[0].setting == "5"
     dev += [under(FIVE, "x0 0.9", t, t not in lost or t in tasks[:2], 0) for t in tasks]  # 0.1, with an error of 0.07
     dev += [under(FIVE, "x0 0.5", t, t not in lost or t in tasks[:1], 0) for t in tasks]  # 0.05, which is its error
     middle = Candidate(Policy("x0 0.5", "x", seed=0, folder=TRAINED), "share 0.5", TRAINED, 0.5)
-    (choice,) = choose(dev, [ROUTERS[0], middle, ROUTERS[1], schedule], [FIVE])
+    (choice,) = choose(dev, [ROUTERS[0], middle, ROUTERS[1], schedule], [FIVE], CostMode.USD)
     assert (choice.setting, choice.success) == ("share 0.9", 0.6)
 
 
@@ -123,7 +138,7 @@ def test_dollar_caps_have_three_digits_however_small(cost: float, caps: list[flo
 def test_one_task_says_nothing_for_a_router() -> None:
     schedule = Candidate(Policy("first-large(5)", "x", "first-large(5)", seed=0), "5", TRAINED, 1e3, 5)
     dev = [under(FIVE, "x0 0.1", "a", True, 0), under(FIVE, "first-large(5)", "a", False, 1)]
-    (choice,) = choose(dev, [ROUTERS[0], schedule], [FIVE])
+    (choice,) = choose(dev, [ROUTERS[0], schedule], [FIVE], CostMode.USD)
     assert choice.setting == "5"
 
 

@@ -41,6 +41,8 @@ def test_ranges_in_usd_by_hand() -> None:
 def test_ranges_in_calls_are_zero_to_the_steps_of_always_large() -> None:
     ranges = cost_ranges(by_name(stats("a", 0, 7, steps=7), stats("b", 0, 30, steps=30)), CostMode.CALLS)
     assert ranges == {"a": CostRange(0, 7), "b": CostRange(0, 30)}
+    capped = cost_ranges(by_name(stats("a", 0, 5, steps=40)), CostMode.CALLS)
+    assert capped == {"a": CostRange(0, 5)}, "the boundary policy's own cost, which a cap keeps below its steps"
     # 1 step where the median is 30: widened to 3
     short = cost_ranges(
         by_name(*(stats(n, 0, s, steps=s) for n, s in (("a", 1), ("b", 30), ("c", 40)))), CostMode.CALLS
