@@ -59,11 +59,10 @@ def cost_ranges(
 ) -> dict[str, CostRange]:
     """C_min and C_max of each task for Eq. (6), arXiv:2602.21227. [the boundary policies' costs: paper; the rest ours]
 
-    `usd`: the lesser and the greater of the two mean boundary costs, never "small's and large's": where the small
-    model costs more, that would turn the penalty's sign. `calls`: 0 and the mean large calls of always-large: its
-    steps, or fewer under a cap. In both
-    modes a range narrower than `floor_share` x the median C_max over the tasks is widened upwards to that, so that
-    two boundaries of nearly equal cost do not turn cents into a full penalty.
+    `usd`: the lesser and the greater of the two mean boundary costs, never "small's and large's": where the small model
+    costs more, that would turn the penalty's sign. `calls`: 0 and the mean large calls of always-large: its steps, or
+    fewer under a cap. In both modes a range narrower than `floor_share` x the median C_max over the tasks is widened
+    upwards to that, so that two boundaries of nearly equal cost do not turn cents into a full penalty.
 
     Args:
         stats: by task name; costs in the unit of `mode`.
