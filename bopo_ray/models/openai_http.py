@@ -34,7 +34,7 @@ from multidict import CIMultiDict
 from bopo_ray.errors import AttemptError, ConfigError, RefusedError
 from bopo_ray.lanes import finish
 from bopo_ray.loop import event_loop
-from bopo_ray.models.pool import OPENAI_URL, ModelSpec
+from bopo_ray.models.pool import ACCOUNT, OPENAI_URL, ModelSpec
 from bopo_ray.models.pricing import Price, Usage
 from bopo_ray.models.protocol import Message, Reply, Request
 from bopo_ray.models.redact import Complaint, complaint, read_json, redact
@@ -58,8 +58,6 @@ OF_THE_PROMPT = frozenset({"content_filter", "content_policy_violation", "invali
 IDLE_S = 4.0
 """So long a connection is kept for the next request; common servers close theirs after five seconds or more."""
 NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
-ACCOUNT = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
-"""Headers for OpenAI's own address, and the environment variables that they come from."""
 
 logging.getLogger("aiohttp").setLevel(logging.WARNING)  # below it may log addresses
 

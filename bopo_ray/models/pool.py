@@ -27,6 +27,8 @@ __all__ = ["PROVIDERS", "ModelSpec", "PoolSpec", "read_pool", "resolve_pool", "s
 
 PROVIDERS = ("embedded", "openai", "hf", "simulated")
 OPENAI_URL = "https://api.openai.com/v1"
+ACCOUNT = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
+"""Headers for OpenAI's own address, and the environment variables that they come from."""
 SIMULATED, EMBEDDED = "simulated", "embedded"
 SIMULATED_PAIRS = {SIMULATED: ("small", "large"), f"{SIMULATED}-llama": ("llama-8b", "llama-70b")}
 """What --models calls a simulated pair -> its models."""

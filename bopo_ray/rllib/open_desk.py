@@ -25,8 +25,7 @@ from bopo_ray.errors import ModelError
 from bopo_ray.lanes import Lanes, aside, result, together
 from bopo_ray.models.calls import CallStore
 from bopo_ray.models.desk import Desk
-from bopo_ray.models.openai_http import ACCOUNT
-from bopo_ray.models.pool import PoolSpec
+from bopo_ray.models.pool import ACCOUNT, PoolSpec
 from bopo_ray.models.spend import SpendLedger
 
 __all__ = ["DeskConfig", "borrow_environment", "lent_environment", "node_id", "open_desk", "serve_desk"]

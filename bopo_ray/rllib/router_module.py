@@ -5,21 +5,19 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
-from torch import Tensor, nn
-from torch.nn import functional as F
 
-from bopo_ray.models.tokens import CLS, PAD, tokenizer
-from bopo_ray.rllib.backbone import Backbone
-from bopo_ray.rllib.memory import Memory
+from bopo_ray.rllib.text_router import TextRouter
 from bopo_ray.rllib.value import BoundaryValue
 from bopo_ray.rllib.value_router import ValueRouter
+
+if TYPE_CHECKING:
+    from bopo_ray.rllib.memory import Memory
 
 __all__ = ["ASKS", "ROUTER_DEFAULTS", "RouterModule"]
 
@@ -48,18 +46,20 @@ class RouterModule(TorchRLModule, InferenceOnlyAPI):
         cfg = ROUTER_DEFAULTS | dict(self.model_config)
         self.policy: Any
         if cfg["backbone"]:
+            from bopo_ray.rllib.backbone import Backbone  # with transformers it takes a second, and few routers need it
+
             self.policy = Backbone(cfg, int(self.action_space.n))
             self.reference, self.average = (None if self.inference_only else self.policy.copy() for _ in range(2))
             return
         n_models = int(self.action_space.n)
-        self.policy = ValueRouter(n_models) if cfg["value"] else _Router(cfg, n_models)
+        self.policy = ValueRouter(n_models) if cfg["value"] else TextRouter(cfg, n_models)
         self.reference = None if self.inference_only else copy.deepcopy(self.policy).requires_grad_(False)
         self.average = copy.deepcopy(self.reference)
 
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
         """As RLlib's; where the router is a Hugging Face model, the folder also holds the average as one."""
         folder: str = super().save_to_path(path, **kwargs)
-        if isinstance(self.policy, Backbone):
+        if self._has_backbone:
             present = {k: v.clone() for k, v in self.policy.state_dict().items()}
             if self.average is not None:
                 self.policy.load_state_dict(self.average.state_dict())
@@ -74,7 +74,15 @@ class RouterModule(TorchRLModule, InferenceOnlyAPI):
 
         `most`: see `Memory`.
         """
-        return Memory(self.policy, most) if isinstance(self.policy, Backbone) and self.policy.remembers else None
+        if not (self._has_backbone and self.policy.remembers):
+            return None
+        from bopo_ray.rllib.memory import Memory
+
+        return Memory(self.policy, most)
+
+    @property
+    def _has_backbone(self) -> bool:
+        return bool(self.model_config.get("backbone"))
 
     def set_reference(self) -> None:
         """Freezes the present policy as the reference, and begins the average with it."""
@@ -115,71 +123,3 @@ class RouterModule(TorchRLModule, InferenceOnlyAPI):
 
     def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
         return {Columns.ACTION_DIST_INPUTS: self.policy(batch[Columns.OBS], batch.get(ASKS))}
-
-
-class _Router(nn.Module):
-    """Encoder and head: the embedding of [CLS] beside the mean over the view decides."""
-
-    def __init__(self, cfg: dict[str, Any], n_models: int) -> None:
-        super().__init__()
-        self.pad, self.cls = (tokenizer().token_to_id(t) for t in (PAD, CLS))
-        self.encoder = transformers.BertModel(
-            transformers.BertConfig(
-                vocab_size=tokenizer().get_vocab_size(),
-                hidden_size=cfg["width"],
-                num_hidden_layers=cfg["layers"],
-                num_attention_heads=cfg["heads"],
-                intermediate_size=2 * cfg["width"],
-                max_position_embeddings=cfg["context"],
-                pad_token_id=self.pad,
-                hidden_dropout_prob=0.0,
-                attention_probs_dropout_prob=0.0,
-            ),
-            add_pooling_layer=False,
-        )
-        self.head = nn.Linear(2 * cfg["width"], n_models)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, ids_BT: Tensor, asks_BT: Tensor | None = None) -> Tensor:
-        assert asks_BT is None, "one decision for each reading"
-        mask_BT = ids_BT != self.pad
-        length = max(1, int(mask_BT.sum(-1).max()))
-        ids_BT, mask_BT = F.pad(ids_BT[:, 1:length], (1, 0), value=self.cls), mask_BT[:, :length]
-        if bool(mask_BT.all()):
-            hidden_BTD = self._encoded(ids_BT, None)
-            mean_BD = hidden_BTD.sum(1) / length
-        else:
-            hidden_BTD = self._encoded(ids_BT, mask_BT)
-            keep_BT1 = mask_BT.unsqueeze(-1).to(hidden_BTD.dtype)
-            mean_BD = (hidden_BTD * keep_BT1).sum(1) / keep_BT1.sum(1).clamp(min=1)
-        return _dense(torch.cat([hidden_BTD[:, 0], mean_BD], -1), self.head).float()
-
-    def _encoded(self, ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
-        """The encoder's last hidden states [B, T, D]; without a mask all tokens are seen.
-
-        As its own forward, without what that looks up and checks for other uses of it, and without calling modules,
-        which for a single view takes as long as the arithmetic: a runner decides for whatever is ready, and often that
-        is one.
-        """
-        (B, T), D, heads = ids_BT.shape, self.head.in_features // 2, self.encoder.config.num_attention_heads
-        embed = self.encoder.embeddings
-        words_BTD = F.embedding(ids_BT, embed.word_embeddings.weight, self.pad)
-        placed_BTD = words_BTD + embed.position_embeddings.weight[:T] + embed.token_type_embeddings.weight[0]
-        x_BTD = _normed(placed_BTD, embed.LayerNorm)
-        seen_B11T = None if mask_BT is None else mask_BT[:, None, None, :]
-        for layer in self.encoder.encoder.layer:
-            read, write, inner, outer = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
-            asks = (read.query, read.key, read.value)
-            q, k, v = (_dense(x_BTD, f).view(B, T, heads, -1).transpose(1, 2) for f in asks)
-            said_BTD = F.scaled_dot_product_attention(q, k, v, seen_B11T).transpose(1, 2).reshape(B, T, D)
-            x_BTD = _normed(_dense(said_BTD, write.dense) + x_BTD, write.LayerNorm)
-            x_BTD = _normed(_dense(F.gelu(_dense(x_BTD, inner.dense)), outer.dense) + x_BTD, outer.LayerNorm)
-        return x_BTD
-
-
-def _dense(x: Tensor, layer: nn.Linear) -> Tensor:
-    return F.linear(x, layer.weight, layer.bias)
-
-
-def _normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)

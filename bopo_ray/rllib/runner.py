@@ -16,7 +16,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -37,13 +37,15 @@ from bopo_ray.recall import RecallEnv, Transcripts
 from bopo_ray.records import Episode, EpisodeSpec, Step, StopReason, spawn_seed
 from bopo_ray.rllib.batch import passes
 from bopo_ray.rllib.encode import Reader
-from bopo_ray.rllib.memory import Memory
 from bopo_ray.rllib.open_desk import DeskConfig, borrow_environment, open_desk
 from bopo_ray.rllib.router_module import ROUTER_DEFAULTS
 from bopo_ray.routers import LEARNED, Moment, Router, fixed_router
 from bopo_ray.routers.decision import decide
 from bopo_ray.routing_env import RoutingEnv
 from envs.base import text_space
+
+if TYPE_CHECKING:
+    from bopo_ray.rllib.memory import Memory
 
 __all__ = ["Failure", "GroupEnvRunner", "make_routing_env"]
 
@@ -118,6 +120,9 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
     """See the module's docstring. Lanes: `config.num_envs_per_env_runner`."""
 
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
+        # An episode's draws come from its own seed. RLlib's, for which PyTorch loads its compiler, would take seconds.
+        config = config.copy(copy_frozen=False)
+        config.seed = None
         super().__init__(config=config, **kwargs)
         torch.set_num_threads(1)
         if self.worker_index:  # a process of its own; what it has loaded by now will never be garbage

@@ -211,33 +211,17 @@ def test_the_learned_router_decides_by_its_weights(weights: dict[str, Any]) -> N
     runner.stop()
 
 
-def test_the_small_router_reads_as_bert_does() -> None:
-    runner = make_runner(1)
-    runner.make_module()
-    policy = runner.module.policy
-    ids_BT = torch.randint(5, 500, (6, 40), generator=torch.Generator().manual_seed(0))
-    for row, length in enumerate((1, 3, 40, 17, 40, 8)):
-        ids_BT[row, length:] = policy.pad
-    mask_BT = ids_BT != policy.pad
-    for rows in (slice(0, 6), slice(2, 3)):
-        ids, mask = ids_BT[rows], mask_BT[rows]
-        with torch.no_grad():
-            theirs = policy.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-            ours = policy._encoded(ids, None if mask.all() else mask)
-            assert torch.allclose(ours[mask], theirs[mask], atol=1e-5)
-    runner.stop()
-
-
-def test_a_small_router_over_the_embedded_pair_does_without_the_models_of_transformers() -> None:
-    """They take each process that Ray starts 2.5 seconds and 120 MB."""
+@pytest.mark.parametrize("value", [True, False])
+def test_a_small_router_over_the_embedded_pair_does_without_what_takes_long_to_import(value: bool) -> None:
+    """Transformers and PyTorch's compiler take each process that Ray starts five seconds of CPU time and 200 MB."""
     code = (
         "import sys; from bopo_ray.models.pool import resolve_pool; from bopo_ray.models.pricing import price_table\n"
         "from bopo_ray.rllib.bopo import BoPOConfig; from bopo_ray.rllib.runner import GroupEnvRunner\n"
         "from tests.toy import ID\n"
         "pool = resolve_pool('embedded:alfworld', '', '', price_table())\n"
-        "config = BoPOConfig().environment(ID, env_config={'pool': pool}).router(value=True)\n"
-        "GroupEnvRunner(config=config).make_module()\n"
-        "print([m for m in ('torch', 'transformers.modeling_utils', 'torch._dynamo') if m in sys.modules])"
+        f"config = BoPOConfig().environment(ID, env_config={{'pool': pool}}).router(value={value})\n"
+        "GroupEnvRunner(config=config.debugging(seed=1)).make_module()\n"
+        "print([m for m in ('torch', 'transformers', 'torch._dynamo', 'aiohttp', 'sklearn') if m in sys.modules])"
     )
     root = Path(__file__).parents[2]
     said = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
