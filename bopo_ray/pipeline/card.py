@@ -16,8 +16,7 @@ from bopo_ray.analysis.bootstrap import bootstrap_ci
 from bopo_ray.benchmarks import env_label
 from bopo_ray.files import write_json
 from bopo_ray.pipeline.run import Run
-from bopo_ray.rllib.backbone import ROUTER_FILE
-from bopo_ray.rllib.saved import about
+from bopo_ray.rllib.saved import ROUTER_FILE, about
 
 __all__ = ["CARD", "add_results", "describe", "describe_as", "refresh_cards"]
 

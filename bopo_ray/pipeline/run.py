@@ -38,7 +38,6 @@ from bopo_ray.pipeline.preflight import preflight
 from bopo_ray.pipeline.same import check_same, check_same_models, check_same_tasks, task_lists
 from bopo_ray.pipeline.settings import Settings, load_settings, save
 from bopo_ray.records import CostMode, Episode, EpisodeSpec
-from bopo_ray.rllib.backbone import check_backbone
 from bopo_ray.rllib.bopo import BoPOConfig
 from bopo_ray.rllib.collect import collect
 from bopo_ray.rllib.open_desk import DeskConfig, lent_environment, node_id, serve_desk
@@ -110,6 +109,8 @@ class Run:
             check_same_tasks(out / "tasks.json", tasks)
         preflight(self.pool, settings, out)
         if settings.backbone:
+            from bopo_ray.rllib.backbone import check_backbone  # with transformers it takes a second
+
             check_backbone(settings.router_shape, len(self.pool))
         try:
             out.mkdir(parents=True, exist_ok=True)

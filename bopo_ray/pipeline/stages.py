@@ -26,7 +26,6 @@ from bopo_ray.records import CostMode, Difficulty, Episode, EpisodeSpec, Phase
 from bopo_ray.rllib.bopo import Boundary, read_boundaries
 from bopo_ray.rllib.bosft import BoSFT, BoSFTConfig
 from bopo_ray.rllib.experts import ExpertFile
-from bopo_ray.rllib.prompt import prompt_of
 from bopo_ray.rllib.saved import acting_module, check_pair
 from bopo_ray.rllib.value import fit_value, rank_quality
 from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL
@@ -75,6 +74,8 @@ def boundary_stage(run: Run) -> dict[str, Boundary]:
 
 def _check_context(run: Run) -> None:
     """Raises ConfigError, before anything is paid for, where a task is too long for the backbone's context."""
+    from bopo_ray.rllib.prompt import prompt_of  # brings transformers, which small routers do without
+
     s = run.settings
     tasks = (*run.train, *run.test, *(dev_tasks(run) if s.shares else ()))
     read = ray.remote(num_cpus=1, max_calls=1)(_task_texts)  # its process ends with it, and takes its engine along

@@ -25,11 +25,10 @@ from bopo_ray.errors import ConfigError
 from bopo_ray.models.hf_files import loading, model_path, one_line
 from bopo_ray.rllib.prompt import Prompt, described, is_causal, prompt_of, spec_of
 from bopo_ray.rllib.reading import NOTHING
+from bopo_ray.rllib.saved import ROUTER_FILE
 
-__all__ = ["ROUTER_FILE", "Backbone", "BackboneCopy", "Trunk", "check_backbone"]
+__all__ = ["Backbone", "BackboneCopy", "Trunk", "check_backbone"]
 
-ROUTER_FILE = "router.json"
-"""Beside a router's weights: what of it is no part of an exported model, and what is known of it."""
 ALL_LINEAR = "all-linear"
 UNUSED = "pooler"
 """A layer that some encoders have for [CLS] alone: not used, not trained, and missing in many checkpoints."""

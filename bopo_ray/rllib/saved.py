@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from bopo_ray.errors import ConfigError, StoreError
-from bopo_ray.rllib.backbone import ROUTER_FILE
 from bopo_ray.rllib.router_module import RouterModule
 
-__all__ = ["about", "acting_module", "check_pair"]
+__all__ = ["ROUTER_FILE", "about", "acting_module", "check_pair"]
 
+ROUTER_FILE = "router.json"
+"""Beside a router's weights: what of it is no part of an exported model, and what is known of it."""
 METADATA, ARGUMENTS, WEIGHTS = "metadata.json", "class_and_ctor_args.pkl", "module_state.pkl"
 """Of RLlib: its version, the module's class and constructor arguments, the state."""
 MEND = "copy the folder anew, or train the router again"

@@ -16,7 +16,7 @@ from ray.thirdparty_files import psutil
 
 from bopo_ray.pipeline.card import CARD
 from bopo_ray.pipeline.curves import training_curves
-from bopo_ray.rllib.backbone import ROUTER_FILE
+from bopo_ray.rllib.saved import ROUTER_FILE
 from experiments.frontier import main
 from tests.integration.conftest import TOY, Frontier, wait_for
 

@@ -19,12 +19,12 @@ from bopo_ray import ConfigError, History, StoreError, load_router
 from bopo_ray.agent import Turn, router_view
 from bopo_ray.method.loss import bosft_loss
 from bopo_ray.pipeline.settings import resolve
-from bopo_ray.rllib.backbone import ROUTER_FILE, check_backbone
+from bopo_ray.rllib.backbone import check_backbone
 from bopo_ray.rllib.encode import Reader
 from bopo_ray.rllib.prompt import INSTRUCTION, Prompt
 from bopo_ray.rllib.reading import NOTHING
 from bopo_ray.rllib.router_module import ROUTER_DEFAULTS, RouterModule
-from bopo_ray.rllib.saved import acting_module
+from bopo_ray.rllib.saved import ROUTER_FILE, acting_module
 from tests.tiny_router import make_encoder, make_qwen
 
 CONTEXT = 400

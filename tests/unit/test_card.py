@@ -16,7 +16,7 @@ from bopo_ray.analysis.tables import Settings, frontier, summary
 from bopo_ray.files import write_json
 from bopo_ray.pipeline.card import CARD, card, refresh_cards
 from bopo_ray.pipeline.evaluate import print_tables
-from bopo_ray.rllib.backbone import ROUTER_FILE
+from bopo_ray.rllib.saved import ROUTER_FILE
 
 TRAINED = {
     "name": "bopo", "env": "ALFWorld-v0", "label": "embedded", "price_hash": "0", "cost": "usd", "beta": 0.5,

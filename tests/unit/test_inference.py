@@ -32,12 +32,11 @@ from bopo_ray.models.pricing import price_table
 from bopo_ray.models.protocol import ModelPool
 from bopo_ray.pipeline.stages import load_policy
 from bopo_ray.records import Episode
-from bopo_ray.rllib.backbone import ROUTER_FILE
 from bopo_ray.rllib.bopo import BoPOConfig
 from bopo_ray.rllib.encode import encode_view
 from bopo_ray.rllib.router_module import RouterModule
 from bopo_ray.rllib.runner import GroupEnvRunner
-from bopo_ray.rllib.saved import ARGUMENTS, METADATA, WEIGHTS, acting_module
+from bopo_ray.rllib.saved import ARGUMENTS, METADATA, ROUTER_FILE, WEIGHTS, acting_module
 from bopo_ray.routers import LEARNED
 from bopo_ray.routers.decision import decide
 from tests.replay import agree
