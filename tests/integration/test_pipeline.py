@@ -8,8 +8,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,7 +31,8 @@ from bopo_ray.pipeline.curves import training_curves
 from bopo_ray.pipeline.settings import load_settings
 from experiments.audit import main as audit_main
 from experiments.frontier import main
-from tests.integration.conftest import ROOT, TOY, Frontier
+from experiments.hard_budget import main as hard_budget
+from tests.integration.conftest import TOY, Frontier
 from tests.toy import ID
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -124,7 +123,9 @@ def check_results(run: Frontier, env: str) -> None:
     check_scalars(out, settings.updates, settings.tasks_per_update, set(summary["taxonomy"]))
 
 
-def test_an_offset_is_chosen_on_dev_tasks_and_a_seed_may_be_added_to_a_finished_run(tmp_path: Path) -> None:
+def test_an_offset_is_chosen_on_dev_tasks_and_a_seed_may_be_added_to_a_finished_run(
+    tmp_path: Path, ray_session: Any
+) -> None:
     options = ("--shares", "0.3,0.9", "--call-limits", "2", "--updates", "1", "--advantage", "hybrid")
     run = Frontier(tmp_path, (*TOY, *options))
     assert run.run() == 0, run.said()
@@ -144,9 +145,7 @@ def test_an_offset_is_chosen_on_dev_tasks_and_a_seed_may_be_added_to_a_finished_
         f"bopo-hybrid_lam{lam:g}_seed{seed}" for lam in (0.2, 0.8) for seed in (0, 1)
     }
 
-    capped = ("experiments.hard_budget", str(run.out), "--calls", "1", "--usd", "", "--methods", "bopo-hybrid,bosft")
-    done = subprocess.run([sys.executable, "-m", *capped], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert hard_budget([str(run.out), "--calls", "1", "--usd", "", "--methods", "bopo-hybrid,bosft"]) == 0
     own = run.rows("../hard-budget/episodes/dev").values()
     for folder in ("bosft", *strict_json(run.out / "ledger.json")):
         met = [s["probabilities"] for s in steps(run.out, "dev", f"{folder}_offset0")]
