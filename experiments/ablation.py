@@ -39,8 +39,8 @@ RUNS: dict[str, tuple[str, ...]] = {
     "absolute": ("--advantage", "hybrid", "--cost-scale", "absolute"),
     "no-value": ("--advantage", "hybrid", "--boundary-value", "0"),
     "paper": (
-        *("--advantage", "hybrid", "--schedules", "0", "--reliability", "0", "--shares", "", "--call-limits", ""),
-        *("--sharpness", "1", "--train-lambdas", "", "--boundary-value", "0"),
+        *("--advantage", "hybrid", "--strata", "10", "--schedules", "0", "--reliability", "0", "--sharpness", "1"),
+        *("--train-lambdas", "", "--shares", "", "--call-limits", "", "--boundary-value", "0"),
     ),
 }
 """Folder -> its options."""
@@ -57,9 +57,9 @@ NOTES = (
     "normalised cost an episode pays for its dollars, or calls, in units of the mean cost of the dearer boundary "
     "policy over all tasks, and not of the task's own. Without boundary value, where the benchmark has it by default, "
     "the router is an encoder of the view's text.",
-    "Without our additions, where the benchmark has them by default: BoSFT imitates each Hard task's cheapest success, "
-    "as the paper does, its logits stay as they are, each lambda is trained, and routers read the text and decide "
-    "without an offset chosen on dev tasks.",
+    "Without our additions, where the benchmark has them by default: BoSFT imitates the cheapest success of each Hard "
+    "task's 11 stratified rollouts, as the paper does, its logits stay as they are, each lambda is trained, and routers "
+    "read the text and decide without an offset chosen on dev tasks.",
     "Each was trained with the same tasks, lambdas, seeds and stored calls, and evaluated on the same held-out tasks.",
 )
 

@@ -81,7 +81,7 @@ def reliable_policies(hard: Iterable[Episode], mode: CostMode, share: float = 0.
         share: in [0, 1]; 0 trusts every success, as the paper does.
 
     Returns:
-        Names, at least one where there is an episode; None for `share` 0: all.
+        Names, at least one where there is an episode; None for `share` 0: no matter how often they win.
 
     Raises:
         ValueError: `share` is outside [0, 1].
@@ -112,9 +112,10 @@ def choose_expert(
 ) -> Expert | None:
     """The trajectory that BoSFT imitates on one task. [paper; tie rules and fall-backs ours]
 
-    Hard: the cheapest success among the stratified and the boundary rollouts, those of reliable policies first, with
-    the models it chose; without any it is treated as Intractable. (A cheapest successful always-large rollout, the
-    method's fall-back when no stratified rollout succeeds, is among these candidates.) Easy and Intractable: SMALL at
+    Hard: the cheapest success among the stratified rollouts, else the cheapest of always-large, with the models it
+    chose; without any it is treated as Intractable. A boundary policy has K rollouts where a stratum has one, and so as
+    many chances to win by luck: they are no candidates beside the strata [paper], unless by name among the `reliable`
+    ones, and then the successes of these come first, and any success after them [ours]. Easy and Intractable: SMALL at
     each step of a cached always-small rollout, the cheapest success if there is one, else the cheapest.
 
     Args:
@@ -123,15 +124,18 @@ def choose_expert(
         boundary_large: cached always-large rollouts of the task.
         stratified: rollouts with P(LARGE) = k/N, and by schedules; empty unless the task is Hard.
         mode: the unit of C(tau).
-        reliable: names of policies, see `reliable_policies`; None: all.
+        reliable: names of policies, see `reliable_policies`; None: the paper's rule.
 
     Returns:
         The expert, or None when SMALL is to be taught and no always-small rollout is there to teach it on.
     """
     if difficulty is Difficulty.HARD:
-        successes = [e for e in (*stratified, *boundary_small, *boundary_large) if e.success]
-        trusted = [e for e in successes if reliable is None or e.spec.policy in reliable]
-        best = _cheapest(trusted or successes, mode)
+        if reliable is None:
+            first, then = stratified, boundary_large
+        else:
+            then = (*stratified, *boundary_small, *boundary_large)
+            first = [e for e in then if e.spec.policy in reliable]
+        best = _cheapest([e for e in first if e.success] or [e for e in then if e.success], mode)
         if best is not None:
             return Expert(best, tuple(s.model for s in best.steps), Difficulty.HARD)
         difficulty = Difficulty.INTRACTABLE

@@ -77,7 +77,7 @@ class Settings:
     schedules: tuple[int, ...] = (0,)
     """more rollouts of a Hard task, large for the first K steps; 0 for none, as in the paper"""
     reliability: float = 0.0
-    """BoSFT imitates routings that win this often, beside the best, and no cheaper one beats; 0 for all (the paper)"""
+    """BoSFT imitates routings that win this often, beside the best, and no cheaper one beats; 0: the paper's rule"""
     boundary_value: float = 0.0
     """the router reads how likely the small model alone wins from here, fitted with this C; 0: the text (the paper)"""
     sft_epochs: int = 8

@@ -196,8 +196,8 @@ def test_stratified_shares() -> None:
         stratified_shares(0)
 
 
-def test_hard_expert_is_the_cheapest_success_of_all() -> None:
-    small = [episode([0] * 30, False)]
+def test_hard_expert_is_the_cheapest_success_of_the_strata() -> None:
+    small = [episode([0, 0], True)]  # by luck, and cheaper than all, but it had five chances where a stratum has one
     large = [episode([1] * 6, True, microusd=50)]  # 300 micro-dollars, 6 large calls
     mixed = [
         episode([0, 1, 0], False, member=0, phase=Phase.STRATIFIED),  # cheapest of all, but a failure
@@ -217,6 +217,8 @@ def test_hard_expert_falls_back_to_large_then_to_intractable() -> None:
     assert best is not None and (best.episode, best.labels) == (large[1], (1, 1, 1))
     none = choose_expert(HARD, small, [], failed, CostMode.USD)
     assert none is not None and (none.episode, none.labels, none.difficulty) == (small[0], (0, 0), INTRACTABLE)
+    lucky = [episode([0, 0], True)]
+    assert choose_expert(HARD, lucky, large, failed, CostMode.USD) == best
 
 
 def rollouts(policy: str, wins: int, of: int, microusd: int) -> list[Episode]:
