@@ -58,8 +58,8 @@ NOTES = (
     "policy over all tasks, and not of the task's own. Without boundary value, where the benchmark has it by default, "
     "the router is an encoder of the view's text.",
     "Without our additions, where the benchmark has them by default: BoSFT imitates the cheapest success of each Hard "
-    "task's 11 stratified rollouts, as the paper does, its logits stay as they are, each lambda is trained, and routers "
-    "read the text and decide without an offset chosen on dev tasks.",
+    "task's 11 stratified rollouts, as the paper does, its logits stay as they are, each lambda is trained, and "
+    "routers read the text and decide without an offset chosen on dev tasks.",
     "Each was trained with the same tasks, lambdas, seeds and stored calls, and evaluated on the same held-out tasks.",
 )
 
