@@ -1,11 +1,14 @@
 """Bootstrap intervals over tasks, paired between methods.
 
 Tasks are the unit of resampling: a task is hard or easy for every method alike, so that one draw of task indices
-applies to all of them and the difference of two methods is far less noisy than either. Intervals are percentile
-intervals. The same seed gives the same draws, whatever is measured with them.
+applies to all of them and the difference of two methods is far less noisy than either. The same seed gives the same
+draws, whatever is measured with them.
 
-A hypervolume takes the best of several noisy points, so it is biased upwards, and more so the more points a method
-has: compare methods with a like number of points.
+A mean has a percentile interval. A hypervolume takes the best of several noisy points, so it is biased upwards where
+points compete at one price, and in a resample once more: its intervals, and those of differences, are basic ones
+(Davison and Hinkley 1997, section 5.2), in which the second bias takes the first away instead of doubling it. Where
+three equal points at one price meet one such point, percentiles call them better in 17% of all samples, basic intervals
+in 5%; elsewhere both are right. From the estimate the bias is not taken: compare methods with a like number of points.
 """
 
 from __future__ import annotations
@@ -51,8 +54,8 @@ class PairedDifference:
 
     interval: Interval
     p: float
-    """Two-sided: twice the smaller share of resamples on either side of 0, at least 2 / (n + 1), at most 1; NaN, as the
-    interval's bounds, for one task."""
+    """Two-sided: twice the smaller share of resamples, reflected where the interval is basic, on either side of 0; at
+    least 2 / (n + 1), at most 1; NaN, as the interval's bounds, for one task."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,10 +96,11 @@ def resample_weights(n_tasks: int, n: int = 2000, seed: int = 0) -> FloatArray:
     return rng.multinomial(n_tasks, np.full(n_tasks, 1.0 / n_tasks), size=n) / n_tasks
 
 
-def interval_of(estimate: float, samples_R: FloatArray, level: float = 0.95) -> Interval:
-    """Percentile interval from R resampled statistics, shape (R,)."""
+def interval_of(estimate: float, samples_R: FloatArray, level: float = 0.95, basic: bool = False) -> Interval:
+    """Percentile interval from R resampled statistics, shape (R,), or the `basic` one, which is that reflected at the
+    estimate."""
     _check_level(level)
-    low, high = np.quantile(samples_R, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(_seen_from(estimate, samples_R, basic), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(estimate), float(low), float(high))
 
 
@@ -106,13 +110,13 @@ def seed_weights(n_seeds: int, n: int, rng: np.random.Generator) -> FloatArray:
 
 
 def paired_difference(
-    ours_R: FloatArray, theirs_R: FloatArray, estimate: float, n_tasks: int, level: float = 0.95
+    ours_R: FloatArray, theirs_R: FloatArray, estimate: float, n_tasks: int, level: float = 0.95, basic: bool = False
 ) -> PairedDifference:
     """Of two statistics on the same R resamples of the tasks, each of shape (R,), and their difference on the sample
-    itself."""
+    itself; see `interval_of`."""
     gaps_R = ours_R - theirs_R
-    p = float("nan") if n_tasks == 1 else _two_sided_p(gaps_R)
-    return PairedDifference(_interval(estimate, gaps_R, n_tasks, level), p)
+    p = float("nan") if n_tasks == 1 else _two_sided_p(_seen_from(estimate, gaps_R, basic))
+    return PairedDifference(_interval(estimate, gaps_R, n_tasks, level, basic), p)
 
 
 def bootstrap_ci(
@@ -187,12 +191,16 @@ def paired_hypervolume(
         method: _method_samples(points, weights, reference, stream, normalise)
         for (method, points), stream in zip(methods.items(), streams, strict=True)
     }
-    intervals = {method: _interval(values[0], values[1:], n_tasks, level) for method, values in samples.items()}
+    most = 1.0 if normalise else reference.cost * (1.0 - reference.success)
+    intervals = {
+        method: _within(most, _interval(values[0], values[1:], n_tasks, level, basic=True))
+        for method, values in samples.items()
+    }
     differences = {}
     if against is not None:
         ours = samples[against]
         differences = {
-            method: paired_difference(ours[1:], values[1:], ours[0] - values[0], n_tasks, level)
+            method: paired_difference(ours[1:], values[1:], ours[0] - values[0], n_tasks, level, basic=True)
             for method, values in samples.items()
             if method != against
         }
@@ -237,10 +245,21 @@ def _method_samples(
     return np.asarray(np.sum(values_RS * draws_RS, axis=1), dtype=np.float64)
 
 
-def _interval(estimate: float, samples_R: FloatArray, n_tasks: int, level: float) -> Interval:
+def _interval(estimate: float, samples_R: FloatArray, n_tasks: int, level: float, basic: bool) -> Interval:
     if n_tasks == 1:
         return Interval(float(estimate), float("nan"), float("nan"))
-    return interval_of(estimate, samples_R, level)
+    return interval_of(estimate, samples_R, level, basic)
+
+
+def _seen_from(estimate: float, samples_R: FloatArray, basic: bool) -> FloatArray:
+    """What the truth may be: for a basic interval as far below the estimate as a resample is above it."""
+    return 2.0 * estimate - samples_R if basic else samples_R
+
+
+def _within(most: float, interval: Interval) -> Interval:
+    """A hypervolume's interval holds no impossible values; NaN stays."""
+    low, high = np.clip([interval.low, interval.high], 0.0, most)
+    return Interval(interval.estimate, float(low), float(high))
 
 
 def _two_sided_p(gaps_R: FloatArray) -> float:

@@ -163,7 +163,7 @@ def summary(episodes: pd.DataFrame, settings: Settings | None = None) -> dict[st
         "cost_saved": {method: _cost_saved(rows, boundary, settings) for method, rows in own.items()},
         "spend_by_difficulty": spend_by_difficulty(episodes[episodes["task"].astype(str).isin(data.tasks)]),
         "reference": {cost: reference.cost, "success": reference.success},
-        "bootstrap": {"n": settings.n, "seed": settings.seed, "level": settings.level, "method": "percentile"},
+        "bootstrap": {"n": settings.n, "seed": settings.seed, "level": settings.level, "method": "basic"},
         "n_tasks": len(data.tasks),
         "notes": _notes(settings, reference, len(adjusted)),
         "warnings": data.warnings,
@@ -353,8 +353,10 @@ def _notes(settings: Settings, reference: Reference, n_compared: int) -> list[st
         "Each method's points include always-small and always-large: a user can always deploy a boundary policy.",
         f"Hypervolumes are shares of the box between the reference ({settings.unit.text(reference.cost)} per task, "
         f"success {reference.success:g}) and (cost 0, success 1); bigger is better.",
-        "A hypervolume takes the best of several measured points: a method with more points has a small advantage.",
-        f"Intervals: {level} percentile, {n} paired bootstrap resamples of tasks, and of a method's training seeds.",
+        "A hypervolume takes the best of several measured points: a method with more points has an advantage, the "
+        "larger the closer they are in price and the fewer tasks there are.",
+        f"Intervals: {level}, {n} paired bootstrap resamples of tasks, and of a method's training seeds; of means by "
+        "percentiles, of hypervolumes basic ones, which take back what a resample adds to that advantage.",
         f"p is two-sided, from the same resamples, at least {2 / (n + 1):.2g}. p, Holm: corrected for the "
         f"{n_compared} comparisons of this table; call a difference significant by that one alone.",
         "The resamples take the tasks as a sample of the benchmark's. With fewer than five training seeds per method "

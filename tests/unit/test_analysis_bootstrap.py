@@ -92,7 +92,7 @@ def test_a_better_method_has_a_positive_difference_and_pairing_makes_it_certain(
     methods = {"better": [point(1.0, better)], "worse": [point(1.0, worse)], "same": [point(1.0, better.copy())]}
     found = paired_hypervolume(methods, REFERENCE, against="better", n=1000)
     gap = found.differences["worse"]
-    assert gap.interval.low > 0 and gap.p < 0.01
+    assert gap.interval.low > 0 and gap.p < 0.02
     # unpaired, the two intervals overlap: it is the pairing that tells them apart
     assert found.hypervolumes["better"].low < found.hypervolumes["worse"].high
     reverse = paired_hypervolume(methods, REFERENCE, against="worse", n=1000).differences["better"]
@@ -109,6 +109,27 @@ def test_p_values_are_uniform_enough_when_nothing_differs() -> None:
         methods = {m: [point(1.0, rng.binomial(1, 0.5, 60).astype(float))] for m in ("a", "b")}
         small += paired_hypervolume(methods, REFERENCE, against="a", n=300, seed=trial).differences["b"].p < 0.1
     assert 0.03 <= small / 120 <= 0.19
+
+
+def test_more_equal_points_at_one_price_are_hardly_ever_called_better() -> None:
+    """By percentiles three against one are, in every sixth sample."""
+    rng, better, worse = np.random.default_rng(31), 0, 0
+    for trial in range(150):
+        hard_T = rng.normal(0, 2.5, 120)
+        points = [point(1.0, rng.random(120) < 1 / (1 + np.exp(-hard_T))) for _ in range(4)]
+        methods = {"three": points[:3], "one": points[3:]}
+        gap = paired_hypervolume(methods, REFERENCE, against="three", n=200, seed=trial).differences["one"].interval
+        better, worse = better + (gap.low > 0), worse + (gap.high < 0)
+    assert better / 150 <= 0.1 and worse / 150 <= 0.06
+
+
+def test_a_basic_interval_is_the_other_one_reflected_and_holds_no_impossible_values() -> None:
+    samples = np.random.default_rng(3).exponential(size=2000)
+    plain, basic = interval_of(1.0, samples), interval_of(1.0, samples, basic=True)
+    assert (basic.low, basic.high) == (pytest.approx(2 - plain.high), pytest.approx(2 - plain.low))
+    few = np.array([1.0, 0.0, 0.0, 0.0, 0.0, 0.0])  # its reflected quantiles are below 0
+    volume = paired_hypervolume({"m": [point(0.1, few)]}, REFERENCE, n=500).hypervolumes["m"]
+    assert 0 == volume.low < volume.estimate < volume.high <= 1
 
 
 def test_seeds_are_averaged_and_widen_the_interval() -> None:
@@ -141,7 +162,7 @@ def test_a_paired_difference_has_scipys_interval() -> None:
     gap = found.differences["b"].interval
     wanted = stats.bootstrap(
         (a, b), lambda x, y, axis: (x.mean(axis) - y.mean(axis)) / 2, paired=True, vectorized=True, n_resamples=4000,
-        method="percentile", rng=np.random.default_rng(1),
+        method="basic", rng=np.random.default_rng(1),
     ).confidence_interval  # fmt: skip
     assert gap.estimate == pytest.approx((a.mean() - b.mean()) / 2)
     assert (gap.low, gap.high) == (pytest.approx(wanted.low, abs=0.006), pytest.approx(wanted.high, abs=0.006))
