@@ -24,6 +24,8 @@ __all__ = ["Claim", "Results", "Unit", "claims_of", "differences_of", "table_of"
 BOPO, FIRST_LARGE = "bopo-hybrid", "first-large"
 CAP = 15
 """Calls: the cap that the paper's known numbers are for."""
+ALPHA = 0.05
+"""A difference is called one where Holm's p is below this."""
 _HARD_SHARE = 0.522
 _BY_CALLS = {
     ("AppWorld-v0", "success, always-large"): 0.667, ("AppWorld-v0", "calls, always-large"): 1.25,
@@ -62,6 +64,8 @@ class Claim:
     ours: Interval
     paper: float | None = None
     """None: not known to this project."""
+    p_holm: float | None = None
+    """Of a difference that is one of several of its table; None: of one by itself."""
 
     @property
     def reading(self) -> str:
@@ -77,7 +81,11 @@ class Claim:
             where = "above" if self.paper > high else "below" if self.paper < low else "inside"
             return f"the paper's number is {where} our interval"
         if self.unit in (Unit.POINTS, Unit.HYPERVOLUME):
-            return "above 0" if low > 0 else "below 0" if high < 0 else "not settled: 0 is inside"
+            if low <= 0 <= high:
+                return "not settled: 0 is inside"
+            if self.p_holm is not None and self.p_holm >= ALPHA:
+                return f"not settled: p, Holm {self.p_holm:.2g}"
+            return "above 0" if low > 0 else "below 0"
         return ""
 
 
@@ -108,7 +116,7 @@ def claims_of(results: Results) -> list[Claim]:
         if (name := str(row["variant"])) not in (BOPO, BOUNDARY):
             less = Interval(row["less_estimate"], row["less_low"], row["less_high"])
             text = f"hypervolume of BoPO less that of {'BoPO ' * name.startswith('without')}{name}"
-            claims.append(Claim("figure 2", text, Unit.HYPERVOLUME, less))
+            claims.append(Claim("figure 2", text, Unit.HYPERVOLUME, less, p_holm=row["less_p_holm"]))
     hard = results.allocation.set_index(["method", "difficulty"]).loc[(BOPO, "hard")].to_dict()
     claims.append(
         Claim("figure 3", "share of BoPO's dollars that goes to Hard tasks (the paper's benchmark is not known)",
@@ -123,7 +131,7 @@ def claims_of(results: Results) -> list[Claim]:
 
 def _frontier(source: str, prefix: str, row: Mapping[str, object]) -> Claim:
     text = f"{prefix}hypervolume of BoPO less that of the best baseline, {row['best_baseline']}"
-    return Claim(source, text, Unit.HYPERVOLUME, _interval(row, "less"))
+    return Claim(source, text, Unit.HYPERVOLUME, _interval(row, "less"), p_holm=float(str(row["less_p_holm"])))
 
 
 def _capped(results: Results) -> list[Claim]:

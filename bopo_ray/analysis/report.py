@@ -23,7 +23,7 @@ from markupsafe import Markup
 from bopo_ray.analysis.bill import Bill, Sharing
 from bopo_ray.analysis.cost_unit import cost_unit, dollars
 from bopo_ray.analysis.story import tell
-from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL
+from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL, verdict
 from bopo_ray.analysis.trajectory import step_records
 from bopo_ray.records import Episode
 
@@ -126,7 +126,7 @@ def render_report(context: ReportContext) -> str:
         points=context.summary["operating_points"],
         main_points=_main(context.summary),
         summary=context.summary,
-        forest=_forest(context.summary["differences"]),
+        forest=_forest(context.summary["differences"], context.summary["bootstrap"]["level"]),
         volumes=sorted(context.summary["hypervolumes"].items(), key=lambda item: -item[1]["estimate"]),
         difficulties=_difficulties(context.summary),
         figures={  # our own drawings, checked by ReportContext
@@ -156,13 +156,13 @@ def _main(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [p for p in summary["operating_points"] if p["on_front"] or p["method"] in methods]
 
 
-def _forest(differences: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float | str]]:
-    """Each difference as a dot and a line on one scale: positions in percent, and what its interval settles."""
+def _forest(differences: Mapping[str, Mapping[str, Any]], level: float) -> dict[str, dict[str, float | str]]:
+    """Each difference as a dot and a line on one scale: positions in percent, and what it settles."""
     drawn = {m: d for m, d in differences.items() if d["low"] is not None}
     reach = max((abs(d[k]) for d in drawn.values() for k in ("low", "high", "estimate")), default=0.0) or 1.0
     return {
         method: {k: round(50 + 48 * d[k] / reach, 2) for k in ("low", "high", "estimate")}
-        | {"verdict": "better" if d["low"] > 0 else "worse" if d["high"] < 0 else "open"}
+        | {"verdict": verdict(d, level)}
         for method, d in drawn.items()
     }
 

@@ -1,6 +1,7 @@
 """What a run found, in a few sentences and figures: the top of the report.
 
-Always true here: a method is called better or worse only where the interval of the difference leaves out 0.
+Always true here: a method is called better or worse only where the interval of the difference leaves out 0, and its p
+does so corrected for the number of comparisons.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bopo_ray.analysis.cost_unit import CostUnit, cost_unit
-from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL, BOUNDARY, ORACLE
+from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL, BOUNDARY, ORACLE, verdict
 
 __all__ = ["Card", "Story", "tell"]
 
@@ -105,16 +106,15 @@ def _findings(summary: Mapping[str, Any], headline: str) -> list[str]:
             f"With {headline} or a boundary policy, keeping {share} saves {saved['estimate']:.0%} of its {noun} "
             f"({level} {saved['low']:.0%} to {saved['high']:.0%})."
         )
-    gaps = {m: g for m, g in summary["differences"].items() if g["low"] is not None and m != ORACLE}
-    better = [m for m, g in gaps.items() if g["low"] > 0]
-    worse = [m for m, g in gaps.items() if g["high"] < 0]
-    unsettled = [m for m in gaps if m not in better + worse]
-    if better:
-        found.append(f"Its frontier is better than that of {_listed(better)}.")
-    if worse:
-        found.append(f"Its frontier is worse than that of {_listed(worse)}.")
-    if unsettled:
-        found.append(f"Within the noise of this run: the difference to {_listed(unsettled)}.")
+    verdicts: dict[str, list[str]] = {}
+    for method, gap in summary["differences"].items():
+        if gap["low"] is not None and method != ORACLE:
+            verdicts.setdefault(verdict(gap, summary["bootstrap"]["level"]), []).append(method)
+    for said in ("better", "worse"):
+        if said in verdicts:
+            found.append(f"Its frontier is {said} than that of {_listed(verdicts[said])}.")
+    if "open" in verdicts:
+        found.append(f"Within the noise of this run: the difference to {_listed(verdicts['open'])}.")
     return found
 
 

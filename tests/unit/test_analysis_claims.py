@@ -27,12 +27,12 @@ CAPPED = pd.DataFrame(
         *(played("first-large", "first-large(5)", t, t == "a", 5) for t in "abc"),
     ]
 )  # fmt: skip
-PAIR = {"pair": "simulated", "best_baseline": "first-large"} | {
+PAIR = {"pair": "simulated", "best_baseline": "first-large", "less_p_holm": 1.0} | {
     f"{name}{end}": value for name in ("less", "saved") for end, value in (("", 0.1), ("_low", -0.1), ("_high", 0.3))
 }
 VARIANTS = pd.DataFrame(
-    [{"variant": name, "less_estimate": 0.2, "less_low": 0.1, "less_high": 0.3}
-     for name in ("grpo-vanilla", "without BoSFT", "without bonus")]
+    [{"variant": name, "less_estimate": 0.2, "less_low": 0.1, "less_high": 0.3, "less_p_holm": p}
+     for name, p in (("grpo-vanilla", 0.01), ("without BoSFT", 0.05), ("without bonus", math.nan))]
 )  # fmt: skip
 SPENT = pd.DataFrame(
     [{"method": "bopo-hybrid", "difficulty": d, "spend_share": x, "spend_share_low": x - 0.1,
@@ -81,6 +81,9 @@ def test_the_claims_by_hand() -> None:
         "pair llama: hypervolume of BoPO less that of the best baseline, first-large"
     ]
     assert [c.source for c in found.values()] == sorted(c.source for c in found.values())
+    assert [c.reading for c in found.values() if c.source == "figure 2"] == [
+        "above 0", "not settled: p, Holm 0.05", "above 0"
+    ]  # fmt: skip
 
 
 def test_what_came_out_is_counted() -> None:

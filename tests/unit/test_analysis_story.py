@@ -16,8 +16,8 @@ def told(**changes: Any) -> dict[str, Any]:
     return summary(synthetic_episodes(), Settings(n=50)) | changes
 
 
-def gap(low: float | None, high: float | None) -> dict[str, float | None]:
-    return {"estimate": 0.1, "low": low, "high": high, "p": 0.5}
+def gap(low: float | None, high: float | None, p_holm: float | None = 0.01) -> dict[str, float | None]:
+    return {"estimate": 0.1, "low": low, "high": high, "p": 0.01, "p_holm": p_holm}
 
 
 def test_the_sentence_is_the_most_successful_point_against_always_large() -> None:
@@ -47,13 +47,16 @@ def test_a_run_that_counts_calls_is_told_in_calls() -> None:
     assert "of its large calls (95% interval" in story.findings[0]
 
 
-def test_only_an_interval_without_zero_settles_anything() -> None:
-    differences = {"a": gap(0.01, 0.2), "b": gap(-0.2, -0.01), "c": gap(0.0, 0.2), "boundary only": gap(0.01, 0.3)}
-    findings = tell(told(differences=differences | {"d": gap(None, None), "oracle": gap(-1, -0.5)})).findings
+def test_only_an_interval_without_zero_and_holms_p_settle_anything() -> None:
+    differences = {
+        "a": gap(0.01, 0.2), "b": gap(-0.2, -0.01), "c": gap(0.0, 0.2), "boundary only": gap(0.01, 0.3),
+        "lucky": gap(0.01, 0.2, 0.17), "d": gap(None, None, None), "oracle": gap(-1, -0.5, None),
+    }  # fmt: skip
+    findings = tell(told(differences=differences)).findings
     assert findings[-3:] == (
         "Its frontier is better than that of a and the boundary policies alone.",
         "Its frontier is worse than that of b.",
-        "Within the noise of this run: the difference to c.",
+        "Within the noise of this run: the difference to c and lucky.",
     )
     assert "keeping 90% of always-large's success saves" in findings[0]
 
