@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bopo_ray.errors import ConfigError, StoreError
-    from bopo_ray.inference import History, SavedRouter, load_router
+    from bopo_ray.inference import History, RoutedEpisode, SavedRouter, load_router
     from bopo_ray.records import Budget, CostMode
     from bopo_ray.routers.decision import Decision
 
 __all__ = [
-    "Budget", "ConfigError", "CostMode", "Decision", "History", "SavedRouter", "StoreError", "load_router",
+    "Budget", "ConfigError", "CostMode", "Decision", "History", "RoutedEpisode", "SavedRouter", "StoreError",
+    "load_router",
 ]  # fmt: skip
 
 _HOMES = {
     "errors": ("ConfigError", "StoreError"),
-    "inference": ("History", "SavedRouter", "load_router"),
+    "inference": ("History", "RoutedEpisode", "SavedRouter", "load_router"),
     "records": ("Budget", "CostMode"),
     "routers.decision": ("Decision",),
 }

@@ -1,4 +1,4 @@
-"""A trained router in another program: a saved folder, a history and a budget go in, a decision comes out.
+"""A trained router in another program: a saved folder and what happens in an episode go in, decisions come out.
 
 Always true here: no Ray is started; the same history, budget, mask and seed have the same decision, the one that the
 run's own runners take, whatever was decided before. What a causal language model has read of an episode is kept, so
@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import reprlib
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from bopo_ray.models.protocol import ModelPool
 from bopo_ray.records import Budget, CostMode, spawn_seed
 from bopo_ray.routers.decision import Decision, decide
 
-__all__ = ["History", "SavedRouter", "load_router"]
+__all__ = ["History", "RoutedEpisode", "SavedRouter", "load_router"]
 
 EPISODES = 8
 """Episodes of which is kept what was read, the latest ones."""
@@ -60,8 +60,11 @@ class History:
 class SavedRouter:
     """A trained router, made by `load_router`. Its decisions may be taken in several threads at once."""
 
-    def __init__(self, module: Any, call_limit: int | None = None) -> None:
-        """`module`: a RouterModule that acts; `call_limit`: see there."""
+    def __init__(self, module: Any, trained: Mapping[str, Any] | None = None) -> None:
+        """`module`: a RouterModule that acts; `trained`: what `router.json` says of its training, where it is there.
+
+        Raises StoreError for a `trained` that can't be.
+        """
         from bopo_ray.rllib.encode import Reader
         from bopo_ray.rllib.router_module import ROUTER_DEFAULTS
 
@@ -70,13 +73,42 @@ class SavedRouter:
         self._read = Reader.of(ROUTER_DEFAULTS | dict(module.model_config))
         self.n_models = int(module.action_space.n)
         """How many models it decides between; 0 is the smallest."""
-        self.call_limit = call_limit
-        """Large calls of a task that it was evaluated with: what it is given as a budget at a task's first step, and
-        what is left of that later. None: no limit."""
+        self._trained = dict(trained or {})
+        self.models = _names(self._trained, self.n_models)
+        """Their names, smallest first."""
+        self.max_steps: int | None = _number(self._trained, "max_steps")
+        """Steps of an episode that it was trained for; None: `router.json` does not say."""
+        self.call_limit: int | None = _number(self._trained.get("how"), "call_limit")
+        """Large calls of a task that it was evaluated with; None: no limit."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles, e.g. for an actor of one's own, without what it has read."""
-        return SavedRouter, (self._module, self.call_limit)
+        return SavedRouter, (self._module, self._trained)
+
+    def begin(
+        self, task: str, first_observation: str, *, max_steps: int | None = None, calls: int | None = None,
+        seed: int | None = None,
+    ) -> RoutedEpisode:  # fmt: skip
+        """An episode in which it decides as in the run's evaluation.
+
+        Args:
+            task: what the agent was asked to do: the very text that the environment gives as `task_text`.
+            first_observation: what the environment said before the first step.
+            max_steps: steps that may be taken; by default those that it was trained for, another number is news to it.
+            calls: a cap of one's own on the large calls; where the router has a `call_limit`, the lesser holds.
+            seed: None takes the most probable models; a number samples.
+
+        Raises:
+            ConfigError: a value that can't be, or no `max_steps` where the folder does not say.
+        """
+        steps = self.max_steps if max_steps is None else max_steps
+        if steps is None:
+            raise ConfigError("max_steps=None: the router's folder does not say for how many steps it was trained")
+        if calls is not None and not _whole(calls):
+            raise ConfigError(f"calls={reprlib.repr(calls)}: need a whole number of large calls, or None for no cap")
+        limits = [n for n in (calls, self.call_limit) if n is not None]
+        budget = Budget(CostMode.CALLS, min(limits)) if limits else None
+        return RoutedEpisode(self, History(task, first_observation, steps), budget, seed)
 
     def decide(
         self,
@@ -170,7 +202,11 @@ def load_router(path: str | os.PathLike[str], pool: ModelPool | None = None) -> 
     if pool is not None:
         names = [m.name for m in pool.models]
         check_pair(folder, names, pool.price_hash, "load a router of this pool, or leave out pool=")
-    router = SavedRouter(acting_module(folder), _call_limit(folder, about(folder)))
+    module, trained = acting_module(folder), about(folder).get("trained")
+    try:
+        router = SavedRouter(module, trained)
+    except StoreError as error:
+        raise StoreError(f"{folder}/router.json says {error}") from error
     if pool is not None and len(pool) != router.n_models:
         raise StoreError(
             f"{folder} decides between {router.n_models} models, the pool has {len(pool)}: load a router of this pool, "
@@ -179,15 +215,70 @@ def load_router(path: str | os.PathLike[str], pool: ModelPool | None = None) -> 
     return router
 
 
-def _call_limit(folder: Path, known: dict[str, Any]) -> int | None:
-    """The limit of calls that `router.json` says; it may come from elsewhere."""
-    how = known.get("trained", {}).get("how", {})
-    limit = how.get("call_limit") if isinstance(how, dict) else None
-    if limit is not None and not _whole(limit):
-        raise StoreError(
-            f"{folder}/router.json says call_limit={reprlib.repr(limit)}: need a whole number of large calls, or none"
-        )
-    return limit
+class RoutedEpisode:
+    """A task under way, made by `SavedRouter.begin`: counts its steps and large calls, so that each decision is the one
+    that the run would have taken there. Not for several threads at once."""
+
+    def __init__(self, router: SavedRouter, history: History, budget: Budget | None, seed: int | None) -> None:
+        self.history = history
+        """What has happened."""
+        self.budget = budget
+        """What is left of the large calls; None for no limit."""
+        self._router, self._seed = router, seed
+        self._model: int | None = None
+        """That was chosen for the next action."""
+
+    @property
+    def steps_left(self) -> int:
+        """Steps that may still be taken."""
+        return self.history.steps_left
+
+    def decide(self, mask: Sequence[bool] | None = None) -> Decision:
+        """Which model writes the next action; `mask` and errors as in `SavedRouter.decide`."""
+        decision = self._router.decide(self.history, self.budget, mask=mask, seed=self._seed)
+        self._model = decision.model
+        return decision
+
+    def after(self, action: str, observation: str, model: int | None = None) -> None:
+        """Says what came of the step; its call counts, also where the reply held no action ("").
+
+        Args:
+            action: what was done.
+            observation: what the environment said.
+            model: which one wrote it, where it was not the one that was decided.
+
+        Raises:
+            ConfigError: nothing was decided and no `model` named, there is no such model, or no step or call is left.
+        """
+        wrote = self._model if model is None else model
+        if wrote is None or not (_whole(wrote) and wrote < self._router.n_models):
+            need = f"need one of 0 to {self._router.n_models - 1}, or decide() before"
+            raise ConfigError(f"model={reprlib.repr(wrote)}: {need}")
+        budget = self.budget
+        if budget is not None and wrote > 0:
+            if not budget.cap:
+                raise ConfigError(f"model={wrote}: no large call is left in this episode; 0 was to be called")
+            budget = replace(budget, cap=budget.cap - 1)
+        self.history = self.history.after(action, observation)
+        self.budget, self._model = budget, None
+
+
+def _number(known: Any, name: str) -> int | None:
+    """What `router.json`, which may come from elsewhere, says under this name."""
+    value = known.get(name) if isinstance(known, Mapping) else None
+    if value is not None and not _whole(value):
+        raise StoreError(f"{name}={reprlib.repr(value)}: need a whole number, or none")
+    return value
+
+
+def _names(known: Mapping[str, Any], n: int) -> tuple[str, ...]:
+    """The models' names; their numbers where `router.json` does not say."""
+    models = known.get("models")
+    if models is None:
+        return tuple(map(str, range(n)))
+    if not isinstance(models, list) or len(models) != n or not all(isinstance(m, Mapping) for m in models):
+        raise StoreError(f"models={reprlib.repr(models)}: need {n}, each with its name")
+    return tuple(str(m.get("name", i)) for i, m in enumerate(models))
 
 
 def _is_budget(value: object) -> bool:

@@ -11,15 +11,23 @@ from bopo_ray.records import Episode
 
 def replayed(router: SavedRouter, episode: Episode) -> list[Decision]:
     """What the router decides at each step of a stored episode."""
-    history = History(episode.task_text, episode.first_observation, episode.max_steps)
-    decisions, budget, spent = [], episode.spec.budget, 0
+    decisions, budget, spent = list[Decision](), episode.spec.budget, 0
     seed = None if episode.spec.greedy else episode.spec.stream
+    if budget is None or budget.mode is CostMode.CALLS:
+        calls = None if budget is None else budget.cap
+        routed = router.begin(
+            episode.task_text, episode.first_observation, max_steps=episode.max_steps, calls=calls, seed=seed
+        )
+        for step in episode.steps:
+            decisions.append(routed.decide(step.mask))
+            routed.after(step.action, step.observation, step.model)
+        return decisions
+    history = History(episode.task_text, episode.first_observation, episode.max_steps)
     for step in episode.steps:
-        left = budget and Budget(budget.mode, budget.cap - spent)
+        left = Budget(budget.mode, budget.cap - spent)
         decisions.append(router.decide(history, left, mask=step.mask, seed=seed))
         history = history.after(step.action, step.observation)
-        if budget is not None:
-            spent += step.charged_microusd if budget.mode is CostMode.USD else int(step.model > 0)
+        spent += step.charged_microusd
     return decisions
 
 

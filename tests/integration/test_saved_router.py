@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bopo_ray import Budget, CostMode, Decision, History, load_router
+from bopo_ray import Decision, load_router
 from bopo_ray.models import load_pool
 from bopo_ray.pipeline.settings import load_settings
 from bopo_ray.records import Episode, Phase
@@ -69,8 +69,8 @@ def test_the_readmes_example(toy_run: Frontier, tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(code, names)
-    first = names["router"].decide(
-        History("Your task is to boil water.", "You are in the hallway.", 40), Budget(CostMode.CALLS, 5)
-    )
-    assert capsys.readouterr().out == f"{first.model} {first.probabilities}\n"
-    assert names["decision"] == Decision(0, (1.0, 0.0)) and names["history"].steps_left == 39
+    router, steps = names["router"], names["episode"].history.steps_left + 1
+    first = router.begin("Your task is to boil water.", "You are in the hallway.").decide()
+    assert capsys.readouterr().out == f"{router.models[first.model]} {first.probabilities}\n"
+    assert names["decision"] == Decision(0, (1.0, 0.0))
+    assert steps == router.max_steps == load_settings(toy_run.out / "settings.yaml").max_steps

@@ -39,6 +39,9 @@ def test_the_card_says_what_kind_of_router_it_is(known: dict[str, Any], said: st
     text = card(known)
     assert said in text and text.count("A small") + text.count("`me/my-model`") == 1
     assert "| 1 | `large` | 1 | 0.5 | 2 |" in text and "Not evaluated by itself." in text
+    assert "# of 30 steps\n" in text
+    limited = card(known | {"trained": known["trained"] | {"how": {"lam": 0.1, "call_limit": 5}}})
+    assert "# of 30 steps, and of at most 5 large calls\n" in limited
 
 
 def test_one_task_has_no_interval(tmp_path: Path) -> None:

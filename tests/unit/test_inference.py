@@ -91,6 +91,50 @@ def test_it_acts_with_the_averaged_weights(router: SavedRouter) -> None:
     assert router.n_models == 3 and history.steps_left == episode.max_steps - len(views)
 
 
+@pytest.mark.parametrize(
+    ("limit", "calls", "cap"), [(None, None, None), (3, None, 3), (None, 2, 2), (3, 2, 2), (3, 9, 3)]
+)
+def test_an_episode_counts_its_steps_and_large_calls(
+    router: SavedRouter, limit: int | None, calls: int | None, cap: int | None
+) -> None:
+    """As one who counts by hand: the limit of the router and the cap of the caller, the lesser first."""
+    models = [{"name": n} for n in ("tiny", "small", "large")]
+    own = SavedRouter(router._module, {"models": models, "max_steps": 20, "how": {"call_limit": limit}})
+    assert (own.models, own.max_steps, own.call_limit) == (("tiny", "small", "large"), 20, limit)
+    for seed in (None, 7):
+        episode, history, left = own.begin("Boil water.", "A kitchen.", calls=calls, seed=seed), None, cap
+        history = History("Boil water.", "A kitchen.", 20)
+        for i in range(20):
+            assert episode.steps_left == 20 - i and (episode.budget and episode.budget.cap) == left
+            decision = episode.decide()
+            wanted = router.decide(history, None if left is None else Budget(CostMode.CALLS, left), seed=seed)
+            assert decision == wanted
+            wrote = None if i % 2 else 0 if left == 0 else 2  # every other call is another one's than was decided
+            episode.after(f"look {i}", "A stove.", wrote)
+            history = history.after(f"look {i}", "A stove.")
+            model = decision.model if wrote is None else wrote
+            left = left if left is None or model == 0 else left - 1
+        with pytest.raises(ConfigError, match="steps_left"):
+            episode.after("look", "A cup.", 0)
+
+
+def test_an_episode_refuses(router: SavedRouter) -> None:
+    with pytest.raises(ConfigError, match=r"max_steps=None: .* does not say"):
+        router.begin("boil", "")
+    with pytest.raises(ConfigError, match=r"calls=-1: need a whole number"):
+        router.begin("boil", "", max_steps=3, calls=-1)
+    episode = router.begin("boil", "", max_steps=3, calls=0)
+    assert router.models == ("0", "1", "2") and episode.decide(mask=(True, False, True)).model == 0
+    for wrong in (3, -1, True, "0"):
+        with pytest.raises(ConfigError, match=r"model=.*: need one of 0 to 2, or decide\(\) before"):
+            episode.after("look", "A cup.", wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="model=2: no large call is left"):
+        episode.after("look", "A cup.", 2)
+    episode.after("look", "A cup.")
+    with pytest.raises(ConfigError, match="model=None: need one of"):
+        episode.after("look", "A cup.")  # nothing was decided since
+
+
 def test_it_pickles(router: SavedRouter) -> None:
     assert pickle.loads(pickle.dumps(router)).decide(HISTORY) == router.decide(HISTORY)
 
@@ -252,7 +296,7 @@ def test_a_router_of_another_pair_number_or_price_table_is_refused(tmp_path: Pat
     for limit, wrong in ((None, False), (7, False), (-1, True), ("7", True), (True, True), ([7], True)):
         (own / ROUTER_FILE).write_text(json.dumps({"trained": trained | {"how": {"call_limit": limit}}}))
         if wrong:
-            with pytest.raises(StoreError, match=r"call_limit=.*need a whole number"):
+            with pytest.raises(StoreError, match=r"router.json says call_limit=.*need a whole number"):
                 load_router(own, simulated)
         else:
             assert pickle.loads(pickle.dumps(load_router(own, simulated))).call_limit == limit
