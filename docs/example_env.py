@@ -1,7 +1,7 @@
 """An environment of one's own, in one file: find the key, then open the door that it fits.
 
 python -m pytest tests/integration/test_env_contract.py --env-id docs.example_env:Doors-v0
-python -m experiments.frontier --env docs.example_env:Doors-v0 --scale tiny
+python -m experiments.frontier --env docs.example_env:Doors-v0 --models simulated-llama --scale tiny
 """
 
 import gymnasium as gym
