@@ -18,6 +18,7 @@ from bopo_ray.analysis.cost_unit import cost_unit
 from bopo_ray.analysis.story import tell
 
 RUN = Path(os.environ.get("BOPO_RAY_RUN", "../results/scienceworld-v0-embedded-quick"))
+assert (RUN / "summary.json").exists(), f"no finished run in {RUN.resolve()}: set BOPO_RAY_RUN to the full path of one"
 summary = json.loads((RUN / "summary.json").read_text())
 frontier = pd.read_csv(RUN / "frontier.csv")
 LABEL = summary["label"]

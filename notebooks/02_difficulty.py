@@ -15,6 +15,7 @@ import pandas as pd
 from bopo_ray.analysis import plots
 
 RUN = Path(os.environ.get("BOPO_RAY_RUN", "../results/scienceworld-v0-embedded-quick"))
+assert (RUN / "summary.json").exists(), f"no finished run in {RUN.resolve()}: set BOPO_RAY_RUN to the full path of one"
 summary = json.loads((RUN / "summary.json").read_text())
 tasks = pd.read_parquet(RUN / "boundaries.parquet")
 tasks["kind"] = tasks["task"].str.rpartition("/")[0]

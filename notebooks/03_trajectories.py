@@ -16,6 +16,7 @@ from bopo_ray.analysis.trajectory import step_records
 from bopo_ray.store import EpisodeStore
 
 RUN = Path(os.environ.get("BOPO_RAY_RUN", "../results/scienceworld-v0-embedded-quick"))
+assert (RUN / "summary.json").exists(), f"no finished run in {RUN.resolve()}: set BOPO_RAY_RUN to the full path of one"
 summary = json.loads((RUN / "summary.json").read_text())
 settings = yaml.safe_load((RUN / "settings.yaml").read_text())
 MODELS = [m.get("label") or m["model"] for m in yaml.safe_load((RUN / "pool.yaml").read_text())["models"]]

@@ -15,6 +15,7 @@ from bopo_ray.analysis import plots
 from bopo_ray.pipeline.curves import training_curves
 
 RUN = Path(os.environ.get("BOPO_RAY_RUN", "../results/scienceworld-v0-embedded-quick"))
+assert (RUN / "summary.json").exists(), f"no finished run in {RUN.resolve()}: set BOPO_RAY_RUN to the full path of one"
 summary = json.loads((RUN / "summary.json").read_text())
 curves = training_curves(RUN)
 LABEL = summary["label"]
