@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from bopo_ray.analysis.bootstrap import bootstrap_ci
 from bopo_ray.benchmarks import env_label
+from bopo_ray.code import code_version
 from bopo_ray.files import write_json
 from bopo_ray.pipeline.run import Run
 from bopo_ray.rllib.saved import ROUTER_FILE, about
@@ -37,6 +38,7 @@ def describe(run: Run, folder: Path, name: str, **how: Any) -> None:
         ],
         "tasks": len(run.train), "max_steps": s.max_steps, "value": bool(s.router_shape.get("value")),
         "taxonomy": {str(c["values"]): c["counts"].as_py() for c in pc.value_counts(classes)}, "how": how,
+        "code": code_version(),
     }  # fmt: skip
     _write(folder, {**about(folder), "trained": trained})
 
@@ -99,7 +101,7 @@ def card(known: dict[str, Any]) -> str:
         + ", ".join(f"{n} {c}" for c, n in sorted(t["taxonomy"].items()))
         + f". Cost in {t['cost']}, beta {t['beta']:g}; "
         + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in t["how"].items() if v is not None)
-        + ".",
+        + (f". By bopo_ray {t['code']}." if "code" in t else "."),
         _results(known),
     ]
     if known.get("command"):

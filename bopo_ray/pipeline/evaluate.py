@@ -18,6 +18,7 @@ from bopo_ray.analysis.bill import bill, sharing
 from bopo_ray.analysis.cost_unit import COST_UNITS, cost_unit
 from bopo_ray.analysis.studies import interval_text, task_difficulty
 from bopo_ray.benchmarks import env_label
+from bopo_ray.code import code_version
 from bopo_ray.files import write_json
 from bopo_ray.pipeline.baselines import (
     Policy,
@@ -122,6 +123,7 @@ def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, 
         "spend": spend.to_dict() | {"one_lambda_calls": shared.one_lambda, "sweep_to_one_lambda": shared.ratio},
         "budget": budget_words(s.budget),
         "bosft": json.loads((out / "bosft.json").read_text()), "price_hash": run.pool.price_hash, "command": command,
+        "code": code_version(),
     }  # fmt: skip
     frontier.to_csv(out / "frontier.csv", index=False)
     write_json(out / "summary.json", summary)
@@ -156,7 +158,8 @@ def report_stage(run: Run, evaluation: pd.DataFrame, command: str) -> dict[str, 
             ),
             prices_date=run.models.prices_date,
             prices_hash=run.pool.price_hash,
-            versions={p: version(p) for p in ("ray", "torch", "transformers", "gymnasium", "scienceworld")},
+            versions={"bopo_ray": code_version()}
+            | {p: version(p) for p in ("ray", "torch", "transformers", "gymnasium", "scienceworld")},
         ),
         frontier=frontier,
         summary=summary,
