@@ -59,8 +59,10 @@ class Policy:
 
 
 def asked_for(run: Run) -> list[RouterName]:
-    """The default baselines and those of --router, each once."""
-    return list(dict.fromkeys(parse_router(n) for n in (*DEFAULT_ROUTERS, *run.settings.router)))
+    """The default baselines, the schedules that a limit of large calls makes of a router that always calls the large
+    model until it is reached, and those of --router; each once."""
+    limits = [f"first-large:{n}" for n in run.settings.call_limits if n < run.settings.max_steps]
+    return list(dict.fromkeys(parse_router(n) for n in (*DEFAULT_ROUTERS, *limits, *run.settings.router)))
 
 
 def specs(tasks: Sequence[Task], policy: Policy, settings: Settings, budget: Budget | None) -> Iterator[EpisodeSpec]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from bopo_ray.method.reward import CostScale
-from bopo_ray.pipeline.baselines import DEFAULT_ROUTERS, Policy, best_policy, matched_random, specs
+from bopo_ray.pipeline.baselines import DEFAULT_ROUTERS, Policy, asked_for, best_policy, matched_random, specs
 from bopo_ray.pipeline.settings import Settings
 from bopo_ray.records import CostMode, Episode
 from bopo_ray.routers import parse_router
@@ -24,6 +26,15 @@ def test_only_learned_routers_decide_as_the_settings_say(decide: str) -> None:
     fixed = list(specs([task], Policy("random(0.5)", "random", "random(0.5)"), settings, None))
     assert [s.member for s in learned] == [0, 1]
     assert [s.greedy for s in learned] == [decide == "greedy"] * 2 and not any(s.greedy for s in fixed)
+
+
+def test_a_routers_limit_of_large_calls_is_a_schedule_to_compare_with() -> None:
+    """A router that always calls the large model until its limit is first-large of that length."""
+    settings = Settings(shares=(0.5,), call_limits=(15, 20, 40), max_steps=40, router=("first-large:20", "cascade:1"))
+    names = [str(name) for name in asked_for(SimpleNamespace(settings=settings))]  # type: ignore[arg-type]
+    lengths = [2, 5, 7, 10, 15, 20]
+    assert [n for n in names if n.startswith("first-large")] == [f"first-large({k})" for k in lengths]
+    assert names[-1] == "cascade(1)"
 
 
 DEV = [
