@@ -292,11 +292,15 @@ class Lanes:
             if len(waiting) > room:
                 waiting, self._batches[key] = waiting[:room], waiting[room:]
                 self._since[key] = 0.0
-        if key[2] and self._workers:
-            self._apart.add(key)
-            self._elsewhere(lambda: partial(self._land, key, waiting, self._answers(key, waiting)))
-        else:
+        if not (key[2] and self._workers):
             self._resume(key, waiting, self._answers(key, waiting))
+            return
+        try:
+            self._elsewhere(lambda: partial(self._land, key, waiting, self._answers(key, waiting)))
+        except Exception as error:  # as in `_answers`, nobody may wait for ever
+            self._resume(key, waiting, [error] * len(waiting))
+        else:
+            self._apart.add(key)
 
     def _answers(self, key: Any, waiting: Sequence[tuple[_Lane, Any]]) -> Sequence[Any] | Busy:
         try:
@@ -369,10 +373,17 @@ class Lanes:
             self._away -= 1
 
     def _elsewhere(self, job: Callable[[], Callable[[], None]]) -> None:
-        """Has another thread do it; `_away` is one more until it is done."""
+        """Has another thread do it; `_away` is one more until it is done.
+
+        Raises RuntimeError where the system gives no thread; with one or more there, the job waits for those.
+        """
         if self._threads < min(self._away + 1, self._workers):
-            threading.Thread(target=self._work, name=f"aside {self._threads + 1}", daemon=True).start()
-            self._threads += 1
+            try:
+                threading.Thread(target=self._work, name=f"aside {self._threads + 1}", daemon=True).start()
+                self._threads += 1
+            except RuntimeError:
+                if not self._threads:
+                    raise
         self._away += 1
         self._aside_jobs.put(job)
 

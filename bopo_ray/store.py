@@ -156,7 +156,7 @@ class EpisodeStore:
     def _checked(self, shard: Path) -> pa.Table:
         """The ids of a shard; a damaged one is set aside so that its episodes are made again."""
         try:
-            schema = pq.read_schema(shard)
+            schema = _schema(shard)
             metadata = schema.metadata or {}
             if metadata.get(_VERSION_KEY) == self._metadata[_VERSION_KEY] and not schema.equals(SCHEMA):
                 raise pa.ArrowInvalid("its columns are not those of its version")  # the footer has no checksum
@@ -179,6 +179,7 @@ class EpisodeStore:
 def read_shard(path: Path, **options: Any) -> pa.Table:
     """A Parquet file of a run, by `pyarrow.parquet.read_table`; raises StoreError when it is damaged."""
     try:
+        _schema(path)
         return pq.read_table(path, page_checksum_verification=True, **options)
     except (pa.ArrowException, OSError) as error:
         if not _is_damage(error):
@@ -189,8 +190,18 @@ def read_shard(path: Path, **options: Any) -> pa.Table:
         ) from error
 
 
+def _schema(path: Path) -> pa.Schema:
+    """A file's; a name or a type that there can't be is a flipped bit's: the footer has no checksum."""
+    try:
+        return pq.read_schema(path)
+    except (UnicodeDecodeError, pa.ArrowNotImplementedError) as error:
+        raise pa.ArrowInvalid(str(error)) from error
+
+
 def _is_damage(error: Exception) -> bool:
-    """Whether the file is at fault, not the disk or the user's rights."""
+    """Whether the file is at fault, not the disk, the user's rights, or what this machine and its pyarrow can do."""
+    if isinstance(error, MemoryError | NotImplementedError | pa.ArrowCancelled):
+        return False
     return getattr(error, "errno", None) in (None, errno.EINVAL)
 
 

@@ -21,6 +21,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -312,8 +313,14 @@ def _is_sound(row: tuple[object, ...], checksum: int) -> bool:
     """Whether it is as it was written; one that is not counts as missing, and the others are as good as before."""
     sound = _checksum(row) == checksum
     if not sound:
-        log.warning("a stored call is damaged (it fails its checksum): it counts as missing and may be made again")
+        _tell_of_damage(row[0])
     return sound
+
+
+@cache
+def _tell_of_damage(key: object) -> None:
+    """Once for a key: whoever waits for its call reads it five times a second."""
+    log.warning("stored call %s is damaged (it fails its checksum): it counts as missing and may be made again", key)
 
 
 def _used(c: sqlite3.Connection) -> int:

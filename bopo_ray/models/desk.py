@@ -9,6 +9,7 @@ case.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -35,7 +36,8 @@ log = logging.getLogger(__name__)
 RENEW_S = 60.0
 """Between two renewals of the claims of this process."""
 LONGEST_CALL_S = 3600.0
-"""A claim is renewed for so long at most: whoever hangs in a call must not hold up everybody else for good."""
+"""A claim is renewed for so long at most: whoever hangs in a call must not hold up everybody else for good. But not one
+on a model that gives way, see `LanguageModel`: it hangs in no attempt, and may have hours to wait for its turn."""
 
 __all__ = ["Answer", "BudgetSpent", "Calls", "Desk", "RetryPolicy", "Spend"]
 
@@ -120,7 +122,7 @@ class Desk:
         self._in_flight: dict[str, list[Future[StoredCall]]] = {}
         """Calls that are being made, and who else waits for each: mostly nobody."""
         self._claimed: dict[str, float] = {}
-        """Keys of those that are claimed in the store, and when that was, by `time.monotonic`."""
+        """Keys of those that are claimed in the store, and since when they may hang, by `time.monotonic`."""
 
     def call(self, model: LanguageModel, request: Request, prompt_bound: int, budget: Ledger | None = None) -> Answer:
         """The model's reply to `request`, from the store or paid for.
@@ -174,6 +176,7 @@ class Desk:
         """The stored call, or None with the right to make it; waits while another process makes it."""
         if self._calls is None:
             return None
+        _keep_renewing(self)  # before there is a claim: the system may give no thread
         pause_s = 0.005
         while True:
             claim = self._calls.claim(key, self._owner)
@@ -186,8 +189,7 @@ class Desk:
                         f"a call of {model.name} is not among the recorded ones: the recording is of another run, "
                         "model or setting; give the settings that it was made with, or leave out --replay"
                     )
-                self._claimed[key] = time.monotonic()
-                _keep_renewing(self)
+                self._claimed[key] = math.inf if getattr(model, "gives_way", False) else time.monotonic()
                 return None
             aside(time.sleep, pause_s)
             pause_s = min(2 * pause_s, 0.2)
@@ -341,8 +343,8 @@ _DESKS: WeakSet[Desk] = WeakSet()
 def _keep_renewing(desk: Desk) -> None:
     """From now on the desk's claims are renewed."""
     if desk not in _DESKS:
-        _DESKS.add(desk)
         _renewer(os.getpid())
+        _DESKS.add(desk)
 
 
 @cache

@@ -61,7 +61,7 @@ class ModelSpec:
     max_concurrency: int = 32
     """openai: calls in flight, over all processes; each has one at least"""
     requests_per_minute: int = 0
-    """openai: over all processes; 0 sets no limit"""
+    """openai: over all processes, for each one at least; 0 sets no limit"""
     timeout_s: float = 60.0
     """openai: seconds for one attempt"""
     device: str = "auto"

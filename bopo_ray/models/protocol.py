@@ -63,7 +63,8 @@ class LanguageModel(Protocol):
     """A model that writes the agent's next action. Thread-safe.
 
     `complete` is called in a thread of its own, but for a model that has `gives_way = True`: it promises to wait by
-    `result` or `finish` of `bopo_ray.lanes` alone, and to be done with the rest at once.
+    `result` or `finish` of `bopo_ray.lanes` alone, for a bounded time once it has its turn, and to be done with the
+    rest at once.
     """
 
     name: str

@@ -5,13 +5,15 @@ present limit raise it by one. A refusal counts only when its call began after t
 way then says nothing about the new limit, and when that cut is a second old.
 
 Always true here: calls begin in the order in which they asked; never more than `limit` of them are in flight when one
-begins; starts are at least 60 / per_minute seconds apart; everything runs on one event loop, and nothing polls.
+begins; starts are at least 60 / per_minute seconds apart, the first one at a random point of such a gap, so that
+processes that begin together don't call together; everything runs on one event loop, and nothing polls.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import random
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -88,6 +90,8 @@ class Throttle:
 
     def _start_waiting(self) -> None:
         loop = asyncio.get_running_loop()
+        if self._next_start_s == -math.inf:
+            self._next_start_s = loop.time() + random.random() * self._gap_s
         while self._waiting and self.in_flight < self.limit:
             if self._waiting[0].cancelled():
                 self._waiting.popleft()

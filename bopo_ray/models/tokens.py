@@ -23,8 +23,10 @@ PAD, CLS, SEP = "[PAD]", "[CLS]", "[SEP]"
 
 @cache
 def tokenizer() -> Tokenizer:
-    """The shipped tokenizer."""
-    return Tokenizer.from_file(str(TOKENIZER_PATH))
+    """The shipped tokenizer; to it a text that says "[PAD]" is text."""
+    shipped = Tokenizer.from_file(str(TOKENIZER_PATH))
+    shipped.encode_special_tokens = True  # as text, that is: an environment may print anything
+    return shipped
 
 
 @lru_cache(maxsize=65_536)

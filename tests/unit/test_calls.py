@@ -44,6 +44,12 @@ def store(tmp_path: Path) -> Iterator[CallStore]:
     store.close()
 
 
+@pytest.fixture(autouse=True)
+def nothing_told() -> None:
+    """Damage is told once per process, and tests damage the same keys."""
+    calls_module._tell_of_damage.cache_clear()
+
+
 def dead_owner() -> str:
     """Of a process that has just ended."""
     code = "from bopo_ray.models.sqlite import owner_id; print(owner_id())"
@@ -406,7 +412,11 @@ def test_one_damaged_call_is_made_again_and_the_others_are_kept(
     path.write_bytes(raw.replace(f"reply of {bad} ".encode(), f"reply oF {bad} ".encode(), 1))
     store = CallStore(path)
     assert [k for k in KEYS[:300] if store.get(k) is None] == [bad]
-    assert "fails its checksum" in caplog.text and "made again" in caplog.text
+    assert "fails its checksum" in caplog.text and "made again" in caplog.text and bad in caplog.text
+    assert store.claim(bad, "elsewhere/1/1") is True
+    assert [store.claim(bad, ME) for _ in range(5)] == [False] * 5  # as who waits for it looks again and again
+    store.release(bad, "elsewhere/1/1")
+    assert len(caplog.records) == 1, "it is told once"
     assert store.export(tmp_path / "sound.parquet") == 299
     assert store.claim(bad, ME) is True
     again = dataclasses.replace(CALL, text="made again")

@@ -339,6 +339,38 @@ def test_a_claim_is_renewed_as_long_as_its_call_is_made(
     assert asked.result(LONG_S).reply.text == "reply 0"
 
 
+def test_a_call_that_waits_long_for_its_turn_keeps_its_claim(
+    office: Office, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process would pay for it a second time."""
+    monkeypatch.setattr(desk_module, "LONGEST_CALL_S", 0.1)
+    office.calls = CallStore(office.folder / "calls.db", lease_s=1.0)
+    desk, model = office.desk(), Fake(USAGE, gate=threading.Event())
+    model.gives_way = True  # type: ignore[attr-defined]
+    asked = threads.submit(ask, desk, model)
+    until(lambda: model.calls)
+    for _ in range(6):
+        time.sleep(0.25)
+        desk.renew_claims()
+        assert office.calls.claim(call_key("fake", request()), "another-host/1/2") is False
+    model.gate.set()
+    assert asked.result(LONG_S).reply.text == "reply 0"
+
+
+def test_where_no_thread_is_to_be_had_that_renews_it_there_is_no_claim(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk, model = office.desk(), Fake(USAGE)
+    desk_module._renewer.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("can't start")))
+        for _ in range(2):  # the second is told, too
+            with pytest.raises(RuntimeError, match="can't start"):
+                ask(desk, model)
+            assert office.claims() == 0
+    assert ask(desk, model).reply.text == "reply 0" and desk in desk_module._DESKS
+
+
 def test_the_first_attempt_counts_for_the_age(office: Office) -> None:
     model = Fake(failed(), takes_s=0.2)
     with pytest.raises(ModelError):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from bopo_ray.agent import Turn, budget_text, router_view
-from bopo_ray.models.tokens import PAD, SEP, encode, tokenizer
+from bopo_ray.models.tokens import CLS, PAD, SEP, TOKENIZER_PATH, encode, tokenizer
 from bopo_ray.records import Budget, CostMode
 from bopo_ray.rllib.encode import BUDGET_TOKENS, NEWEST_TOKENS, OLDER_TOKENS, TASK_TOKENS, encode_view, visible
 
@@ -25,6 +29,24 @@ def test_the_layout_by_hand() -> None:
     assert ids.dtype == np.int32 and ids.shape == (96,)
     assert ids[: len(by_hand)].tolist() == by_hand
     assert (ids[len(by_hand) :] == PAD_ID).all()
+
+
+def test_a_text_that_names_a_special_token_is_text() -> None:
+    """Else an environment that prints "[PAD]" would hide what it prints, and "[SEP]" begin another section."""
+    for name in (PAD, CLS, SEP):
+        ids = encode(f"a sign {name} here")
+        assert tokenizer().token_to_id(name) not in ids and tokenizer().decode(list(ids)) == f"a sign {name} here"
+    ids = encode_view(f"task: say {SEP}\nbudget: none\n| {PAD} {CLS}", 96)
+    read = int((ids != PAD_ID).sum())
+    assert (ids[:read] != PAD_ID).all() and (ids == SEP_ID).sum() == 2
+
+
+def test_any_other_text_is_read_as_it_was_when_the_shipped_routers_were_trained() -> None:
+    plain = Tokenizer.from_file(str(TOKENIZER_PATH))
+    calls = pq.read_table(Path(__file__).parents[1] / "data" / "replay-calls.parquet", columns=["text"])
+    texts = {*calls.column("text").to_pylist(), "[pad] [ SEP ] [CLS", "\0 é 😀\t[MASK]"}
+    assert len(texts) > 20
+    assert all(list(encode(text)) == plain.encode(text, add_special_tokens=False).ids for text in texts)
 
 
 def test_long_lines_are_cut_at_their_ends() -> None:

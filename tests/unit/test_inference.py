@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import pickle
 import shutil
@@ -198,7 +199,14 @@ def test_it_decides_as_a_runner_does(greedy: bool, budget: Budget | None, tmp_pa
         ((0.25, 0.5, 0.25), (True, True, True), 0.75, 2, (0.25, 0.5, 0.25)),
         ((0.25, 0.5, 0.25), (True, True, False), 1.0, 1, (1 / 3, 2 / 3, 0)),
         ((0.0, 1.0), (True, False), None, 0, (1, 0)),
-        ((0.0, 0.0, 1.0), (True, True, False), 0.9, 1, (0.5, 0.5, 0)),
+        # what is left has nothing: the largest up to the one that is wanted, else the first, and no coin is tossed
+        *(((0.0, 0.0, 1.0), (True, True, False), draw, 1, (0, 1, 0)) for draw in (None, 0.1, 0.9)),
+        ((0.0, 0.0, 0.0, 1.0), (True, False, True, False), 0.1, 2, (0, 0, 1, 0)),
+        ((0.0, 1.0, 0.0, 0.0), (True, False, False, True), 0.9, 0, (1, 0, 0, 0)),
+        ((1.0, 0.0, 0.0), (False, True, True), 0.9, 1, (0, 1, 0)),
+        # nothing is known
+        ((math.nan, math.nan, math.nan), (True, True, False), 0.9, 1, (0.5, 0.5, 0)),
+        ((math.nan, 0.0, 0.0), (False, True, True), 0.9, 2, (0, 0.5, 0.5)),
         ((0.5, 0.5), (False, False), None, 0, (0, 0)),
         ((0.5, 0.5), (False, False), 0.5, 0, (0, 0)),
     ],

@@ -290,6 +290,38 @@ def test_an_error_of_a_call_apart_arrives_and_one_in_use_is_asked_again(lanes: L
     assert Lanes(workers=0).ask(lambda: together(double, 4, 3, True)) == 8
 
 
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A system that has no more of them for what is done aside, until this is undone."""
+    start = threading.Thread.start
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name.startswith("aside "):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    return monkeypatch
+
+
+def test_where_no_thread_is_to_be_had_each_lane_is_told_and_later_ones_go_on(
+    lanes: Lanes, no_threads: pytest.MonkeyPatch
+) -> None:
+    found = play(lanes, *[lambda i=i: together(double, i, 2, True) for i in range(3)], lambda: aside(divmod, 9, 2))
+    assert [str(e) for e in found] == ["can't start new thread"] * 4
+    no_threads.undo()
+    assert play(lanes, lambda: together(double, 4, 2, True), lambda: aside(divmod, 9, 2)) == [8, (4, 1)]
+
+
+def test_where_no_more_threads_are_to_be_had_work_waits_for_those_that_there_are(
+    lanes: Lanes, request: pytest.FixtureRequest
+) -> None:
+    assert lanes.ask(lambda: aside(divmod, 9, 2)) == (4, 1)
+    request.getfixturevalue("no_threads")
+    work = [lambda: aside(divmod, 9, 2), lambda: together(double, 4, 2, True), lambda: together(double, 5, 0, True)]
+    assert play(lanes, *work) == [(4, 1), 8, 10]
+
+
 class Panic(BaseException):
     """As those of extensions in Rust."""
 

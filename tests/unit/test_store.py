@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from bopo_ray import store as store_module
 from bopo_ray.errors import StoreError
 from bopo_ray.records import Budget, CostMode, Episode, Phase, Question
 from bopo_ray.rllib.bopo import BoPO, BoPOConfig
-from bopo_ray.store import SCHEMA, EpisodeStore, write_table
+from bopo_ray.store import SCHEMA, EpisodeStore, read_shard, write_table
 from tests.toy import play, toy_spec
 
 BUDGETS = (
@@ -193,6 +194,52 @@ def test_a_flipped_bit_is_never_read_as_another_value(tmp_path: Path) -> None:
             assert len(store) == len(found)
             came_to["set aside" if not found else "harmless"] += 1
     assert came_to["named"] > 40 and came_to["set aside"] > 10 and not came_to["unnamed"], came_to
+
+
+@pytest.mark.parametrize("wrong", [UnicodeDecodeError, pa.ArrowNotImplementedError])
+def test_a_footer_with_a_name_or_a_type_that_there_cannot_be_is_damaged(tmp_path: Path, wrong: type[Exception]) -> None:
+    EpisodeStore(tmp_path, "p1").append(EPISODES[:2])
+    (shard,) = tmp_path.glob("part-*.parquet")
+    data, types = shard.read_bytes(), shard.read_bytes().index(b"ARROW:schema")
+    flipped = (data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :] for at in range(types, len(data)))
+    for damaged in [data.replace(b"env_id", b"\xffnv_id")] if wrong is UnicodeDecodeError else flipped:
+        shard.write_bytes(damaged)
+        try:
+            pq.read_schema(shard)
+        except wrong:
+            break
+        except Exception:  # damaged in another way
+            continue
+    else:
+        pytest.fail("no such damage")
+    with pytest.raises(StoreError, match=rf"{shard.name} is damaged"):
+        read_shard(shard)
+    assert len(EpisodeStore(tmp_path, "p1")) == 0
+    assert [p.suffix for p in tmp_path.iterdir()] == [".corrupt"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [pa.ArrowMemoryError("malloc of size 1048576 failed"), MemoryError(), pa.ArrowCancelled("cancelled"),
+     pa.ArrowNotImplementedError("Support for codec 'zstd' not built"), OSError(errno.EIO, "Input/output error"),
+     PermissionError(errno.EACCES, "Permission denied")],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_a_shard_that_this_machine_fails_to_read_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    EpisodeStore(tmp_path, "p1").append(EPISODES[:2])
+    (shard,) = tmp_path.iterdir()
+
+    def fails(*_: object, **__: object) -> pa.Table:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module.pq, "read_table", fails)
+        for read in (lambda: EpisodeStore(tmp_path, "p1"), lambda: read_shard(shard)):
+            with pytest.raises(type(error)):
+                read()
+    assert list(tmp_path.iterdir()) == [shard] and len(EpisodeStore(tmp_path, "p1")) == 2
 
 
 def test_a_damaged_shard_is_named_when_it_is_read(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bopo_ray.models import throttle as module
 from bopo_ray.models.throttle import MAX_PAUSE_S, Throttle, retry_after_s
 
 
@@ -69,6 +70,12 @@ class Load:
         await asyncio.gather(*(self.call(i, **more) for i in range(n)))
 
 
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first start is at the begin of its gap."""
+    monkeypatch.setattr(module.random, "random", lambda: 0.0)
+
+
 def test_it_bounds_the_calls_in_flight_and_keeps_their_order() -> None:
     async def work() -> Load:
         load = Load(Throttle(3))
@@ -88,6 +95,27 @@ def test_a_minute_holds_no_more_starts_than_allowed() -> None:
         return load
 
     assert run(work()).begun == pytest.approx([0, 3, 6, 9, 12, 15])
+
+
+@pytest.mark.parametrize("limits", [[(100, 20)], [(100, 0), (4, 20)]], ids=["one model", "two of an endpoint"])
+def test_the_first_start_is_somewhere_in_the_gap(
+    monkeypatch: pytest.MonkeyPatch, limits: list[tuple[int, float]]
+) -> None:
+    """Else as many calls as there are processes would go out in the first second, and again after each gap."""
+    monkeypatch.setattr(module.random, "random", lambda: 0.5)
+
+    async def work() -> list[float]:
+        await asyncio.sleep(10)
+        throttle = Throttle(*limits[0])
+        for limit in limits:
+            throttle.tighten(*limit)
+        load = Load(throttle)
+        await load.calls(3, seconds=0.1)
+        await asyncio.sleep(60)
+        await load.calls(1)
+        return load.begun
+
+    assert run(work()) == pytest.approx([11.5, 14.5, 17.5, 77.6]), "and only the first one"
 
 
 def test_waiting_costs_no_polling() -> None:
