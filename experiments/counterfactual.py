@@ -6,7 +6,7 @@
 It plays a schedule on dev tasks, and again with the other model at one step, for each of --steps; up to that step both
 episodes are the same. Expect some minutes, a table, and figures/counterfactual.html, .csv, .png and .svg in the run's
 folder. Calls come from the run's store where they are there; new ones are paid, under --max-spend. The same command
-goes on where it was stopped.
+goes on where it was stopped; a run has one study at a time.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from bopo_ray.models.spend import SpendLedger
 from bopo_ray.pipeline.command import exit_code, script_parser
 from bopo_ray.pipeline.evaluate import evaluate_stage, report_stage
 from bopo_ray.pipeline.jobs import Job
+from bopo_ray.pipeline.preflight import studies, taken_microusd
 from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.same import check_same
 from bopo_ray.pipeline.settings import Settings, field_docs, load_settings, resolve
@@ -169,9 +170,10 @@ def slug(name: str) -> str:
 
 
 def spent_line(out: Path) -> str:
-    """What a run has spent, in words."""
-    totals = SpendLedger(out / "spend.db", None).totals().overall
-    return f"${totals.spent_microusd / 1e6:.6f} spent on {totals.paid_calls:,} calls"
+    """What a run has spent, in words, and what studies of it have of the same limit."""
+    totals, beside = SpendLedger(out / "spend.db", None).totals().overall, taken_microusd(studies(out)) / 1e6
+    own = f"${totals.spent_microusd / 1e6:.6f} spent on {totals.paid_calls:,} calls"
+    return f"{own}, and ${beside:.6f} by studies of this run" if beside else own
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ It evaluates the methods of a finished experiments.frontier under budget-constra
 the cap can't pay for is masked. What a method plays under a cap (a router's offset, a schedule's length) is chosen by
 its success on dev tasks under that cap; test tasks are played with that alone. Expect some minutes for a quick run and
 two tables at the end. Calls come from the run's call store where they are there; new ones are paid, under --max-spend.
-The same command goes on where it was stopped. Written: figures/hard_budget.html, .csv, .png and .svg, and in
-hard-budget/ the episodes, which experiments.audit checks as it checks a run, and a router to deploy for each method and
-cap, policies/METHOD..._under-CAP... Exit code 1 when a cap was exceeded, which must never happen.
+The same command goes on where it was stopped; a run has one study at a time. Written: figures/hard_budget.html, .csv,
+.png and .svg, and in hard-budget/ the episodes, which experiments.audit checks as it checks a run, and a router to
+deploy for each method and cap, policies/METHOD..._under-CAP... Exit code 1 when a cap was exceeded, which must never
+happen.
 """
 
 from __future__ import annotations
@@ -94,7 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = script_parser("hard_budget", __doc__)
     p.add_argument("folder", type=Path, metavar="FOLDER", help="a finished run, results/RUN")
     p.add_argument("--calls", type=numbers(int), default=list(CALLS), help="caps in large calls (default 5,10,15)")
-    p.add_argument("--usd", type=numbers(float), help="caps in dollars (default 25, 50, 75%% of always-large's cost)")
+    p.add_argument(
+        "--usd", type=numbers(float),
+        help="caps in dollars (default 25, 50, 75%% of always-large's cost; needed where the run itself had a cap)",
+    )  # fmt: skip
     p.add_argument("--methods", default="", help="only these, e.g. bopo-hybrid,first-large (default: all of the run)")
     p.add_argument("--dev-tasks", type=int, default=0, help="dev tasks to choose by (default the run's)")
     add_max_spend(p)

@@ -6,7 +6,7 @@
 It plays first-large(K), for each K of --lengths, and the boundary policies on dev tasks, --samples times with other
 draws of the models. Expect some minutes, two tables, one sentence, and figures/headroom.html, .csv, .png and .svg in
 the run's folder. Calls come from the run's store where they are there; new ones are paid, under --max-spend. The same
-command goes on where it was stopped.
+command goes on where it was stopped; a run has one study at a time.
 """
 
 from __future__ import annotations

@@ -128,18 +128,28 @@ def reward(
 
 
 def beta_warning(
-    stats: Mapping[str, BoundaryStats], beta: float, lam: float, easy_at: int | None = None
-) -> tuple[str, ...]:
-    """The Hard tasks on which always-large does not out-reward always-small: beta < lambda/d - 1. [ours]
+    stats: Mapping[str, BoundaryStats], ranges: Mapping[str, CostRange], beta: float, lam: float,
+    easy_at: int | None = None,
+) -> tuple[str, ...]:  # fmt: skip
+    """The Hard tasks on which always-large does not out-reward always-small: (1 + beta) * d <= lambda * c. [ours]
 
-    d = u_L - u_S is the gap of mean outcomes (of success rates where u is 0 or 1), and a full unit of C_norm is
-    taken to lie between the boundaries: large wins iff (1 + beta) * d > lambda. Tasks with d <= 0 are left out:
-    there no beta is large enough.
+    d = u_L - u_S is the gap of mean outcomes (of success rates where u is 0 or 1), c that of the normalised mean costs:
+    less than 1 where a range is wider than the boundaries, below 0 where always-small is the dearer one. Tasks with
+    d <= 0 are left out: there no beta helps.
+
+    Args:
+        stats: by task name.
+        ranges: of `cost_ranges`, by the same names.
+        beta, lam: as in `reward`.
+        easy_at: as in `BoundaryStats.difficulty`.
 
     Returns:
         Task names in the order of `stats`; empty when there is nothing to warn of.
     """
-    gaps = {
-        name: s.outcome_large - s.outcome_small for name, s in stats.items() if s.difficulty(easy_at) is Difficulty.HARD
-    }
-    return tuple(name for name, d in gaps.items() if d > 0 and beta < lam / d - 1)
+    doubtful = []
+    for name, s in stats.items():
+        gain = s.outcome_large - s.outcome_small
+        small, large = normalised_cost([s.cost_small, s.cost_large], ranges[name])
+        if s.difficulty(easy_at) is Difficulty.HARD and gain > 0 and (1 + beta) * gain <= lam * (large - small):
+            doubtful.append(name)
+    return tuple(doubtful)

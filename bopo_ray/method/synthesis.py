@@ -19,6 +19,7 @@ from bopo_ray.records import CostMode, Difficulty, Episode
 
 __all__ = [
     "FIRST_LARGE", "Expert", "choose_expert", "class_weights", "gate", "reliable_policies", "stratified_shares",
+    "task_gate",
 ]  # fmt: skip
 
 FIRST_LARGE = (1, 2, 3, 5, 8, 13)
@@ -167,6 +168,35 @@ def class_weights(steps: Mapping[Difficulty, int], hard_share: float = 1 / 3) ->
     if share == 0.0 or share >= hard_share:
         return dict.fromkeys(Difficulty, 1.0)
     return dict.fromkeys(Difficulty, (1 - hard_share) / (1 - share)) | {Difficulty.HARD: hard_share / share}
+
+
+def task_gate(tasks: Mapping[Difficulty, int], override: bool = False) -> None:
+    """Refuses training tasks of which none is Hard: there BoSFT has nothing to imitate but SMALL. [ours]
+
+    Args:
+        tasks: how many there are of each difficulty.
+        override: go on all the same.
+
+    Raises:
+        GateError: there is no Hard task, and `override` is not set.
+    """
+    easy, intractable = (tasks.get(d, 0) for d in (Difficulty.EASY, Difficulty.INTRACTABLE))
+    if override or tasks.get(Difficulty.HARD, 0):
+        return
+    harder, easier = "harder tasks, a weaker --small or fewer --max-steps", "easier tasks or a stronger --large"
+    if not intractable:
+        why = f"the small model alone wins nearly all; take {harder}"
+    elif not easy:
+        why = f"no model wins any; take {easier}"
+    else:
+        why = (
+            "the small model alone wins nearly all of the Easy ones, and no model any of the others; for the first "
+            f"take {harder}, for the others {easier}"
+        )
+    raise GateError(
+        f"no Hard training task among {easy + intractable} ({easy} Easy, {intractable} Intractable), so there is "
+        f"nothing to route: {why}, or go on with --ignore-gate"
+    )
 
 
 def gate(p_large_hard: ArrayLike, threshold: float = 0.1, override: bool = False) -> float:

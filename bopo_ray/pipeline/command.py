@@ -48,8 +48,8 @@ def add_max_spend(p: argparse.ArgumentParser) -> None:
     """`--max-spend` of a script that plays more on a finished run, as `hard_budget.open_run` takes it."""
     p.add_argument(
         "--max-spend", type=float, metavar="DOLLARS",
-        help="that new calls may cost (default: what the finished run's own --max-spend has left; no limit where it "
-        "had none)",
+        help="that new calls may cost (default: what the finished run and its other studies have left of its own "
+        "--max-spend; no limit where it had none)",
     )  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,10 +33,10 @@ from bopo_ray.models.pricing import price_table
 from bopo_ray.pipeline.baselines import Policy, dev_tasks, specs, trained_routers
 from bopo_ray.pipeline.calibrate import Tried, met_as_it_is, offsets_at, save_with, weights_with
 from bopo_ray.pipeline.card import add_results
-from bopo_ray.pipeline.jobs import spent_usd
+from bopo_ray.pipeline.preflight import locked, studies, taken_microusd
 from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.same import check_same_models
-from bopo_ray.pipeline.settings import load_settings
+from bopo_ray.pipeline.settings import Settings, load_settings
 from bopo_ray.pipeline.sweep import learned_policies
 from bopo_ray.records import Budget, CostMode, Episode, EpisodeSpec, Phase
 from bopo_ray.routers import LEARNED, Router, parse_router
@@ -80,7 +81,18 @@ class Choice:
 
 
 def usd_caps(finished: FinishedRun) -> list[float]:
-    """Three dollar caps that bind: USD_SHARES of always-large's mean cost, to three digits; none where it is free."""
+    """Three dollar caps that bind: USD_SHARES of always-large's mean cost, to three digits; none where it is free.
+
+    Raises ConfigError where the run was under a budget of its own, and so does not know that cost.
+    """
+    own = load_settings(finished.folder / "settings.yaml")
+    for name in ("budget_calls", "budget_usd"):
+        if (cap := getattr(own, name)) is not None:
+            raise ConfigError(
+                f"{name}={cap:g}: {finished.folder} was evaluated under it, so what always-large costs without a cap, "
+                "of which default dollar caps are shares, is not known; give caps with --usd, e.g. --usd 0.01,0.02, "
+                "or none with --usd ''"
+            )
     large = float(finished.frontier.set_index("policy")["cost_usd"]["always-large"])
     return [float(f"{share * large:.3g}") for share in USD_SHARES if round(share * large, 6)]
 
@@ -94,15 +106,24 @@ def caps_of(calls: Sequence[int], usd: Sequence[float]) -> list[Budget]:
     return list(dict.fromkeys(caps))
 
 
+@contextmanager
 def open_run(
     finished: FinishedRun, max_spend: float | None, cpus: int, console: Console, name: str = CAPPED
-) -> Run:  # fmt: skip
+) -> Iterator[Run]:
     """A run in the folder `name` of a finished one, with its settings, tasks, models and call store.
 
     Its new calls may cost `max_spend` dollars, what it spent before included; None: what the finished one's own limit
-    has left (see `left_usd`). Raises ConfigError where models or prices are others than the finished one's.
+    has left (see `left_usd`). Raises ConfigError where models or prices are others than the finished one's, and while
+    that one, or another study of it, is open.
     """
-    folder = finished.folder
+    with locked(finished.folder):
+        own = _settings(finished.folder, max_spend, cpus, console, name)
+        with Run(own, finished.folder / name, resume=True, console=console) as run:
+            yield run
+
+
+def _settings(folder: Path, max_spend: float | None, cpus: int, console: Console, name: str) -> Settings:
+    """Of the study `name` of the run in `folder`, see `open_run`."""
     settings = load_settings(folder / "settings.yaml")
     if max_spend is None:
         max_spend = left_usd(folder, settings.max_spend, name)
@@ -115,15 +136,18 @@ def open_run(
     models = resolve_pool(settings.pool, settings.small, settings.large, prices)
     check_same_models(read_pool(folder / "pool.yaml", prices), models, folder)
     calls = settings.calls or str(folder / "calls.db")
-    own = dataclasses.replace(settings, calls=calls, max_spend=max_spend, cpus=cpus, budget_calls=None, budget_usd=None)
-    return Run(own, folder / name, resume=True, console=console)
+    return dataclasses.replace(
+        settings, calls=calls, max_spend=max_spend, cpus=cpus, budget_calls=None, budget_usd=None
+    )
 
 
 def left_usd(folder: Path, limit: float, name: str) -> float:
-    """Dollars that the limit of the run in `folder` leaves to the one in its folder `name`: less what that run and the
-    others in its folders have spent. What the one has spent itself is for its own ledger to count."""
-    others = [folder, *(ledger.parent for ledger in folder.glob("*/spend.db") if ledger.parent.name != name)]
-    return limit if math.isinf(limit) else max(0.0, round(limit - sum(map(spent_usd, others)), 6))
+    """Dollars that the limit of the run in `folder` leaves to the study in its folder `name`: less what that run and
+    its other studies have spent and reserved. What the study itself has spent is for its own ledger to count."""
+    if math.isinf(limit):
+        return limit
+    others = [folder, *(study for study in studies(folder) if study.name != name)]
+    return max(0.0, round(limit - taken_microusd(others) / 1e6, 6))
 
 
 def candidates(run: Run, finished: FinishedRun, methods: Sequence[str] = ()) -> list[Candidate]:

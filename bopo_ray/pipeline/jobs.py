@@ -58,7 +58,8 @@ def run_jobs(jobs: Sequence[Job], max_spend: float, among: Iterable[Path] = ()) 
         print(name, flush=True)
         limit = []
         if not math.isinf(max_spend):
-            others = sum(spent_usd(folder) for folder in folders - {job.folder})
+            # A run counts by itself what studies in its folder have spent.
+            others = sum(spent_usd(f) for f in folders if f != job.folder and job.folder not in f.parents)
             limit = ["--max-spend", f"{max(0.0, max_spend - others):.6f}"]
         if code := run_process([sys.executable, "-m", *job.command, *limit]):
             return code

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import logging
 import math
 import os
@@ -34,7 +33,7 @@ from bopo_ray.models.pricing import Usage, price_table
 from bopo_ray.models.protocol import LanguageModel
 from bopo_ray.models.spend import SpendLedger
 from bopo_ray.pipeline.board import board_command
-from bopo_ray.pipeline.preflight import preflight
+from bopo_ray.pipeline.preflight import locked, preflight, studies, taken_microusd
 from bopo_ray.pipeline.same import check_same, check_same_models, check_same_tasks, task_lists
 from bopo_ray.pipeline.settings import Settings, load_settings, save
 from bopo_ray.records import CostMode, Episode, EpisodeSpec
@@ -80,10 +79,12 @@ class Run:
         self.pool = build_pool(self.models)
         check_ready(settings.env)
         self._fair = fair_tasks(settings.env, self.pool)
-        listed = {t.name for split in Split for t in task_list(settings.env, split)}
+        listed = [t.name for split in Split for t in task_list(settings.env, split)]
         if unknown := [name for name in settings.without_tasks if name not in listed]:
+            like = " or ".join(dict.fromkeys(map(repr, listed[:1] + listed[-1:])))
             raise ConfigError(
-                f"without_tasks={unknown[0]!r}: {settings.env} has no such task; --without-tasks NAME,NAME"
+                f"without_tasks={unknown[0]!r}: {settings.env} has no such task; names look like {like or 'none'}; "
+                "set them with --without-tasks NAME,NAME"
             )
         self.train = self.tasks(Split.TRAIN, settings.train_tasks)
         self.test = self.tasks(Split.TEST, settings.test_tasks)
@@ -112,22 +113,21 @@ class Run:
             from bopo_ray.rllib.backbone import check_backbone  # with transformers it takes a second
 
             check_backbone(settings.router_shape, len(self.pool))
+        if settings.calls:
+            CallStore(self._calls).close()  # refuses what can't be one, before there is a folder
+        self._lock = locked(out)
+        self._studies = 0 if math.isinf(settings.max_spend) else taken_microusd(studies(out))
+        for folder in {shard.parent for shard in self.episodes.rglob("part-*.parquet")}:
+            EpisodeStore(folder, self.pool.price_hash)  # refuses another schema or price table
+        self.desk = self._open_desk()
         try:
-            out.mkdir(parents=True, exist_ok=True)
-            self._lock = (out / ".lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not path.exists():
                 save_pool(self.models, out / "pool.yaml")
             write_json(out / "tasks.json", tasks)
             save(settings, path.with_suffix(".tmp"))
             put(path.with_suffix(".tmp"), path)
-        except BlockingIOError as error:
-            raise StoreError(f"{out} is in use by another run; wait for it, or choose another --out") from error
         except OSError as error:
             raise StoreError(f"{out} can't be written ({error.strerror}); choose another --out") from error
-        for folder in {shard.parent for shard in self.episodes.rglob("part-*.parquet")}:
-            EpisodeStore(folder, self.pool.price_hash)  # refuses another schema or price table
-        self.desk = self._open_desk()
 
     def __enter__(self) -> Run:
         return self
@@ -171,9 +171,9 @@ class Run:
 
     @property
     def _cap(self) -> int | None:
-        """Micro-dollars, rounded down."""
+        """Micro-dollars, rounded down: what the studies of this run leave of its limit. None is open beside it."""
         spend = self.settings.max_spend
-        return None if math.isinf(spend) else math.floor(spend * 1_000_000 + 1e-6)
+        return None if math.isinf(spend) else max(0, math.floor(spend * 1_000_000 + 1e-6) - self._studies)
 
     @property
     def _ledger(self) -> Path:
@@ -393,7 +393,17 @@ def check_learners(s: Settings, there: Mapping[str, float]) -> None:
 
 
 def crowded(models: PoolSpec, processes: int) -> list[str]:
-    """A line for each model of which more calls may be in flight than its endpoint is to have."""
+    """A line for each model of which more calls may be in flight than its endpoint is to have.
+
+    Raises ConfigError where a process may begin less than a call a minute: it would soon be taken for a silent one.
+    """
+    for m in models.models:
+        if m.provider == "openai" and 0 < m.requests_per_minute < processes:
+            raise ConfigError(
+                f"model {m.model!r}: requests_per_minute={m.requests_per_minute} lets each of {processes} processes "
+                f"begin a call only every {60 * processes / m.requests_per_minute:.0f} s; need {processes} or more, "
+                "a call a minute for each: set it in the pool file, or use fewer processes with --cpus"
+            )
     return [
         f"{m.label}: max_concurrency={m.max_concurrency} is less than one call for each of {processes} processes: "
         f"up to {processes} calls may be in flight; use fewer with --cpus"

@@ -18,6 +18,7 @@ from bopo_ray.errors import ConfigError, StoreError
 from bopo_ray.method.advantage import AdvantageMode
 from bopo_ray.method.reward import CostScale
 from bopo_ray.method.synthesis import FIRST_LARGE
+from bopo_ray.models.pool import EMBEDDED, SIMULATED_PAIRS
 from bopo_ray.records import Budget, CostMode
 from bopo_ray.routers import parse_router
 
@@ -39,7 +40,7 @@ class Settings:
     prices: str = ""
     """YAML list of prices; by default the shipped one"""
     max_spend: float = math.inf
-    """dollars that the whole run may spend on calls; it stops before it would exceed them"""
+    """dollars that the whole run and studies of it may spend on calls; it stops before it would exceed them"""
     calls: str = ""
     """file of stored calls to share with other runs; by default the run's own calls.db"""
     replay: str = ""
@@ -166,6 +167,8 @@ class Settings:
              "need different whole numbers >= 1"),
             ("call_limits", not self.call_limits or bool(self.shares),
              "they are tried with the offsets of --shares: need some, or --call-limits ''"),
+            ("models", self.models != EMBEDDED or bool(self.small) or self.pool in _EMBEDDED_POOLS,
+             f"there is none for {self.env}; take {', '.join(SIMULATED_PAIRS)}, or your own (pool.yaml)"),
             ("boundary_value", 0 <= self.boundary_value < math.inf, "need a number >= 0"),
             ("reliability", 0 <= self.reliability <= 1, "need a share in [0, 1]"),
             ("lambdas", _distinct(self.lambdas), "need one or more different numbers >= 0"),
@@ -222,7 +225,7 @@ class Settings:
     @property
     def pool(self) -> str:
         """`models`, with the embedded pair called by its environment."""
-        return f"embedded:{self.env.partition('-')[0].lower()}" if self.models == "embedded" else self.models
+        return _embedded_pool(self.env) if self.models == EMBEDDED else self.models
 
     @property
     def router_shape(self) -> dict[str, Any]:
@@ -268,7 +271,7 @@ _CALIBRATED: dict[str, Any] = {
     "shares": (0.08, 0.18, 0.3, 0.45, 0.62, 0.82), "share_rule": "front",
 }  # fmt: skip
 _SELF_TRAINED: dict[str, Any] = _CALIBRATED | {
-    "models": "embedded", "context": 160, "strata": 5, "schedules": FIRST_LARGE, "reliability": 0.5,
+    "models": EMBEDDED, "context": 160, "strata": 5, "schedules": FIRST_LARGE, "reliability": 0.5,
 }  # fmt: skip
 BENCHMARKS: dict[str, dict[str, Any]] = {
     "ScienceWorld-v0": _SELF_TRAINED | {
@@ -289,6 +292,13 @@ slow. Dev tasks choose how much of the large model a lambda wants, and whether a
 real models BoSFT begins with routings that win reliably. Observations are long: with fewer tokens the router does not
 see what lies on a table, and learns to play always-small. What its router reads, a value and a step, is more than it
 learns from the text; on ScienceWorld it is not. Chosen on dev tasks, ALFWorld's."""
+
+
+def _embedded_pool(env: str) -> str:
+    return f"{EMBEDDED}:{env.partition('-')[0].lower()}"
+
+
+_EMBEDDED_POOLS = {_embedded_pool(env) for env, own in BENCHMARKS.items() if own.get("models") == EMBEDDED}
 SHARE_RULES = ("price", "front")
 """What `Settings.share_rule` may be."""
 DECIDE = ("greedy", "sample")
@@ -299,6 +309,18 @@ def _distinct(values: tuple[float, ...]) -> bool:
     return len(set(values)) == len(values) > 0 and all(0 <= x < math.inf for x in values)
 
 
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+"""What a value of a kind is called."""
+_LIST_WORDS = {
+    int: "whole numbers >= 0 separated by commas, e.g. 1,2", float: "numbers >= 0 separated by commas, e.g. 0.1,0.3",
+    str: "names separated by commas",
+}  # fmt: skip
+"""The same, of several."""
+_UNITS = {
+    "max_spend": "dollars >= 0, e.g. 20", "budget_usd": "dollars >= 0, e.g. 0.05",
+    "budget_calls": "a whole number of calls >= 0, e.g. 10",
+}  # fmt: skip
+"""Fields whose value has a unit."""
 _OPTIONAL = {"budget_calls": int, "budget_usd": float}
 """Fields that may be None."""
 _EMPTY: dict[str, type] = {
@@ -349,8 +371,9 @@ def _typed(values: dict[str, Any]) -> Settings:
             else:
                 out[name] = _converted(value, type(default))
         except (TypeError, ValueError, OverflowError) as error:
-            kind = _OPTIONAL.get(name, _kind(name, default)).__name__
-            raise ConfigError(f"{name}={value!r}: need {kind}; set it with --{name.replace('_', '-')}") from error
+            words = (_LIST_WORDS if isinstance(default, tuple) else _WORDS)[_OPTIONAL.get(name, _kind(name, default))]
+            rule = _UNITS.get(name, words)
+            raise ConfigError(f"{name}={value!r}: need {rule}; set it with --{name.replace('_', '-')}") from error
     return Settings(**out)
 
 

@@ -55,13 +55,23 @@ LEFT_OUT = re.compile(r"\.tmp$|\.lock$|-lock$|\.db-(wal|shm)$|^\.shared\.json$")
 
 def is_uri(out: str) -> bool:
     """Whether `--out` names something else than a local path."""
-    return re.match(r"[a-z][a-z0-9+.-]*://", out) is not None
+    return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", out) is not None
 
 
 def local_folder(out: str) -> Path:
     """`out` as a path; raises ConfigError for a URI."""
     if is_uri(out):
         raise ConfigError(f"out={out!r}: several runs together need a local folder; give one with --out")
+    return _path(out)
+
+
+def _path(out: str) -> Path:
+    """Raises ConfigError for what seems to be a URI; a letter and a colon is a drive."""
+    if scheme := re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:", out):
+        raise ConfigError(
+            f"out={out!r}: a URI has two slashes, as {scheme.group()}//bucket/run; or give a local folder (put ./ "
+            "before such a name)"
+        )
     return Path(out)
 
 
@@ -218,7 +228,7 @@ def shared_folder(out: str, local: Path) -> Iterator[tuple[Path, Callable[[], No
     It is copied every few minutes as well, and at the end, however that comes.
     """
     if not is_uri(out):
-        yield Path(out), lambda: None
+        yield _path(out), lambda: None
         return
     folder, ended = SharedFolder(out, local), threading.Event()
 

@@ -17,7 +17,7 @@ import ray
 from bopo_ray.agent import router_view
 from bopo_ray.errors import ConfigError, EngineError
 from bopo_ray.files import write_json
-from bopo_ray.method.synthesis import Expert, choose_expert, gate, reliable_policies, stratified_shares
+from bopo_ray.method.synthesis import Expert, choose_expert, gate, reliable_policies, stratified_shares, task_gate
 from bopo_ray.method.taxonomy import classify, counts
 from bopo_ray.pipeline.baselines import dev_tasks
 from bopo_ray.pipeline.card import describe
@@ -36,7 +36,10 @@ __all__ = ["bosft_stage", "boundary_stage", "load_policy"]
 
 
 def boundary_stage(run: Run) -> dict[str, Boundary]:
-    """K rollouts of each boundary policy on each training task; writes boundaries.parquet."""
+    """K rollouts of each boundary policy on each training task; writes boundaries.parquet.
+
+    Raises GateError where no task is Hard.
+    """
     specs = [
         EpisodeSpec(task, Phase.BOUNDARY, policy, 0, member, 0, router=policy)
         for task in run.train
@@ -61,14 +64,15 @@ def boundary_stage(run: Run) -> dict[str, Boundary]:
         for name, b in boundaries.items()
     ]  # fmt: skip
     write_table(pa.Table.from_pylist(rows), run.out / "boundaries.parquet")
-    inverted = sum(r["cost_small_usd"] > r["cost_large_usd"] for r in rows)
+    tasks, inverted = counts(labels), sum(r["cost_small_usd"] > r["cost_large_usd"] for r in rows)
     run.console.print(
         "taxonomy: "
-        + ", ".join(f"{n} {d}" for d, n in counts(labels).items())
+        + ", ".join(f"{n} {d}" for d, n in tasks.items())
         + f"; always-small costs more than always-large on {inverted} of {len(rows)} tasks"
     )
     if run.mode is CostMode.USD and not any(r["cost_large_usd"] + r["cost_small_usd"] for r in rows):
         run.console.print("every call costs $0: lambda has no effect; count calls of the large model with --cost calls")
+    task_gate(tasks, override=run.settings.ignore_gate)
     return boundaries
 
 

@@ -162,7 +162,7 @@ class BoPO(Algorithm):
         self.boundaries = read_boundaries(Path(cfg.boundary_dir), cfg.price_hash, CostMode(cfg.cost_mode))
         stats = {k: b.stats for k, b in self.boundaries.items()}
         self.ranges = cost_ranges(stats, CostMode(cfg.cost_mode), CostScale(cfg.cost_scale))
-        doubtful = beta_warning(stats, cfg.beta, cfg.lam, cfg.easy_at)
+        doubtful = beta_warning(stats, self.ranges, cfg.beta, cfg.lam, cfg.easy_at)
         if doubtful:
             log.warning(
                 "lambda=%g, beta=%g: on %d Hard tasks a success costs more than it earns (first: %s)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -24,12 +25,18 @@ def decide(probabilities: Sequence[float], mask: Sequence[bool], draw: float | N
 
     Args:
         probabilities: the router's [n_models].
-        mask: one flag per model, False = masked; those left share alike where the router gives them nothing.
+        mask: one flag per model, False = masked. Where the router gives those left nothing, it gets the largest of
+            them up to the model that it wants, else the smallest; where it knows nothing (NaN), they share alike.
         draw: a uniform number in [0, 1] to sample with; None takes the most probable model.
     """
     masked = [float(p) if open_ else 0.0 for p, open_ in zip(probabilities, mask, strict=True)]
     total = sum(masked)
-    if not total > 0:  # nothing is left, or nothing is known (NaN)
+    if total == 0 and any(mask) and not any(map(math.isnan, probabilities)):
+        # Of a router that is certain, such as always-large, a cap must not make one that tosses a coin.
+        wanted = max(range(len(masked)), key=lambda i: probabilities[i])
+        left = [i for i, open_ in enumerate(mask) if open_]
+        masked[max((i for i in left if i <= wanted), default=left[0])] = total = 1.0
+    elif not total > 0:
         masked, total = [float(open_) for open_ in mask], max(1, sum(mask))
     masked = [p / total for p in masked]
     if draw is None:

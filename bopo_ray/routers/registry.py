@@ -50,7 +50,9 @@ class _Argument:
     name: str
     rule: str
     valid: Callable[[float], bool]
-    default: float | None = None
+    usual: float
+    """What it is where it is left out, or an example where it is `needed`."""
+    needed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +66,12 @@ def _whole(least: int) -> Callable[[float], bool]:
     return lambda x: x >= least and x.is_integer()
 
 
-_STEPS = _Argument("K", "a whole number of steps >= 0", _whole(0))
+_STEPS = _Argument("K", "a whole number of steps >= 0", _whole(0), 5.0, needed=True)
 _FAMILIES: dict[str, _Family] = {
     ALWAYS_SMALL: _Family(Kind.FIXED, fixed.always_small),
     ALWAYS_LARGE: _Family(Kind.FIXED, fixed.always_large),
     "random": _Family(
-        Kind.FIXED, fixed.random_router, _Argument("p", "a probability in [0, 1]", lambda p: 0 <= p <= 1)
+        Kind.FIXED, fixed.random_router, _Argument("p", "a probability in [0, 1]", lambda p: 0 <= p <= 1, 0.3, True)
     ),
     "first-large": _Family(Kind.FIXED, fixed.first_large, _STEPS),
     "last-large": _Family(Kind.FIXED, fixed.last_large, _STEPS),
@@ -126,7 +128,7 @@ def known_routers() -> str:
     words = []
     for name, family in _FAMILIES.items():
         a = family.argument
-        words.append(name if a is None else f"{name}[:{a.name}]" if a.default is not None else f"{name}:{a.name}")
+        words.append(name if a is None else f"{name}:{a.name}" if a.needed else f"{name}[:{a.name}]")
     return ", ".join(words)
 
 
@@ -142,16 +144,23 @@ def parse_router(text: str) -> RouterName:
         if given is not None:
             raise ConfigError(f"router {text!r}: {match.group(1)} takes no argument; leave {given!r} out of --router")
         return RouterName(match.group(1))
+    name = match.group(1)
+    if given is None and not argument.needed:
+        return RouterName(name, argument.usual)
+    if not given:
+        raise ConfigError(
+            f"router {text!r} lacks its argument: need {name}:{argument.name} with {argument.name} {argument.rule}, "
+            f"e.g. --router {name}:{argument.usual:g}"
+        )
     try:
-        value = argument.default if given is None else float(given)
+        value = float(given)
     except ValueError:
         value = float("nan")
-    if value is None or not argument.valid(value):
+    if not argument.valid(value):
         raise ConfigError(
-            f"router {text!r}: {'nothing' if given is None else given} is not {argument.rule}; "
-            f"set it with --router {match.group(1)}:{argument.name}"
+            f"router {text!r}: {given} is not {argument.rule}; set it with --router {name}:{argument.name}"
         )
-    return RouterName(match.group(1), value)
+    return RouterName(name, value)
 
 
 def fixed_router(name: str) -> Router:

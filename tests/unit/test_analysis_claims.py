@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -84,6 +85,16 @@ def test_the_claims_by_hand() -> None:
     assert [c.reading for c in found.values() if c.source == "figure 2"] == [
         "above 0", "not settled: p, Holm 0.05", "above 0"
     ]  # fmt: skip
+
+
+def test_a_cap_that_one_of_the_two_was_not_played_under_is_left_out() -> None:
+    """chosen.csv keeps what was chosen for earlier caps and methods."""
+    own = CAPPED["method"] == "bopo-hybrid"
+    more = [CAPPED[own].assign(cap=3), CAPPED[~own].assign(cap=7)]
+    found = claims_of(dataclasses.replace(results(), capped=pd.concat([results().capped, *more])))
+    assert [c.text for c in found] == [c.text for c in claims_of(results())]
+    (only,) = (c for c in claims_of(dataclasses.replace(results(), capped=more[0])) if c.source == "table 1")
+    assert only.unit is Unit.COUNT
 
 
 def test_what_came_out_is_counted() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -106,14 +107,15 @@ def test_a_self_trained_runs_models_are_found_for_its_hard_budgets(
     assert settings.models == "embedded", "else this test says nothing"
     save(settings, tmp_path / "settings.yaml")
     save_pool(resolve_pool(settings.pool, "", "", price_table()), tmp_path / "pool.yaml")
-    monkeypatch.setattr(hard_budget, "Run", lambda own, out, resume, console: (own, out))
+    monkeypatch.setattr(hard_budget, "Run", lambda own, out, resume, console: nullcontext((own, out)))
     finished = FinishedRun(tmp_path, {}, pd.DataFrame(), pd.DataFrame())
-    own, out = hard_budget.open_run(finished, 1.5, 2, Console())  # type: ignore[misc]
+    with hard_budget.open_run(finished, 1.5, 2, Console()) as run:
+        own, out = run  # type: ignore[misc]
     assert (own.models, own.max_spend, own.cpus) == ("embedded", 1.5, 2)
     assert (out, own.calls) == (tmp_path / "hard-budget", str(tmp_path / "calls.db"))
 
 
-@pytest.mark.parametrize("base", ["typo", "first-large:x", "always-small:3"])
+@pytest.mark.parametrize("base", ["typo", "first-large", "first-large:x", "always-small:3"])
 def test_a_wrong_schedule_is_said_in_words_of_its_own_option(base: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert counterfactual.main(["nowhere", "--base", base]) == 2
     error = capsys.readouterr().err

@@ -11,14 +11,17 @@ import pytest
 from rich.console import Console
 
 from bopo_ray.analysis.finished import FinishedRun
-from bopo_ray.errors import ConfigError
+from bopo_ray.errors import ConfigError, StoreError
 from bopo_ray.models.pool import resolve_pool, save_pool
 from bopo_ray.models.pricing import Usage, price_table
 from bopo_ray.models.spend import SpendLedger
+from bopo_ray.models.sqlite import owner_id
 from bopo_ray.pipeline.baselines import Policy
-from bopo_ray.pipeline.hard_budget import Candidate, caps_of, choose, open_run, usd_caps
-from bopo_ray.pipeline.settings import resolve, save
+from bopo_ray.pipeline.hard_budget import Candidate, caps_of, choose, left_usd, open_run, usd_caps
+from bopo_ray.pipeline.run import Run
+from bopo_ray.pipeline.settings import Settings, resolve, save
 from bopo_ray.records import Budget, CostMode, Episode
+from experiments import frontier
 from tests.toy import ID
 from tests.unit.test_baselines import played
 
@@ -130,9 +133,23 @@ def test_of_the_settings_that_are_better_for_certain_the_best_is_played() -> Non
     ("cost", "caps"),
     [(0.0183, [0.00458, 0.00915, 0.0137]), (1.0, [0.25, 0.5, 0.75]), (0.00001, [2.5e-6, 5e-6, 7.5e-6]), (0.0, [])],
 )
-def test_dollar_caps_have_three_digits_however_small(cost: float, caps: list[float]) -> None:
-    frontier = pd.DataFrame([{"policy": "always-large", "cost_usd": cost}])
-    assert usd_caps(FinishedRun(Path(), {}, frontier, pd.DataFrame())) == pytest.approx(caps)
+def test_dollar_caps_have_three_digits_however_small(cost: float, caps: list[float], tmp_path: Path) -> None:
+    save(resolve(None, {"env": ID}), tmp_path / "settings.yaml")
+    assert usd_caps(finished_in(tmp_path, cost)) == pytest.approx(caps)
+
+
+@pytest.mark.parametrize(("name", "value"), [("budget_calls", 10), ("budget_usd", 0.004)])
+def test_what_always_large_cost_under_a_cap_is_no_measure_of_dollar_caps(
+    name: str, value: float, tmp_path: Path
+) -> None:
+    save(resolve(None, {"env": ID, name: value}), tmp_path / "settings.yaml")
+    with pytest.raises(ConfigError, match=rf"{name}={value:g}: .* give caps with --usd, e\.g\. --usd 0\.01,0\.02"):
+        usd_caps(finished_in(tmp_path, 0.001))
+
+
+def finished_in(folder: Path, large_usd: float) -> FinishedRun:
+    frontier = pd.DataFrame([{"policy": "always-large", "cost_usd": large_usd}])
+    return FinishedRun(folder, {}, frontier, pd.DataFrame())
 
 
 def test_one_task_says_nothing_for_a_router() -> None:
@@ -149,12 +166,24 @@ def test_caps_are_numbers_each_once() -> None:
             caps_of(calls, usd)
 
 
-def spend(folder: Path, microusd: int) -> None:
+def spend(folder: Path, microusd: int, reserved: int = 0) -> None:
     folder.mkdir(exist_ok=True)
     ledger = SpendLedger(folder / "spend.db", None)
-    reservation = ledger.reserve("me", "key", "m", microusd)
+    reservation = ledger.reserve(owner_id(), "key", "m", microusd)
     assert reservation is not None
     ledger.settle(reservation, Usage(1, 1), microusd)
+    if reserved:
+        ledger.reserve(owner_id(), "another", "m", reserved)
+
+
+QUIET = Console(quiet=True)
+
+
+def finished_run(folder: Path, limit: float) -> tuple[Settings, FinishedRun]:
+    settings = resolve(None, {"env": ID, "scale": "tiny", "max_spend": limit})
+    with Run(settings, folder, False, QUIET):
+        pass
+    return settings, finished_in(folder, 1.0)
 
 
 @pytest.mark.parametrize(("limit", "given", "cap"), [(20.0, None, 3.5), (20.0, 9.0, 9.0), (math.inf, None, None)])
@@ -174,3 +203,39 @@ def test_new_calls_keep_to_what_the_finished_runs_limit_has_left(
         spend(tmp_path / "hard-budget", 1_000_000)
     said = "New calls may cost $3.500000: what is left of the run's limit of $20 (another with --max-spend)"
     assert console.export_text().count(said) == (2 if cap == 3.5 else 0)
+
+
+def test_a_run_and_its_studies_keep_to_one_limit_in_any_order(tmp_path: Path) -> None:
+    """Of 10 dollars the run spends 6, a study 2 and has 1 in flight when it is killed: 1 is left to all others."""
+    settings, finished = finished_run(tmp_path, 10.0)
+    spend(tmp_path, 6_000_000)
+    with open_run(finished, None, 1, QUIET) as study:
+        assert study.ledger().totals().cap_microusd == 4_000_000
+    spend(tmp_path / "hard-budget", 2_000_000, reserved=1_000_000)
+    assert left_usd(tmp_path, 10.0, "headroom") == 1.0
+    assert left_usd(tmp_path, 10.0, "hard-budget") == 4.0, "of which its own ledger counts 3"
+    with open_run(finished, None, 1, QUIET, "headroom") as study:
+        assert study.ledger().totals().cap_microusd == 1_000_000
+    with Run(settings, tmp_path, True, QUIET) as run:
+        assert run.ledger().totals().cap_microusd == run.desk.cap_microusd == 7_000_000, "of which it has spent 6"
+    assert frontier.spent_line(tmp_path) == "$6.000000 spent on 1 calls, and $3.000000 by studies of this run"
+    for limit, left in ((2.0, 0), (math.inf, None)):
+        with Run(dataclasses.replace(settings, max_spend=limit), tmp_path, True, QUIET) as run:
+            assert run.ledger().totals().cap_microusd == left
+
+
+def test_one_study_of_a_run_at_a_time_and_not_beside_the_run(tmp_path: Path) -> None:
+    """Each works out what is left when it begins."""
+    settings, finished = finished_run(tmp_path, 10.0)
+    says = r"is in use by another run, or by a study of it; wait for its end, or take another folder$"
+    with open_run(finished, None, 1, QUIET):
+        with pytest.raises(StoreError, match=says), open_run(finished, None, 1, QUIET, "headroom"):
+            pass
+        with pytest.raises(StoreError, match=says):
+            Run(settings, tmp_path, True, QUIET)
+    assert not (tmp_path / "headroom").exists()
+    with Run(settings, tmp_path, True, QUIET), pytest.raises(StoreError, match=says):  # noqa: SIM117
+        with open_run(finished, None, 1, QUIET):
+            pass
+    with open_run(finished, None, 1, QUIET, "headroom"):
+        pass

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from bopo_ray.analysis.studies import EASY_SHARE
 from bopo_ray.errors import GateError
-from bopo_ray.method.synthesis import Expert, choose_expert, class_weights, gate, reliable_policies, stratified_shares
+from bopo_ray.method.synthesis import (
+    Expert,
+    choose_expert,
+    class_weights,
+    gate,
+    reliable_policies,
+    stratified_shares,
+    task_gate,
+)
 from bopo_ray.method.taxonomy import BoundaryStats, boundary_stats, class_shares, classify, counts, easy_from
 from bopo_ray.records import CostMode, Difficulty, Episode, EpisodeSpec, Phase, Step, StopReason
 from envs.base import Split, Task
@@ -328,6 +336,29 @@ def test_gate_lets_through_refuses_and_is_overridden() -> None:
     message = str(caught.value)
     assert "0.030" in message and "0.1" in message and "--ignore-gate" in message and "\n" not in message
     assert str(pickle.loads(pickle.dumps(caught.value))) == message
+
+
+@pytest.mark.parametrize(
+    ("easy", "intractable", "advice"),
+    [
+        (32, 0, "the small model alone wins nearly all; take harder tasks, a weaker --small or fewer --max-steps, "
+         "or go"),
+        (0, 32, "no model wins any; take easier tasks or a stronger --large, or go"),
+        (20, 12, "for the first take harder tasks, a weaker --small or fewer --max-steps, for the others easier tasks "
+         "or a stronger --large, or go"),
+    ],
+)  # fmt: skip
+def test_tasks_of_which_none_is_hard_are_refused_by_what_they_are(easy: int, intractable: int, advice: str) -> None:
+    tasks = {EASY: easy, HARD: 0, INTRACTABLE: intractable}
+    with pytest.raises(GateError) as caught:
+        task_gate(tasks)
+    said = str(caught.value)
+    assert said.startswith(
+        f"no Hard training task among 32 ({easy} Easy, {intractable} Intractable), so there is nothing to route: "
+    )
+    assert said.endswith(f"{advice} on with --ignore-gate") and "\n" not in said
+    task_gate(tasks, override=True)
+    task_gate(tasks | {HARD: 1})
 
 
 def test_gate_without_hard_states_refuses() -> None:

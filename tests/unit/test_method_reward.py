@@ -107,7 +107,21 @@ def test_beta_warning_names_the_hard_tasks_where_large_loses() -> None:
         stats("level", 0, 9, (0.2, 0.2)),  # d = 0
         stats("intractable", 0, 9, (0.0, 0.0)),
     )
-    assert beta_warning(tasks, beta=0.5, lam=0.8) == ("narrow",)
-    assert beta_warning(tasks, beta=3.1, lam=0.8) == ()
-    assert beta_warning(tasks, beta=-0.5, lam=0.8) == ("wide", "narrow")
-    assert beta_warning(tasks, beta=0.5, lam=0.8, easy_at=5) == ("narrow", "easy")
+    ranges = cost_ranges(tasks, CostMode.USD)
+    assert beta_warning(tasks, ranges, beta=0.5, lam=0.8) == ("narrow",)
+    assert beta_warning(tasks, ranges, beta=3.1, lam=0.8) == ()
+    assert beta_warning(tasks, ranges, beta=-0.5, lam=0.8) == ("wide", "narrow")
+    assert beta_warning(tasks, ranges, beta=0.5, lam=0.8, easy_at=5) == ("narrow", "easy")
+
+
+def test_beta_warning_counts_what_really_lies_between_the_boundaries() -> None:
+    """A full unit of C_norm would mean a warning of both tasks, and of none."""
+    tasks = by_name(
+        stats("inverted", 9000, 3000, (0.2, 1.0)),  # large wins more for less: 1.5 * 0.8 > 1.5 * -1
+        stats("flat", 990, 1000, (0.2, 0.4)),  # the range is widened from 10 to 100 (of 1000): 0.3 > 1.5 * 0.1
+        stats("plain", 0, 1000, (0.2, 0.4)),  # 0.3 < 1.5
+    )
+    assert beta_warning(tasks, cost_ranges(tasks, CostMode.USD), beta=0.5, lam=1.5) == ("plain",)
+    tasks = by_name(stats("cheap", 20, 100, (0.2, 0.4)), stats("dear", 0, 1600, (0.0, 1.0)))
+    absolute = cost_ranges(tasks, CostMode.USD, CostScale.ABSOLUTE)  # in units of 850
+    assert beta_warning(tasks, absolute, beta=0.5, lam=0.8) == ("dear",)  # 0.3 > 0.8 * 80 / 850; 1.5 < 0.8 * 1600 / 850

@@ -64,8 +64,12 @@ def test_money_for_less_than_one_call(
 ) -> None:
     flag = f"--{option.replace('_', '-')}"
     line = refused(capsys, tmp_path, *TOY, flag, f"{microusd / 1e6:.6f}")
-    for part in (f"{option}={microusd / 1e6:g}", f"${LEAST / 1e6:.6f}", "simulated:small", f"set it with {flag}"):
+    for part in (f"{option}={microusd / 1e6!r}", f"${LEAST / 1e6:.6f}", "simulated:small", f"set it with {flag}"):
         assert part in line
+
+
+def test_less_than_a_micro_dollar_is_told_as_it_was_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "budget_usd=1e-07: not enough" in refused(capsys, tmp_path, *TOY, "--budget-usd", "0.0000001")
 
 
 @pytest.mark.parametrize("money", [{"budget_usd": LEAST / 1e6}, {"max_spend": LEAST / 1e6}, {"budget_calls": 0}])
@@ -138,6 +142,23 @@ def test_a_cap_that_is_meant_for_budget_calls_makes_no_file(
 ) -> None:
     line = refused(capsys, tmp_path, *TOY, "--calls", value)
     assert f"calls={value!r}: --calls names a file of stored calls" in line and "--budget-calls" in line
+
+
+def test_a_call_store_that_can_not_be_opened_leaves_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, tmp_path, *TOY, "--calls", "/proc/x", "--out", "out")
+    assert "/proc/x can't be used" in line
+    with Run(resolve(None, {"env": ID, "scale": "tiny"}), tmp_path / "out", False, Console(quiet=True)) as run:
+        kept = (run.out / "settings.yaml").read_text()
+    assert main([*TOY, "--calls", "/proc/x", "--out", "out", "--resume"]) == 2
+    assert (tmp_path / "out" / "settings.yaml").read_text() == kept, "a continuation's typo is not kept either"
+
+
+def test_a_recording_that_can_not_be_read_leaves_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "calls.parquet").write_text("none")
+    for _ in range(2):
+        assert main([*TOY, "--replay", "calls.parquet", "--out", "out"]) == 2
+        assert "calls.parquet" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "settings.yaml").exists()
 
 
 def test_a_wrong_price_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,8 +50,13 @@ def test_what_each_router_chooses(name: str, step: int, n: int, probabilities: t
         ("random(-0.1)", r"-0\.1 is not a probability"),
         ("random:1-1", "1-1 is not a probability"),
         ("random:nan", "nan is not a probability"),
-        ("random", "nothing is not a probability"),
-        ("random()", " is not a probability"),
+        ("random", r"'random' lacks its argument: need random:p with p a probability in \[0, 1\], "
+                   "e.g. --router random:0.3"),
+        ("random()", r"'random\(\)' lacks its argument: need random:p"),
+        ("first-large", "need first-large:K with K a whole number of steps >= 0, e.g. --router first-large:5"),
+        ("last-large:", "need last-large:K with K a whole number of steps >= 0, e.g. --router last-large:5"),
+        ("cascade:", "'cascade:' lacks its argument: need cascade:m with m a whole number of steps >= 1, "
+                     "e.g. --router cascade:3"),
         ("first-large(1.5)", "1.5 is not a whole number of steps >= 0"),
         ("first-large(-1)", "-1 is not a whole number"),
         ("first-large(1e999)", "1e999 is not a whole number"),
@@ -60,7 +65,7 @@ def test_what_each_router_chooses(name: str, step: int, n: int, probabilities: t
         ("task-knn:0", "0 is not a whole number of neighbours >= 1"),
         ("oracle:1", "oracle takes no argument; leave '1' out"),
     ],
-)
+)  # fmt: skip
 def test_a_bad_argument_names_the_rule(name: str, rule: str) -> None:
     with pytest.raises(ConfigError, match=rule) as error:
         parse_router(name)

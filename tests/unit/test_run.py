@@ -61,6 +61,19 @@ def test_more_processes_than_calls_that_an_endpoint_is_to_have_are_said(tmp_path
     assert line.startswith("a: max_concurrency=8 is less") and "up to 9 calls may be in flight" in line
 
 
+def test_a_pool_whose_processes_would_fall_silent_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pool.yaml").write_text(
+        "models:\n- {model: 'openai:a', price: 0}\n- {model: 'openai:b', price: 0, requests_per_minute: 6}\n"
+    )
+    models = read_pool(tmp_path / "pool.yaml", price_table())
+    assert crowded(models, 6) == []
+    with pytest.raises(ConfigError) as refused:
+        crowded(models, 64)
+    said = str(refused.value)
+    assert said.startswith("model 'openai:b': requests_per_minute=6 lets each of 64 processes begin a call only every")
+    assert "every 640 s; need 64 or more" in said and "--cpus" in said and "\n" not in said
+
+
 def test_a_task_may_be_left_out_by_name(tmp_path: Path) -> None:
     def settings(*names: str) -> Settings:
         return resolve(None, {"env": ID, "scale": "tiny", "without_tasks": names})
@@ -70,5 +83,5 @@ def test_a_task_may_be_left_out_by_name(tmp_path: Path) -> None:
         tasks = run.train
     with Run(settings(tasks[0].name, tasks[2].name), tmp_path / "fewer", False, quiet) as run:
         assert set(run.train) & {tasks[0], tasks[2]} == set() and len(run.train) == len(tasks)
-    with pytest.raises(ConfigError, match=r"without_tasks='fetch/999': .* has no such task"):
+    with pytest.raises(ConfigError, match=r"without_tasks='fetch/999': .*; names look like 'fetch/0' or 'long/207'; "):
         Run(settings("fetch/999"), tmp_path / "none", False, quiet)

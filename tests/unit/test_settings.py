@@ -165,17 +165,34 @@ def test_every_number_has_a_lower_bound() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "kind"),
+    ("name", "value", "rule"),
     [
-        ("train_tasks", "many", "int"), ("train_tasks", "2.5", "int"), ("lr", "fast", "float"),
-        ("lambdas", "0.1,x", "float"), ("lambdas", {"a": 1}, "float"), ("seeds", "1,,2", "int"), ("k", None, "int"),
-        ("ignore_gate", "yes", "bool"), ("budget_calls", "2.5", "int"), ("budget_usd", "much", "float"),
+        ("train_tasks", "many", "a whole number"), ("train_tasks", "2.5", "a whole number"),
+        ("k", None, "a whole number"), ("lr", "fast", "a number"), ("ignore_gate", "yes", "true or false"),
+        *[("lambdas", value, "numbers >= 0 separated by commas, e.g. 0.1,0.3") for value in ("0.1,abc", {"a": 1})],
+        ("train_lambdas", "x", "numbers >= 0 separated by commas, e.g. 0.1,0.3"),
+        *[("seeds", value, "whole numbers >= 0 separated by commas, e.g. 1,2") for value in ("0.5", "1,,2")],
+        ("router", [None], "names separated by commas"), ("models", None, "text"),
+        ("max_spend", "abc", "dollars >= 0, e.g. 20"), ("budget_usd", "much", "dollars >= 0, e.g. 0.05"),
+        ("budget_calls", "2.5", "a whole number of calls >= 0, e.g. 10"),
     ],
 )  # fmt: skip
-def test_a_value_of_another_type_is_one_line(name: str, value: Any, kind: str) -> None:
+def test_a_value_of_another_type_is_one_line(name: str, value: Any, rule: str) -> None:
     with pytest.raises(ConfigError) as error:
         resolve(None, {name: value})
-    assert str(error.value) == f"{name}={value!r}: need {kind}; set it with --{name.replace('_', '-')}"
+    assert str(error.value) == f"{name}={value!r}: need {rule}; set it with --{name.replace('_', '-')}"
+
+
+@pytest.mark.parametrize("env", ["tests.toy:Toy-v0", "AppWorld-v0", "all"])
+def test_a_benchmark_without_a_self_trained_pair(env: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        resolve(None, {"env": env, "models": "embedded"})
+    assert str(error.value) == (
+        f"models='embedded': there is none for {env}; take simulated, simulated-llama, or your own (pool.yaml); set it "
+        "with --models"
+    )
+    pair = {"small": "simulated:small", "large": "simulated:large"}
+    assert resolve(None, {"env": env, "models": "embedded", **pair}).small, "which wins over --models"
 
 
 def test_a_scale_that_does_not_exist(tmp_path: Path) -> None:

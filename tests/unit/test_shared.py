@@ -52,7 +52,7 @@ def seems_gone(there: Path) -> None:
     (there / "run" / OWNER).write_text(json.dumps(owner | {"at": time.time() - HELD_S - 1}))
 
 
-@pytest.mark.parametrize("out", ["s3://bucket/run", "file:///x", "gs://b/x", "abfss://c@a/x"])
+@pytest.mark.parametrize("out", ["s3://bucket/run", "file:///x", "gs://b/x", "abfss://c@a/x", "S3://bucket/run"])
 def test_what_is_a_uri(out: str) -> None:
     assert is_uri(out)
     with pytest.raises(ConfigError, match="need a local folder"):
@@ -62,6 +62,16 @@ def test_what_is_a_uri(out: str) -> None:
 @pytest.mark.parametrize("out", ["results/x", "/tmp/x", "./a:b", "C:\\x"])
 def test_what_is_none(out: str) -> None:
     assert not is_uri(out) and local_folder(out) == Path(out)
+
+
+@pytest.mark.parametrize("out", ["s3:/b", "s3:b/run", "gs:", "FILE:/x"])
+def test_a_uri_with_a_slash_too_few_is_no_folder(out: str, tmp_path: Path) -> None:
+    says = rf"out='{out}': a URI has two slashes, as {out.partition(':')[0]}://bucket/run; or give a local folder"
+    with pytest.raises(ConfigError, match=says):
+        local_folder(out)
+    with pytest.raises(ConfigError, match=says), shared_folder(out, tmp_path / "x"):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_path_is_worked_in_directly(tmp_path: Path) -> None:

@@ -87,3 +87,18 @@ def test_a_missing_engine_is_known_before_anything_is_played(
     assert main(["--env", "all", "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == "error: AppWorld needs a virtual environment: run `make appworld`\n"
     assert not started.arguments and not (tmp_path / "out").exists()
+
+
+def test_a_run_counts_what_its_studies_spent_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken off its limit, too, they would count twice; a study's own limit is less what the run spent."""
+    run, study = tmp_path / "full", tmp_path / "full" / "hard-budget"
+    for folder, spent in ((run, 500_000), (study, 400_000)):
+        finished(folder)
+        ledger = SpendLedger(folder / "spend.db", None)
+        reservation = ledger.reserve("me", "key", "m", spent)
+        assert reservation is not None
+        ledger.settle(reservation, Usage(1, 1), spent)
+    limits: list[str] = []
+    monkeypatch.setattr(jobs, "run_process", lambda command: limits.append(command[-1]) or 0)  # type: ignore[func-returns-value]
+    assert jobs.run_jobs([jobs.Job("run", run, ["x"]), jobs.Job("study", study, ["x"])], 2.0) == 0
+    assert limits == ["2.000000", "1.500000"]

@@ -1,0 +1,44 @@
+"""What is known after the boundary rollouts."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from bopo_ray.errors import GateError
+from bopo_ray.pipeline import stages
+from bopo_ray.pipeline.run import Run
+from bopo_ray.pipeline.settings import resolve
+from bopo_ray.records import CostMode
+from bopo_ray.rllib.bopo import Boundary
+from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL
+from tests.toy import ID
+from tests.unit.test_baselines import played
+
+
+def test_without_a_hard_task_a_run_ends_before_bosft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def boundary(task: str, small: bool, large: bool) -> Boundary:
+        return Boundary([played(ALWAYS_SMALL, task, small, 0)], [played(ALWAYS_LARGE, task, large, 1)], CostMode.USD)
+
+    easy, intractable = boundary("a", True, True), boundary("b", False, False)
+    hard = boundary("c", False, True)
+    monkeypatch.setattr(Run, "play", lambda *_, **__: None)
+    settings, console = resolve(None, {"env": ID, "scale": "tiny"}), Console(record=True, width=200)
+    with Run(settings, tmp_path / "run", False, console) as run:
+        for found, says in (
+            ({"a": easy}, r"among 1 \(1 Easy, 0 Intractable\), .* a weaker --small"),
+            ({"b": intractable}, r"among 1 \(0 Easy, 1 Intractable\), .* a stronger --large"),
+            ({"a": easy, "b": intractable}, r"among 2 \(1 Easy, 1 Intractable\), .* --small .* --large"),
+        ):
+            monkeypatch.setattr(stages, "read_boundaries", lambda *_, found=found: found)
+            with pytest.raises(GateError, match=says):
+                stages.boundary_stage(run)
+        assert "taxonomy: 1 easy, 0 hard, 1 intractable" in console.export_text(), "said before it ends"
+        monkeypatch.setattr(stages, "read_boundaries", lambda *_: {"a": easy, "c": hard})
+        assert stages.boundary_stage(run)
+    with Run(dataclasses.replace(settings, ignore_gate=True), tmp_path / "run", True, console) as run:
+        monkeypatch.setattr(stages, "read_boundaries", lambda *_: {"a": easy})
+        assert stages.boundary_stage(run)
