@@ -226,6 +226,10 @@ def save_pool(pool: PoolSpec, path: Path) -> None:
     path.write_text(yaml.safe_dump(pool.to_dict(), sort_keys=False))
 
 
+_KINDS = {"str": "a text", "int": "a whole number", "float": "a number", "float | None": "a number, or null"}
+"""What a field's type is called."""
+
+
 def _model(raw: Any, prices: PriceTable, where: str) -> ModelSpec:
     known = {f.name: f for f in dataclasses.fields(ModelSpec)}
     if not isinstance(raw, Mapping) or not isinstance(raw.get("model"), str):
@@ -253,7 +257,7 @@ def _model(raw: Any, prices: PriceTable, where: str) -> ModelSpec:
                 fields[name] = type(default)(value) if name != "model" else value
         except (TypeError, ValueError, OverflowError) as error:
             shown = "(hidden)" if name in ("headers", "query", "key_variable") else repr(value)
-            kind = "a mapping" if name in ("headers", "query", "extra_body") else known[name].type
+            kind = "a mapping" if name in ("headers", "query", "extra_body") else _KINDS[str(known[name].type)]
             raise ConfigError(f"{where}: model {raw['model']!r}: {name}={shown}: need {kind}") from error
     target = raw["model"].partition(":")[2]
     if "price" in raw:
