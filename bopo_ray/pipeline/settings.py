@@ -17,12 +17,12 @@ import yaml
 from bopo_ray.errors import ConfigError, StoreError
 from bopo_ray.method.advantage import AdvantageMode
 from bopo_ray.method.reward import CostScale
-from bopo_ray.method.synthesis import FIRST_LARGE
 from bopo_ray.models.pool import EMBEDDED, SIMULATED_PAIRS
+from bopo_ray.pipeline.presets import BENCHMARKS, EMBEDDED_POOLS, SCALES, embedded_pool
 from bopo_ray.records import Budget, CostMode
 from bopo_ray.routers import parse_router
 
-__all__ = ["SCALES", "Settings", "field_docs", "load_settings", "resolve", "save"]
+__all__ = ["Settings", "field_docs", "load_settings", "resolve", "save"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class Settings:
              "need different whole numbers >= 1"),
             ("call_limits", not self.call_limits or bool(self.shares),
              "they are tried with the offsets of --shares: need some, or --call-limits ''"),
-            ("models", self.models != EMBEDDED or bool(self.small) or self.pool in _EMBEDDED_POOLS,
+            ("models", self.models != EMBEDDED or bool(self.small) or self.pool in EMBEDDED_POOLS,
              f"there is none for {self.env}; take {', '.join(SIMULATED_PAIRS)}, or your own (pool.yaml)"),
             ("boundary_value", 0 <= self.boundary_value < math.inf, "need a number >= 0"),
             ("reliability", 0 <= self.reliability <= 1, "need a share in [0, 1]"),
@@ -225,7 +225,7 @@ class Settings:
     @property
     def pool(self) -> str:
         """`models`, with the embedded pair called by its environment."""
-        return _embedded_pool(self.env) if self.models == EMBEDDED else self.models
+        return embedded_pool(self.env) if self.models == EMBEDDED else self.models
 
     @property
     def router_shape(self) -> dict[str, Any]:
@@ -254,51 +254,6 @@ class Settings:
         return self.sft_lr or (3e-3 if self.router_shape.get("value") else 5e-4)
 
 
-SCALES: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "lambdas": (0.2, 0.8), "train_tasks": 6, "test_tasks": 4, "k": 2, "strata": 3, "sft_epochs": 20,
-        "sft_lr": 2e-3, "updates": 2, "tasks_per_update": 3, "group_size": 3, "eval_samples": 1,
-        "lanes": 4, "max_steps": 20,
-    },
-    "quick": {},
-    "paper": {
-        "lambdas": (0.1, 0.2, 0.3, 0.5, 0.8), "train_lambdas": (), "seeds": (0, 1, 2),
-        "train_tasks": 2120, "test_tasks": 200, "tasks_per_update": 32, "updates": 100, "eval_samples": 1, "lanes": 32,
-    },
-}  # fmt: skip
-"""What each scale changes."""
-_CALIBRATED: dict[str, Any] = {
-    "shares": (0.08, 0.18, 0.3, 0.45, 0.62, 0.82), "share_rule": "front",
-}  # fmt: skip
-_SELF_TRAINED: dict[str, Any] = _CALIBRATED | {
-    "models": EMBEDDED, "context": 160, "strata": 5, "schedules": FIRST_LARGE, "reliability": 0.5,
-}  # fmt: skip
-BENCHMARKS: dict[str, dict[str, Any]] = {
-    "ScienceWorld-v0": _SELF_TRAINED | {
-        "train_tasks": 48, "test_tasks": 48, "lambdas": (0.03, 0.1, 0.3, 0.5, 0.8), "train_lambdas": (0.3,),
-        "updates": 8, "sharpness": 2.5,
-    },
-    "ALFWorld-v0": _SELF_TRAINED | {
-        "max_steps": 30, "train_tasks": 180, "test_tasks": 120, "lambdas": (0.03, 0.1, 0.3, 0.8, 1.5),
-        "train_lambdas": (0.3,), "updates": 24, "boundary_value": 0.01,
-    },
-    "AppWorld-v0": _CALIBRATED | {
-        "updates": 6, "tasks_per_update": 6, "lambdas": (0.03, 0.1, 0.3, 0.8), "train_lambdas": (0.3,),
-    },
-}  # fmt: skip
-"""What each benchmark changes: real models, where there are some; the paper's step limits, where they are not the
-default; and, since all must fit into the same minutes, more of everything where the engine is fast, less where it is
-slow. Dev tasks choose how much of the large model a lambda wants, and whether at most on half of a task's steps; with
-real models BoSFT begins with routings that win reliably. Observations are long: with fewer tokens the router does not
-see what lies on a table, and learns to play always-small. What its router reads, a value and a step, is more than it
-learns from the text; on ScienceWorld it is not. Chosen on dev tasks, ALFWorld's."""
-
-
-def _embedded_pool(env: str) -> str:
-    return f"{EMBEDDED}:{env.partition('-')[0].lower()}"
-
-
-_EMBEDDED_POOLS = {_embedded_pool(env) for env, own in BENCHMARKS.items() if own.get("models") == EMBEDDED}
 SHARE_RULES = ("price", "front")
 """What `Settings.share_rule` may be."""
 DECIDE = ("greedy", "sample")
