@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from bopo_ray.errors import ConfigError, StoreError
-from bopo_ray.pipeline.same import check_same, check_same_tasks, task_lists
 from bopo_ray.pipeline.presets import SCALES
+from bopo_ray.pipeline.same import check_same, check_same_tasks, task_lists
 from bopo_ray.pipeline.settings import Settings, field_docs, load_settings, resolve, save
 from bopo_ray.records import Budget, CostMode
 from bopo_ray.rllib.encode import BUDGET_TOKENS, TASK_TOKENS
