@@ -89,14 +89,15 @@ class SavedRouter:
         self, task: str, first_observation: str, *, max_steps: int | None = None, calls: int | None = None,
         seed: int | None = None,
     ) -> RoutedEpisode:  # fmt: skip
-        """An episode in which it decides as in the run's evaluation.
+        """An episode in which it decides as a run does that evaluates it.
 
         Args:
             task: what the agent was asked to do: the very text that the environment gives as `task_text`.
             first_observation: what the environment said before the first step.
             max_steps: steps that may be taken; by default those that it was trained for, another number is news to it.
             calls: a cap of one's own on the large calls; where the router has a `call_limit`, the lesser holds.
-            seed: None takes the most probable models; a number samples.
+            seed: None takes the most probable models; a number samples, as a run with `--decide sample` does: give each
+                episode another.
 
         Raises:
             ConfigError: a value that can't be, or no `max_steps` where the folder does not say.

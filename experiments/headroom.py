@@ -40,7 +40,7 @@ NOTES = (
     "oracle is above that is luck, or must be seen in the episode itself. Before its first step a router knows a task "
     "less well; it sees how its own episode goes instead.",
     "task_share: the part of the variance of single outcomes that lies between tasks (ICC); the rest is chance.",
-    "Intervals: 95% percentile bootstrap over tasks.",
+    "Intervals: 95% bootstrap over tasks; of hypervolumes basic ones, else percentiles.",
 )
 
 

@@ -45,7 +45,8 @@ NOTES = (
     "Cost ratio: mean dollars per task of always-large by those of always-small. The price per token differs by "
     "another factor, as the small model may take more steps.",
     "The best baseline is the one with the largest hypervolume on these very tasks, which favours it.",
-    "Intervals: 95% percentile bootstrap over tasks, and training seeds where there are several.",
+    "Intervals: 95% bootstrap over tasks, and training seeds where there are several; of hypervolumes basic ones, else "
+    "percentiles.",
 )
 
 

@@ -34,6 +34,7 @@ from bopo_ray.benchmarks import check_ready, env_label
 from bopo_ray.errors import ConfigError
 from bopo_ray.pipeline.command import exit_code, script_parser
 from bopo_ray.pipeline.jobs import Job, run_jobs, spent_usd
+from bopo_ray.pipeline.preflight import studies
 from bopo_ray.pipeline.settings import Settings, load_settings
 from bopo_ray.pipeline.side_by_side import BENCHMARKS
 from experiments import ablation, allocation, cost_inversion, model_pairs
@@ -54,8 +55,8 @@ FIGURES = (
 """Heading, the study's files, and their folder in the benchmark's."""
 NOTES = (
     'Paper: the numbers of arXiv:2602.21227 that this project knows; "not known" does not mean that there is none.',
-    "Ours: with 95% percentile bootstrap intervals over held-out tasks (figure 5: training tasks). The paper's "
-    "intervals are not known.",
+    "Ours: with 95% bootstrap intervals over held-out tasks (figure 5: training tasks), of hypervolumes basic ones, "
+    "else percentiles. The paper's intervals are not known.",
     "Under caps BoPO and first-large play what was chosen for each on dev tasks under that very cap; without a cap "
     'always-large is one policy. "Without a cap" is how we read the paper\'s 125% of the cap.',
     "Figure 3 calls a held-out task Hard in hindsight, from this evaluation: where always-small mostly fails and some "
@@ -203,7 +204,8 @@ def report(out: Path, done: Sequence[Benchmark], command: str, folders: Sequence
     for heading, name, folder in FIGURES:
         svgs = [(b.root / folder / f"{name}.svg").read_text(encoding="utf-8") for b in done]
         sections.append(Section(heading, [", ".join(b.env for b in done)], svgs))
-    spent = f"All runs together have spent ${sum(map(spent_usd, folders)):.2f}."
+    paid = {*folders, *(study for folder in folders for study in studies(folder))}
+    spent = f"All runs together have spent ${sum(map(spent_usd, paid)):.2f}."
     sections.append(Section("How to run it again", [f"Command: {command}", spent]))
     played = [run for b in done for run in _open(b.pair_runs).values()]
     notes = " ".join(dict.fromkeys(str(run.summary["note"]) for run in played))

@@ -1,7 +1,8 @@
 """What the paper says beside what a reproduction measured: a row per claim, with what it can be held against.
 
 The paper's numbers are those that this project knows; where it knows none, the claim says so. Pure functions of what
-finished runs and studies have left; intervals are 95% percentile bootstrap intervals over tasks.
+finished runs and studies have left; intervals are 95% bootstrap intervals over tasks, see
+`bopo_ray.analysis.bootstrap`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The tables behind the paper's other figures: cost inversion, allocation of the spend, model pairs, hard budgets.
 
-Pure functions of frames; what the frames must hold is said with each. Intervals are 95% percentile bootstrap intervals
-over tasks, as in `bopo_ray.analysis.bootstrap`.
+Pure functions of frames; what the frames must hold is said with each. Intervals are 95% bootstrap intervals over
+tasks, of hypervolumes basic ones and else percentiles, see `bopo_ray.analysis.bootstrap`.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def card(known: dict[str, Any]) -> str:
         "\n".join([*head, "tags: [bopo_ray, routing]", "---"]),
         f"# {t['name']}: a router between {len(t['models'])} language models",
         "It reads a task, the remaining budget and an agent's history, and says which model writes the next action.",
-        _usage(t),
+        _usage(known),
         _kind(known, library),
         "## Models\n\n| | model | dollars per million tokens: input | cached input | output |\n|---|---|---|---|---|\n"
         + "\n".join(
@@ -109,13 +109,15 @@ def card(known: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _usage(trained: dict[str, Any]) -> str:
-    limit = trained["how"].get("call_limit")
+def _usage(known: dict[str, Any]) -> str:
+    trained, limit = known["trained"], known["trained"]["how"].get("call_limit")
     large = f", and of at most {limit} large calls" if limit is not None else ""
+    seed = ", seed=1" if known.get("evaluation", {}).get("decide") == "sample" else ""
     return (
         "```python\nfrom bopo_ray import load_router\n\n"
         'router = load_router("THIS FOLDER")\n'
-        f'episode = router.begin("the task", "the first observation")  # of {trained["max_steps"]} steps{large}\n'
+        f'episode = router.begin("the task", "the first observation"{seed})  '
+        f"# of {trained['max_steps']} steps{large}\n"
         "print(router.models[episode.decide().model])  # it writes the next action\n"
         'episode.after("the action", "what the environment said")  # and then decide() again\n```'
     )

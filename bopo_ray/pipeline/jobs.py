@@ -17,6 +17,7 @@ from pathlib import Path
 from bopo_ray.analysis.finished import FinishedRun, open_finished
 from bopo_ray.models.spend import SpendLedger
 from bopo_ray.pipeline.command import Terminated
+from bopo_ray.pipeline.preflight import studies
 
 __all__ = ["Job", "compare_runs", "end_with", "run_jobs", "run_process", "spent_usd"]
 
@@ -50,6 +51,7 @@ def run_jobs(jobs: Sequence[Job], max_spend: float, among: Iterable[Path] = ()) 
         among: folders of others that the limit is for as well.
     """
     folders = {job.folder for job in jobs} | set(among)
+    folders |= {study for folder in list(folders) for study in studies(folder)}
     for i, job in enumerate(jobs, 1):
         name = f"{job.name}: {job.folder}" if len(jobs) == 1 else f"run {i} of {len(jobs)}, {job.name}: {job.folder}"
         if job.done():

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bopo_ray.benchmarks import check_ready, fair_tasks, select_tasks, task_list
+from bopo_ray.code import code_version
 from bopo_ray.errors import ConfigError, EngineError, StoreError
 from bopo_ray.files import put, write_json
 from bopo_ray.models import build_pool, host_pool
@@ -73,6 +74,7 @@ class Run:
 
     def __init__(self, settings: Settings, out: Path, resume: bool, console: Console) -> None:
         """Opens the folder; raises StoreError when it holds another run, or one and `resume` is not set."""
+        code_version()  # what is running; a commit that comes meanwhile is not it
         self.settings, self.out, self.console = settings, out, console
         self.prices = price_table(Path(settings.prices)) if settings.prices else price_table()
         self.models = resolve_pool(settings.pool, settings.small, settings.large, self.prices)

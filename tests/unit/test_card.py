@@ -41,7 +41,10 @@ def test_the_card_says_what_kind_of_router_it_is(known: dict[str, Any], said: st
     assert "| 1 | `large` | 1 | 0.5 | 2 |" in text and "Not evaluated by itself." in text
     assert "# of 30 steps\n" in text
     limited = card(known | {"trained": known["trained"] | {"how": {"lam": 0.1, "call_limit": 5}}})
-    assert "# of 30 steps, and of at most 5 large calls\n" in limited
+    assert "# of 30 steps, and of at most 5 large calls\n" in limited and "seed" not in limited.partition("##")[0]
+    means = {name: [0.5, 0.4, 0.6] for name in ("success", "score", "cost_usd", "large_calls")}
+    drawn = card(known | {"evaluation": {"tasks": 9, "decide": "sample"} | means})
+    assert '"the first observation", seed=1)' in drawn
 
 
 def test_one_task_has_no_interval(tmp_path: Path) -> None:

@@ -38,5 +38,7 @@ def test_the_commit_and_whether_a_file_was_changed(tmp_path: Path) -> None:
     git(tmp_path, "commit", "-qm", "ours")
     commit = git(tmp_path, "rev-parse", "--short=7", "HEAD")
     assert said(tmp_path) == f"{version} at {commit}"
+    (tmp_path / "other.txt").write_text("a page")
+    assert said(tmp_path) == f"{version} at {commit}", "no code"
     (package / "__init__.py").write_text("")
     assert said(tmp_path) == f"{version} at {commit}, changed"

@@ -100,5 +100,10 @@ def test_a_run_counts_what_its_studies_spent_by_itself(tmp_path: Path, monkeypat
         ledger.settle(reservation, Usage(1, 1), spent)
     limits: list[str] = []
     monkeypatch.setattr(jobs, "run_process", lambda command: limits.append(command[-1]) or 0)  # type: ignore[func-returns-value]
-    assert jobs.run_jobs([jobs.Job("run", run, ["x"]), jobs.Job("study", study, ["x"])], 2.0) == 0
-    assert limits == ["2.000000", "1.500000"]
+    other = tmp_path / "no-bosft"  # beside them: it has what the run and its study leave
+    asked = [jobs.Job(name, folder, ("x",)) for name, folder in (("run", run), ("study", study), ("other", other))]
+    assert jobs.run_jobs(asked, 2.0) == 0
+    assert limits == ["2.000000", "1.500000", "1.100000"]
+    limits.clear()
+    assert jobs.run_jobs([asked[0], asked[2]], 2.0) == 0
+    assert limits == ["2.000000", "1.100000"], "a study that is no job of these counts, too"
