@@ -24,7 +24,9 @@ from tests.tiny_router import make_qwen
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
-def algorithm(run: Frontier, learners: int = 0, minibatch: int = 64, backbone: Path | None = None) -> BoPO:
+def algorithm(
+    run: Frontier, learners: int = 0, minibatch: int = 64, backbone: Path | None = None, group: int = 4
+) -> BoPO:
     """BoPO on the boundary episodes of a finished run, from its BoSFT router, or from a backbone."""
     s = load_settings(run.out / "settings.yaml")
     cfg = BoPOConfig()
@@ -38,7 +40,7 @@ def algorithm(run: Frontier, learners: int = 0, minibatch: int = 64, backbone: P
     else:
         cfg.router(backbone=str(backbone), context=1024, lora_rank=4)
     cfg.boundary_dir, cfg.price_hash = str(run.out / "episodes" / "boundary"), load_pool(s.models).price_hash
-    cfg.group_size, cfg.tasks_per_update, cfg.t_max, cfg.minibatch_size = 4, 4, s.max_steps, minibatch
+    cfg.group_size, cfg.tasks_per_update, cfg.t_max, cfg.minibatch_size = group, 4, s.max_steps, minibatch
     cfg.learners(num_learners=learners)
     cfg.debugging(seed=3)
     built = cfg.build_algo()
@@ -101,7 +103,7 @@ def test_a_restored_run_goes_on_to_the_last_bit(toy_run: Frontier, ray_session: 
 
 
 def test_the_ratio_is_one_before_the_first_step(toy_run: Frontier, ray_session: Any) -> None:
-    built = algorithm(toy_run, minibatch=1024)  # all rows in one minibatch
+    built = algorithm(toy_run, minibatch=4096, group=16)  # all rows in one minibatch; one group at least differs
     first = figures(built.train())
     built.stop()
     assert first["ratio"] == pytest.approx(1.0, abs=1e-6)

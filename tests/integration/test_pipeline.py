@@ -208,10 +208,14 @@ def test_a_run_may_count_calls_of_the_large_model_instead_of_dollars(tmp_path: P
     run = Frontier(tmp_path, (*TOY, *options))
     assert run.run() == 0, run.said()
     hard = {b["task"] for b in pq.read_table(run.out / "boundaries.parquet").to_pylist() if b["difficulty"] == "hard"}
-    wins: dict[str, list[int]] = {}
-    for e in (*run.rows("boundary").values(), *run.rows("stratified").values()):
-        if e["task"] in hard and e["success"]:
-            wins.setdefault(e["task"], []).append(e["large_calls"])
+    strata, large = (
+        {task: [e["large_calls"] for e in played if e["task"] == task and e["success"]] for task in hard}
+        for played in (
+            run.rows("stratified").values(),
+            [e for e in run.rows("boundary").values() if e["policy"] == "always-large"],
+        )
+    )
+    wins = {task: calls for task in hard if (calls := strata[task] or large[task])}
     taught = pa.concat_tables(pq.read_table(shard) for shard in (run.out / "experts").glob("*.parquet")).to_pylist()
     assert wins and {e["task"]: sum(e["labels"]) for e in taught if e["task"] in wins} == {
         task: min(calls) for task, calls in wins.items()
