@@ -200,15 +200,17 @@ def budget_words(budget: Budget | None) -> str:
 
 
 def _examples(run: Run, frontier: pd.DataFrame, count: int = 4) -> list[Episode]:
-    """A few evaluation episodes of the headline's middle policy, successes and failures, for the viewer."""
+    """A few evaluation episodes of the headline's middle policy, successes and one failure, for the viewer: first
+    those in which both models were called."""
     own = frontier[frontier["method"] == tables.headline(set(frontier["method"]))]
     if not len(own):
         return []
     policy = own.sort_values("lam").iloc[len(own) // 2]["policy"]
     episodes = [e for e in run.store("evaluation").read(policy=policy) if e.steps]
-    mixed = [e for e in episodes if 0 < e.large_calls < len(e.steps)] or episodes
-    good, bad = [e for e in mixed if e.success], [e for e in mixed if not e.success]
-    return (good[: count - 1] + bad[:1])[:count] or episodes[:count]
+    episodes.sort(key=lambda e: not 0 < e.large_calls < len(e.steps))
+    good, bad = [e for e in episodes if e.success], [e for e in episodes if not e.success]
+    good = good[: count - min(1, len(bad))]
+    return good + bad[: count - len(good)]
 
 
 def print_tables(run: Run, frontier: pd.DataFrame, summary: dict[str, Any]) -> None:

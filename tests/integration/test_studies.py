@@ -106,14 +106,14 @@ def test_an_ablation_is_runs_on_one_store_and_a_paired_comparison(
     commands.clear()
     assert ablation.main(["--out", str(tmp_path / "added"), "--env", "ALFWorld-v0", "--shares", "0.2"]) == 0
     assert commands[-1][3:] == [
-        "--env", "ALFWorld-v0", "--shares", "0.2", "--advantage", "hybrid", "--schedules", "0", "--reliability", "0",
-        "--shares", "", "--call-limits", "", "--sharpness", "1", "--train-lambdas", "", "--boundary-value", "0",
-        "--calls", str(tmp_path / "added" / "calls.db"), "--resume", "--out",
+        "--env", "ALFWorld-v0", "--shares", "0.2", "--advantage", "hybrid", "--strata", "10", "--schedules", "0",
+        "--reliability", "0", "--sharpness", "1", "--train-lambdas", "", "--shares", "", "--call-limits", "",
+        "--boundary-value", "0", "--calls", str(tmp_path / "added" / "calls.db"), "--resume", "--out",
         str(tmp_path / "added" / "paper"),
     ]  # fmt: skip
     paper = settings_of(parser().parse_args(commands[-1][3:]))
     assert (paper.schedules, paper.reliability, paper.shares) == ((0,), 0, ()) and not paper.boundary_value
-    assert paper.call_limits == ()
+    assert (paper.call_limits, paper.strata) == ((), 10)
     assert [Path(c[-1]).name for c in commands] == [*own, "no-value", "paper"]
     assert "without our additions" in (tmp_path / "added" / "ablation.html").read_text()
 
