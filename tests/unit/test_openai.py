@@ -28,7 +28,7 @@ from bopo_ray.agent import parse_action
 from bopo_ray.errors import AttemptError, ConfigError, ModelError
 from bopo_ray.lanes import Lanes, finish
 from bopo_ray.loop import event_loop
-from bopo_ray.models.desk import Desk
+from bopo_ray.models.desk import Desk, RetryPolicy
 from bopo_ray.models.openai_http import OpenAIModel
 from bopo_ray.models.pool import ModelSpec
 from bopo_ray.models.pricing import Price, Usage
@@ -626,7 +626,8 @@ def test_closing_twice_and_calling_again() -> None:
 
 def test_lanes_wait_for_it_without_a_thread_each() -> None:
     with Endpoint(delay_s=0.2) as endpoint:
-        model, desk, lanes = build(endpoint.url, max_concurrency=64), Desk(), Lanes(64)
+        desk = Desk(retry=RetryPolicy(attempts=3, first_wait_s=0.01))
+        model, lanes = build(endpoint.url, max_concurrency=64), Lanes(64)
         requests = [replace(ask(), sample=i) for i in range(32)]
         waiting = [lanes.submit(lambda r=r: desk.call(model, r, 100, None)) for r in requests]  # the first all at once
         names = set[str]()
