@@ -53,7 +53,7 @@ TRANSCRIPTS = Transcripts()
 """Of this process's episodes."""
 ATTEMPTS = 3
 """So often an episode is tried when the engine or a model fails."""
-HAND_IN_S = 0.05
+HAND_IN_S = 0.15
 """So long an episode that has ended waits for others to go to the driver with, while there is more to begin with."""
 PATIENCE_S = 1.0
 """After so long a runner answers its driver although nothing has ended, to be told what is new."""

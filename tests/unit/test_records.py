@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bopo_ray import errors
-from bopo_ray.records import Budget, CostMode, EpisodeSpec, Phase, spawn_seed
+from bopo_ray.records import Budget, CostMode, Episode, EpisodeSpec, Phase, Question, Step, spawn_seed
 from envs import errors as env_errors
 from envs.base import Split, Task
 from tests.toy import play, toy_spec
@@ -82,6 +82,9 @@ def test_records_pickle() -> None:
     copy = pickle.loads(pickle.dumps(episode))
     assert copy == episode and copy.spec.id == episode.spec.id and copy.cost_microusd == episode.cost_microusd
     assert isinstance(copy.stop, type(episode.stop)) and isinstance(copy.spec.budget.mode, CostMode)
+    for record in (EpisodeSpec, Question, Step, Episode):  # each field is where it was
+        made = record(*range(len(dataclasses.fields(record))))
+        assert pickle.loads(pickle.dumps(made)) == made
 
 
 def test_the_two_costs_of_an_episode() -> None:
