@@ -65,14 +65,14 @@ class RoutingEnv(gym.Env[str, np.int64]):
     ) -> None:
         """
         Args:
-            env: the benchmark; called in a thread of its own but for one that has `gives_way = True`, which waits by
-                `bopo_ray.lanes` where it has to.
+            env: the benchmark; called in a thread of its own but for one that is `instant` (see `envs.base`), or has
+                `gives_way = True`, which waits by `bopo_ray.lanes` where it has to.
             pool: who may write its actions.
             desk: where calls are made and billed; by default one that stores nothing.
             temperature: of models whose `sampling` names none.
         """
         self.env = env
-        self._gives_way = bool(getattr(env, "gives_way", False))
+        self._on_the_spot = bool(getattr(env, "gives_way", False) or getattr(env.unwrapped, "instant", False))
         self.pool = pool
         self.desk = desk or Desk()
         self.temperature = temperature
@@ -209,7 +209,7 @@ class RoutingEnv(gym.Env[str, np.int64]):
 
     def _asked(self, function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
         """What the benchmark returns."""
-        return function(*args, **kwargs) if self._gives_way else aside(function, *args, **kwargs)
+        return function(*args, **kwargs) if self._on_the_spot else aside(function, *args, **kwargs)
 
     def _call(self, index: int) -> Answer:
         """One call of model `index`; in `calls` mode it takes one from the budget unless it fails."""

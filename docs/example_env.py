@@ -18,6 +18,7 @@ class Doors(gym.Env[str, str]):
     """A task "door/<n>" is a colour and a place for the key."""
 
     action_guide = f"Actions: {', '.join(ACTIONS)}."
+    instant = True  # it takes microseconds and waits for nothing: no thread of its own
 
     def __init__(self, max_steps: int = 10) -> None:
         self.max_steps = max_steps

@@ -14,6 +14,8 @@ What always holds:
 * same task, same seed, same actions: the same texts, scores and flags;
 * which is why nothing is computed twice that other episodes have met before (`bopo_ray.recall`); a class attribute
   `repeatable = False` says that the promise above can't be kept;
+* a class attribute `instant = True` says that `reset` and `step` take microseconds and wait for nothing, as pure Python
+  may: then they are called on the thread on which all episodes of a process take turns, and not in one of their own;
 * a class attribute `action_form = "code"` says that an action is code, which may have lines; else it is one line;
 * a class attribute `footprint_mb = (a, b)` says that n environments of a process take a + b * n MB with their engines
   (Linux's proportional set size, at its highest), so that Ray puts no more on a machine than fits;

@@ -11,9 +11,10 @@
   is talked to; measured just before and after ours.
 
 A model answers after a fixed time, or after one drawn from a log-normal distribution of that mean (sigma 1: one call in
-twenty takes more than three times as long). The environment itself costs nothing; its texts are as long as a
-benchmark's. Rates are of the steady state; "from the start" counts the first seconds too, in which lanes open their
-environments. Last stands how much of the machine's CPU ours took, and where a step's CPU time went.
+twenty takes more than three times as long). The environment itself costs nothing, and is called on the lanes' thread
+(`instant`); its texts are as long as a benchmark's. Rates are of the steady state; "from the start" counts the first
+seconds too, in which lanes open their environments. Last stands how much of the machine's CPU ours took, and where a
+step's CPU time went.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ class Clockwork:
 class Waits(gym.Env[str, str]):
     """Texts of a benchmark's length for nothing; counts its steps."""
 
+    instant = True
     action_guide = "Do what the task asks."
     max_steps = MAX_STEPS
     stamps: list[float] = []  # noqa: RUF012 (of all environments of the process)

@@ -85,7 +85,8 @@ def make_routing_env(env_id: str, config: dict[str, Any]) -> RoutingEnv:
     """
     arguments = config.get("env", {})
     benchmark = gym.make(env_id, disable_env_checker=True, **arguments)
-    benchmark = RecallEnv(benchmark, TRANSCRIPTS, f"{env_id} {sorted(arguments.items())}")
+    if not getattr(benchmark.unwrapped, "instant", False):  # to remember would cost more than to ask again
+        benchmark = RecallEnv(benchmark, TRANSCRIPTS, f"{env_id} {sorted(arguments.items())}")
     desk = open_desk(config.get("desk") or DeskConfig())
     return RoutingEnv(benchmark, _pool(config), desk, temperature=config.get("temperature", 0.7))
 

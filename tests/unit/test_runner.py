@@ -6,6 +6,7 @@ import dataclasses
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,13 +24,15 @@ from bopo_ray.agent import episode_views
 from bopo_ray.errors import ConfigError, UnknownTaskError
 from bopo_ray.models.pool import resolve_pool
 from bopo_ray.models.pricing import price_table
+from bopo_ray.recall import Transcripts
 from bopo_ray.records import Budget, CostMode, Episode, EpisodeSpec, StopReason
+from bopo_ray.rllib import runner as runner_module
 from bopo_ray.rllib.bopo import BoPOConfig
 from bopo_ray.rllib.collect import Fleet
 from bopo_ray.rllib.encode import encode_view
 from bopo_ray.rllib.runner import ATTEMPTS, Failure, GroupEnvRunner
 from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL, Moment
-from tests.toy import ID, play, toy_spec
+from tests.toy import ID, Toy, play, toy_spec
 
 SPECS = [
     toy_spec(f"{kind}/{n}", router, member)
@@ -178,6 +181,33 @@ def test_an_engine_that_died_once_is_tried_again(tmp_path: Path) -> None:
     # The lost attempt leaves no trace: the same episodes as on an engine that never died.
     assert {r.spec.id: r for r in runner.sample(specs)} == first
     runner.stop()
+
+
+@pytest.mark.parametrize("instant", [True, False])
+def test_an_instant_benchmark_is_played_on_the_lanes_own_thread(
+    instant: bool, runner: GroupEnvRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, reset, step = set[str](), Toy.reset, Toy.step
+
+    def noting(method: Any) -> Any:
+        def call(env: Toy, *args: Any, **kwargs: Any) -> Any:
+            threads.add(threading.current_thread().name)
+            return method(env, *args, **kwargs)
+
+        return call
+
+    usual = list(runner.sample(SPECS[:8]))
+    monkeypatch.setattr(Toy, "instant", instant, raising=False)
+    monkeypatch.setattr(Toy, "reset", noting(reset))
+    monkeypatch.setattr(Toy, "step", noting(step))
+    monkeypatch.setattr(runner_module, "TRANSCRIPTS", Transcripts())
+    other = make_runner()
+    found = {e.spec.id: e for e in other.sample(SPECS[:8]) if isinstance(e, Episode)}
+    other.stop()
+    for e in usual:
+        assert isinstance(e, Episode)
+        assert [s.observation for s in found[e.spec.id].steps] == [s.observation for s in e.steps]
+    assert {name.partition(" ")[0] for name in threads} == {"lanes" if instant else "aside"}
 
 
 def test_the_users_mistakes_are_raised_not_counted(runner: GroupEnvRunner) -> None:
