@@ -119,8 +119,9 @@ def bosft_stage(run: Run, boundaries: dict[str, Boundary]) -> Path:
     hard = [b.task for b in boundaries.values() if b.stats.difficulty() is Difficulty.HARD]
     strata = [f"random({p:g})" for p in stratified_shares(s.strata)]
     strata += [f"first-large({k})" for k in s.schedules if 0 < k < s.max_steps]
+    # With draws of their own: in those of the boundary rollouts the small model has mostly lost, else it were not Hard.
     specs = [
-        EpisodeSpec(task, Phase.STRATIFIED, router, 0, i, 0, router=router)
+        EpisodeSpec(task, Phase.STRATIFIED, router, 0, i, 0, router=router, sample=s.k + i)
         for task in hard
         for i, router in enumerate(strata)
     ]

@@ -287,8 +287,8 @@ class BoPO(Algorithm):
 
     def _sample(self, nth: int = 0) -> int:
         """Sample index of the model calls of this update's `nth` group of a task: the same in all trials of a seed,
-        another in each seed."""
-        return (self.config.seed or 0) * 1_000_000 + nth * 10_000 + self.updates
+        another in each seed, and none of those of the boundary and stratified rollouts, by which a task is Hard."""
+        return (1 + (self.config.seed or 0)) * 1_000_000 + nth * 10_000 + self.updates
 
     def _trial_folder(self) -> str:
         return f"{self.config.advantage}_lam{self.config.lam:g}_seed{self.config.seed or 0}"

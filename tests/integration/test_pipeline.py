@@ -26,7 +26,7 @@ from bopo_ray.analysis.bill import sharing
 from bopo_ray.benchmarks import check_ready
 from bopo_ray.errors import ConfigError
 from bopo_ray.pipeline.board import LAYOUT, board_command
-from bopo_ray.pipeline.calibrate import Tried, offsets_at
+from bopo_ray.pipeline.calibrate import ALL_LARGE, Tried, offsets_at
 from bopo_ray.pipeline.curves import training_curves
 from bopo_ray.pipeline.settings import load_settings
 from experiments.audit import main as audit_main
@@ -180,8 +180,10 @@ def check_offsets(run: Frontier, chosen: dict[str, list[Any]], seeds: tuple[int,
         tried = {e["policy"] for e in dev if e["policy"].startswith(f"{folder}_offset")}
         as_it_is = [s["probabilities"] for s in steps(run.out, "dev", f"{folder}_offset0")]
         assert tried == {Tried(x).name_of(folder) for x in (0, *offsets_at(as_it_is, (0.3, 0.9)))} | {
-            Tried(x, 2).name_of(folder) for x in (0, *offsets_at(as_it_is, (0.3, 0.9, 1.0)))
+            Tried(x, 2).name_of(folder) for x in (0, *offsets_at(as_it_is, (0.3, 0.9)), ALL_LARGE)
         }
+        models = [[s["model"] for s in e["steps"]] for e in dev if e["policy"] == Tried(ALL_LARGE, 2).name_of(folder)]
+        assert models and all(own == [int(i < 2) for i in range(len(own))] for own in models), "first-large(2)"
         limited = [e for e in dev if e["policy"] in tried and e["policy"].endswith("_calls2")]
         assert all((e["budget_cap"], e["large_calls"] <= 2) == (2, True) for e in limited)
         assert {e["large_calls"] for e in limited} >= {2}, "the limit is one"
@@ -307,6 +309,16 @@ def check_scalars(out: Path, updates: int, groups: int, classes: set[str]) -> No
 
 def test_toy_from_end_to_end(toy_run: Frontier) -> None:
     check_results(toy_run, ID)
+
+
+def test_what_is_taught_and_learned_hears_other_draws_than_what_made_a_task_hard(toy_run: Frontier) -> None:
+    """By those of always-small's failures the small model would look worse than it is."""
+    boundary, stratified, policy = (
+        {(e["task"], e["member"] if e["sample"] is None else e["sample"]) for e in toy_run.rows(store).values()}
+        for store in ("boundary", "stratified", "policy")
+    )
+    assert boundary and stratified and policy
+    assert not (boundary & stratified or boundary & policy or stratified & policy)
 
 
 def test_a_finished_run_is_not_played_again(

@@ -103,7 +103,7 @@ def test_a_task_that_comes_twice_in_an_update_has_other_draws_the_second_time(mo
     drawn = [{(r.spec.stream, r.spec.call_sample) for r in group} for group in groups.values()]
     assert len(set.union(*drawn)) == 4 * 2
     samples = [{r.spec.sample for r in group} for group in groups.values()]
-    assert samples[:2] == [{3_000_007}] * 2 and len(set.union(*samples)) == 3, "one for the members of a group"
+    assert samples[:2] == [{4_000_007}] * 2 and len(set.union(*samples)) == 3, "one for the members of a group"
 
 
 def test_each_group_of_a_task_pulls_towards_a_boundary_rollout_of_its_own_draw() -> None:
