@@ -23,7 +23,6 @@ __all__ = [
     "Policy",
     "asked_for",
     "best_policy",
-    "best_schedules",
     "dev_episodes",
     "dev_tasks",
     "matched_random",
@@ -39,8 +38,6 @@ DEFAULT_ROUTERS = ("first-large:2", "first-large:5", "first-large:7", "first-lar
 
 The best of them, first-large, has no fewer points than a learned method has lambdas, since a curve of more points has
 more hypervolume."""
-SCHEDULE_STEPS = (2, 5, 10, 20)
-"""K of the first-large and last-large among which the best schedule is chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,17 +110,6 @@ def dev_episodes(run: Run) -> list[Episode]:
     """Those by which it is chosen what is evaluated: of a run under a budget, those that were under it."""
     budget = run.settings.budget
     return [e for e in run.store("dev").read(Phase.SELECTION) if budget in (None, e.spec.budget)]
-
-
-def best_schedules(run: Run) -> list[Policy]:
-    """Per lambda the schedule with the best mean of u - lambda * C_norm on dev tasks, which are played here."""
-    s = run.settings
-    names = [f"{f}({k})" for f in ("first-large", "last-large") for k in SCHEDULE_STEPS if k < s.max_steps]
-    play_dev(run, names)
-    played = dev_episodes(run)
-    candidates = sorted((ALWAYS_SMALL, ALWAYS_LARGE, *names))
-    chosen = {lam: best_policy(played, candidates, lam, run.mode, CostScale(s.cost_scale)) for lam in s.lambdas}
-    return [Policy(f"best-schedule({lam:g})", "best-schedule", name) for lam, name in chosen.items()]
 
 
 def best_policy(

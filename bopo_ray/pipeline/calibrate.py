@@ -50,19 +50,17 @@ from bopo_ray.store import EpisodeStore
 from envs.base import Task
 
 __all__ = [
-    "ALL_LARGE", "Tried", "calibrated", "for_each_lambda", "front_choice", "met_as_it_is", "offsets_at",
-    "save_with", "weights_with",
+    "ALL_LARGE", "Tried", "best_schedules", "calibrated", "for_each_lambda", "front_choice", "met_as_it_is",
+    "offsets_at", "save_with", "weights_with",
 ]  # fmt: skip
 
 FILE = "calibration.json"
 """In a run's folder: the number chosen for each policy."""
 _BOUNDARIES = (ALWAYS_SMALL, ALWAYS_LARGE)
-ALL_LARGE = 1.0
-"""The share of large calls that no lambda needs, and a limit may."""
-_DRAWN = 0.999
-"""What stands for that where decisions are drawn: no number makes them certain."""
-_FARTHEST = 1e3
-"""No offset is farther from 0: the logarithm of the least probability is -708."""
+SCHEDULE_STEPS = (2, 5, 10, 20)
+"""K of the first-large and last-large among which the best schedules are chosen, beside the limits of large calls."""
+ALL_LARGE = 1e3
+"""An offset with which a router calls the large model at every step: the logarithm of the least probability is -708."""
 BIAS = "policy.head.bias"
 """Of the acting router's state: what is added to its logits, [n_models]."""
 
@@ -133,7 +131,7 @@ def _choose(run: Run, wanted: Sequence[Policy]) -> dict[str, Tried]:
         offsets = dict.fromkeys([0.0, *offsets_at(met, s.shares, greedy)])
         tried[policy.folder] = [Tried(x) for x in sorted(offsets, key=abs)]
         if s.budget is None:
-            offsets |= dict.fromkeys(offsets_at(met, [ALL_LARGE], greedy))
+            offsets |= {ALL_LARGE: None}  # what no lambda needs, and a limit may: a schedule
             tried[policy.folder] += [Tried(x, n) for n in s.call_limits for x in sorted(offsets, key=abs)]
         for own in tried[policy.folder]:
             _play(run, policy.folder, own, tasks, s.budget)
@@ -165,6 +163,22 @@ def _play(run: Run, folder: Path, own: Tried, tasks: Sequence[Task], budget: Bud
         run.play(f"calibrating {tried.name}", store, todo, weights_with(run, folder, own.offset))
 
 
+def best_schedules(run: Run) -> list[Policy]:
+    """Per lambda a schedule, chosen on dev tasks, which are played here, by the run's rule for routers."""
+    s = run.settings
+    lengths = sorted({*SCHEDULE_STEPS, *s.call_limits})
+    names = [f"{f}({k})" for f in ("first-large", "last-large") for k in lengths if k < s.max_steps]
+    play_dev(run, names)
+    played = dev_episodes(run)
+    if s.shares and s.share_rule == "front":
+        points = _points(played, run.mode)
+        chosen = front_choice({n: points[n] for n in names}, [points[b] for b in _BOUNDARIES], s.lambdas)
+    else:
+        scale, among = CostScale(s.cost_scale), sorted((*_BOUNDARIES, *names))
+        chosen = {lam: best_policy(played, among, lam, run.mode, scale) for lam in s.lambdas}
+    return [Policy(f"best-schedule({lam:g})", "best-schedule", name) for lam, name in chosen.items()]
+
+
 def weights_with(run: Run, folder: Path, offset: float) -> Any:
     """What a runner needs to act as the saved router with this offset."""
     weights = load_policy(run, folder)
@@ -188,7 +202,7 @@ def offsets_at(p_NM: ArrayLike, shares: Sequence[float], greedy: bool = True) ->
 
     Args:
         p_NM: its distributions over M models.
-        shares: in (0, 1]; 1 is always-large, where the steps are like these.
+        shares: in (0, 1).
         greedy: it takes the most probable model; False: it draws, and a share is the mean probability of those above
             the smallest.
     """
@@ -197,7 +211,7 @@ def offsets_at(p_NM: ArrayLike, shares: Sequence[float], greedy: bool = True) ->
     if greedy:
         offsets = np.quantile((behind_NL / np.arange(1, log_p_NM.shape[1])).min(1), shares)
     else:
-        offsets = np.array([_drawn_at(behind_NL, min(share, _DRAWN)) for share in shares])
+        offsets = np.array([_drawn_at(behind_NL, share) for share in shares])
     return sorted({round(float(x), 2) + 0.0 for x in offsets})
 
 
@@ -208,7 +222,7 @@ def _drawn_at(behind_NL: NDArray[np.float64], share: float) -> float:
         behind_NL: by how much the logits of the L models above the smallest are below that one's, at N steps.
         share: in (0, 1).
     """
-    steps_L, low, high = np.arange(1, behind_NL.shape[1] + 1), -_FARTHEST, _FARTHEST
+    steps_L, low, high = np.arange(1, behind_NL.shape[1] + 1), -ALL_LARGE, ALL_LARGE
     while high - low > 1e-4:
         middle = (low + high) / 2
         logit_N = np.logaddexp.reduce(middle * steps_L - behind_NL, axis=1)

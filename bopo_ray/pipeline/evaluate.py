@@ -23,13 +23,12 @@ from bopo_ray.files import write_json
 from bopo_ray.pipeline.baselines import (
     Policy,
     asked_for,
-    best_schedules,
     matched_random,
     play_oracle,
     specs,
     trained_routers,
 )
-from bopo_ray.pipeline.calibrate import calibrated
+from bopo_ray.pipeline.calibrate import best_schedules, calibrated
 from bopo_ray.pipeline.card import refresh_cards
 from bopo_ray.pipeline.curves import training_curves
 from bopo_ray.pipeline.run import Run

@@ -31,7 +31,7 @@ from bopo_ray.files import write_bytes
 from bopo_ray.models.pool import read_pool, resolve_pool
 from bopo_ray.models.pricing import price_table
 from bopo_ray.pipeline.baselines import Policy, dev_tasks, specs, trained_routers
-from bopo_ray.pipeline.calibrate import Tried, met_as_it_is, offsets_at, save_with, weights_with
+from bopo_ray.pipeline.calibrate import ALL_LARGE, Tried, met_as_it_is, offsets_at, save_with, weights_with
 from bopo_ray.pipeline.card import add_results
 from bopo_ray.pipeline.preflight import locked, studies, taken_microusd
 from bopo_ray.pipeline.run import Run
@@ -39,16 +39,14 @@ from bopo_ray.pipeline.same import check_same_models
 from bopo_ray.pipeline.settings import Settings, load_settings
 from bopo_ray.pipeline.sweep import learned_policies
 from bopo_ray.records import Budget, CostMode, Episode, EpisodeSpec, Phase
-from bopo_ray.routers import LEARNED, Router, parse_router
+from bopo_ray.routers import ALWAYS_LARGE, LEARNED, Router, parse_router
 from bopo_ray.store import EpisodeStore
 from envs.base import Split, Task
 
 __all__ = ["Candidate", "Choice", "candidates", "caps_of", "choose", "left_usd", "open_run", "play_caps", "usd_caps"]
 
-SCHEDULES = ("always-large", "first-large")
+SCHEDULES = (ALWAYS_LARGE, "first-large")
 """Methods that a router is, with some offset and limit of large calls."""
-NOTHING_LEFT = 1e3
-"""An offset with which a router calls the large model at every step."""
 USD_SHARES = (0.25, 0.5, 0.75)
 """Dollar caps, as shares of what always-large costs without one."""
 
@@ -169,6 +167,9 @@ def candidates(run: Run, finished: FinishedRun, methods: Sequence[str] = ()) -> 
     ]
     found = [c for c in fixed if c.policy.method in wanted]
     schedules = [c for c in fixed if c.policy.method in SCHEDULES]
+    if "first-large" in wanted:  # of all steps it is always-large, which routers may play, too
+        whole = [c for c in schedules if c.policy.method == ALWAYS_LARGE]
+        found += [Candidate(dataclasses.replace(c.policy, method="first-large"), c.setting) for c in whole]
     several = len(run.settings.train_lambdas or run.settings.lambdas) > 1
     for policy in learned_policies(run.settings, finished.folder):
         if policy.method in wanted:
@@ -204,7 +205,7 @@ def _as_schedule(policy: Policy, schedule: Candidate) -> Candidate:
     """The learned policy, where it plays that schedule; the episodes are the schedule's own."""
     played = dataclasses.replace(schedule.policy, method=policy.method, lam=policy.lam, seed=policy.seed)
     steps = parse_router(schedule.policy.router).argument
-    return Candidate(played, schedule.setting, policy.folder, NOTHING_LEFT, None if steps is None else int(steps))
+    return Candidate(played, schedule.setting, policy.folder, ALL_LARGE, None if steps is None else int(steps))
 
 
 def _folder(policy: Policy) -> Path:

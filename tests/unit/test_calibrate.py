@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from bopo_ray.pipeline import calibrate
-from bopo_ray.pipeline.baselines import Policy, best_schedules
-from bopo_ray.pipeline.calibrate import BIAS, Tried, for_each_lambda, offsets_at
+from bopo_ray.pipeline.baselines import Policy
+from bopo_ray.pipeline.calibrate import BIAS, Tried, best_schedules, for_each_lambda, offsets_at
 from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.settings import Settings
 from bopo_ray.records import CostMode, Episode, EpisodeSpec, Phase
@@ -130,3 +130,12 @@ def test_the_best_schedule_is_the_best_under_the_cap_of_the_evaluation(
     run = Played(tmp_path, Settings(max_steps=4, lambdas=(0.1,), budget_calls=cap))
     assert [p.router for p in best_schedules(cast(Run, run))] == [best]
     assert {e.spec.budget for e in run.store("dev").read()} == {run.settings.budget}
+
+
+def test_the_best_schedules_are_chosen_by_the_rule_of_routers_and_among_their_limits(tmp_path: Path) -> None:
+    """By price both lambdas would have the same; LARGE at the third step alone wins a, at the first three b as well."""
+    s = Settings(max_steps=4, lambdas=(0.1, 0.3), shares=(0.5,), share_rule="front", call_limits=(3,))
+    front = [p.router for p in best_schedules(cast(Run, Played(tmp_path / "front", s)))]
+    assert front == ["first-large(3)", "last-large(2)"]
+    by_price = dataclasses.replace(s, share_rule="price")
+    assert len({p.router for p in best_schedules(cast(Run, Played(tmp_path / "price", by_price)))}) == 1
