@@ -136,7 +136,7 @@ def counts(labels: Mapping[str, Difficulty]) -> dict[Difficulty, int]:
 
 def class_shares(mix: Mapping[str, float], tasks: Mapping[Difficulty, int]) -> dict[Difficulty, float]:
     """Each class's share of the groups of an update: what the mix says, at most its share of the tasks; the rest is
-    Hard's. [mix: paper; limit ours]
+    Hard's. [ours]
 
     A quarter of all groups on a few Intractable tasks, again and again, holds no success to learn from, and teaches
     that calls cost.

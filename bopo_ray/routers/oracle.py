@@ -1,4 +1,5 @@
-"""The oracle: plays the cheapest known success of each task again. It has seen the answers, and bounds all others."""
+"""The oracle: plays the cheapest known success of each task again. It has seen the answers: nobody wins more, or as much
+for less. It is one point, so a frontier of several may still have more hypervolume."""
 
 from __future__ import annotations
 
