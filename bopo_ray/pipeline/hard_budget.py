@@ -36,7 +36,7 @@ from bopo_ray.pipeline.card import add_results
 from bopo_ray.pipeline.preflight import locked, studies, taken_microusd
 from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.same import check_same_models
-from bopo_ray.pipeline.settings import Settings, load_settings
+from bopo_ray.pipeline.settings import Settings, load_settings, microusd
 from bopo_ray.pipeline.sweep import learned_policies
 from bopo_ray.records import Budget, CostMode, Episode, EpisodeSpec, Phase
 from bopo_ray.routers import ALWAYS_LARGE, LEARNED, Router, parse_router
@@ -92,7 +92,8 @@ def usd_caps(finished: FinishedRun) -> list[float]:
                 "or none with --usd ''"
             )
     large = float(finished.frontier.set_index("policy")["cost_usd"]["always-large"])
-    return [float(f"{share * large:.3g}") for share in USD_SHARES if round(share * large, 6)]
+    caps = [float(f"{share * large:.3g}") for share in USD_SHARES]
+    return [cap for cap in caps if microusd(cap)]
 
 
 def caps_of(calls: Sequence[int], usd: Sequence[float]) -> list[Budget]:
@@ -100,7 +101,7 @@ def caps_of(calls: Sequence[int], usd: Sequence[float]) -> list[Budget]:
     wrong = [c for c in (*calls, *usd) if not 0 <= c < float("inf")]
     if wrong or not (calls or usd):
         raise ConfigError(f"caps={wrong or 'none'}: need numbers >= 0; set them with --calls or --usd")
-    caps = [Budget(CostMode.CALLS, c) for c in calls] + [Budget(CostMode.USD, round(c * 1_000_000)) for c in usd]
+    caps = [Budget(CostMode.CALLS, c) for c in calls] + [Budget(CostMode.USD, microusd(c)) for c in usd]
     return list(dict.fromkeys(caps))
 
 
@@ -145,7 +146,7 @@ def left_usd(folder: Path, limit: float, name: str) -> float:
     if math.isinf(limit):
         return limit
     others = [folder, *(study for study in studies(folder) if study.name != name)]
-    return max(0.0, round(limit - taken_microusd(others) / 1e6, 6))
+    return max(0, microusd(limit) - taken_microusd(others)) / 1e6
 
 
 def candidates(run: Run, finished: FinishedRun, methods: Sequence[str] = ()) -> list[Candidate]:

@@ -17,7 +17,8 @@ from pathlib import Path
 from bopo_ray.analysis.finished import FinishedRun, open_finished
 from bopo_ray.models.spend import SpendLedger
 from bopo_ray.pipeline.command import Terminated
-from bopo_ray.pipeline.preflight import studies
+from bopo_ray.pipeline.preflight import studies, taken_microusd
+from bopo_ray.pipeline.settings import microusd
 
 __all__ = ["Job", "compare_runs", "end_with", "run_jobs", "run_process", "spent_usd"]
 
@@ -47,7 +48,8 @@ def run_jobs(jobs: Sequence[Job], max_spend: float, among: Iterable[Path] = ()) 
 
     Args:
         jobs: in their order.
-        max_spend: dollars that they may spend together, what they spent before included; infinite for no limit.
+        max_spend: dollars that they may spend together, what they spent or left reserved before included; infinite for
+            no limit.
         among: folders of others that the limit is for as well.
     """
     folders = {job.folder for job in jobs} | set(among)
@@ -61,8 +63,8 @@ def run_jobs(jobs: Sequence[Job], max_spend: float, among: Iterable[Path] = ()) 
         limit = []
         if not math.isinf(max_spend):
             # A run counts by itself what studies in its folder have spent.
-            others = sum(spent_usd(f) for f in folders if f != job.folder and job.folder not in f.parents)
-            limit = ["--max-spend", f"{max(0.0, max_spend - others):.6f}"]
+            others = taken_microusd(f for f in folders if f != job.folder and job.folder not in f.parents)
+            limit = ["--max-spend", f"{max(0, microusd(max_spend) - others) / 1e6:.6f}"]
         if code := run_process([sys.executable, "-m", *job.command, *limit]):
             return code
     return 0

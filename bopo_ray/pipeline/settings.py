@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import math
 from dataclasses import dataclass, fields, replace
+from decimal import Decimal
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +23,7 @@ from bopo_ray.pipeline.presets import BENCHMARKS, EMBEDDED_POOLS, SCALES, embedd
 from bopo_ray.records import Budget, CostMode
 from bopo_ray.routers import parse_router
 
-__all__ = ["Settings", "field_docs", "load_settings", "resolve", "save"]
+__all__ = ["Settings", "field_docs", "load_settings", "microusd", "resolve", "save"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +221,7 @@ class Settings:
         """The hard cap on an episode of the evaluation, and on one by which it is chosen what is evaluated."""
         if self.budget_calls is not None:
             return Budget(CostMode.CALLS, self.budget_calls)
-        return None if self.budget_usd is None else Budget(CostMode.USD, round(self.budget_usd * 1_000_000))
+        return None if self.budget_usd is None else Budget(CostMode.USD, microusd(self.budget_usd))
 
     @property
     def pool(self) -> str:
@@ -258,6 +259,11 @@ SHARE_RULES = ("price", "front")
 """What `Settings.share_rule` may be."""
 DECIDE = ("greedy", "sample")
 """What `Settings.decide` may be."""
+
+
+def microusd(usd: float) -> int:
+    """Finite dollars >= 0 as written, in micro-dollars, rounded down: no limit allows more than was said."""
+    return int(Decimal(str(usd)) * 1_000_000)
 
 
 def _distinct(values: tuple[float, ...]) -> bool:

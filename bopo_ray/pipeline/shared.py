@@ -6,7 +6,8 @@ minutes, and a fresh machine that resumes fetches it first.
 
 Always true here: what refers to other files (JSON, YAML) is copied after them, and what was deleted here goes last
 there, so that a copy that was cut off is still one to go on from; a database is copied as it is at one moment; a
-second machine refuses a folder that another one has copied to within the last minutes.
+second machine refuses a folder that another one has copied to within the last minutes; where it can't be known which
+of the two is newer, neither is written.
 
 What a copy can't hold: the calls that were paid after it. Where the first machine is lost for good, they are not in the
 ledger, and may be paid again.
@@ -35,6 +36,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from bopo_ray.errors import ConfigError, StoreError
+from bopo_ray.files import write_json
 
 __all__ = ["COPY_S", "SharedFolder", "is_uri", "local_folder", "shared_folder"]
 
@@ -79,13 +81,14 @@ class SharedFolder:
     """A local folder and its copy at a URI. One machine at a time."""
 
     def __init__(self, uri: str, local: Path) -> None:
-        """Raises ConfigError for a URI that pyarrow doesn't know or that can't be reached."""
+        """Raises ConfigError for a URI that pyarrow doesn't know or that can't be reached, see also `_begin`."""
         self.uri, self.local, self._lock = uri, local, threading.Lock()
         self._known: dict[str, tuple[int, int]] = {}
         """Size and time of change of each file as it was copied."""
         try:
             self._fs, self._root = fs.FileSystem.from_uri(uri.rstrip("/"))
             owner = self._owner()
+            others = not owner and bool(self._there())
         except (pa.ArrowException, OSError, ValueError) as error:
             raise ConfigError(
                 f"out={uri!r}: can't be used ({_line(error)}); give a URI that pyarrow's filesystems know and this "
@@ -100,8 +103,21 @@ class SharedFolder:
         self._count = int(owner.get("count", 0))
         self._last = owner.get("host"), self._count
         """Who copied last, and how often, as far as is known here."""
-        if owner and self._count > self._seen():
+        self._begin(bool(owner), others)
+
+    def _begin(self, copied: bool, others: bool) -> None:
+        """Fetches what is newer there; raises StoreError where something newer might be lost, here or there."""
+        seen = self._seen()
+        if others and seen < 0:
+            raise StoreError(f"{self.uri} holds files of no run, which would be deleted; choose another --out")
+        if copied and self._last[0] is None and seen >= 0:
+            raise StoreError(
+                f"{self.uri}/{OWNER} is damaged, so that it is not known whether {self.local} is older: if no other "
+                f"machine has copied to {self.uri} since, delete that file; else move {self.local} away"
+            )
+        if copied and self._count > seen:
             self._fetch()
+        self._count = max(self._count, seen)
 
     def save(self, last: bool = False) -> None:
         """Copies what is new or has changed; raises StoreError when that fails, or another machine has taken over."""
@@ -119,7 +135,7 @@ class SharedFolder:
         here = {name: path for name, path in here.items() if not LEFT_OUT.search(path.name)}
         self._check_owner()
         self._count += 1
-        self._note()  # first here: a copy that is cut off is older than this folder
+        self._note(self._count)  # first here: a copy that is cut off is older than this folder
         self._write_owner(True)
         with ThreadPoolExecutor(AT_ONCE) as threads:
             for _, names in groupby(sorted(here, key=_order), _order):
@@ -130,12 +146,9 @@ class SharedFolder:
 
     def _check_owner(self) -> None:
         """Nobody may have taken over: what they wrote would be deleted here."""
-        try:
-            owner = self._owner()
-        except json.JSONDecodeError:  # its writing was cut off; it is written anew
-            return
+        owner = self._owner()
         host, count = owner.get("host"), int(owner.get("count", 0))
-        if owner and (host, count) != self._last and not (host == socket.gethostname() and count <= self._count):
+        if host and (host, count) != self._last and not (host == socket.gethostname() and count <= self._count):
             raise StoreError(
                 f"{self.uri} was taken over by {host} while this machine could not copy to it; what was finished here "
                 f"is in {self.local}: end this run, and go on there or with another --out"
@@ -152,18 +165,23 @@ class SharedFolder:
 
     def _put(self, source: Path, name: str) -> bool:
         """Copies a file; False when it is gone meanwhile."""
-        target = f"{self._root}/{name}"
-        whole = f"{target}.tmp" if isinstance(self._fs, fs.LocalFileSystem) else target  # object stores show it whole
         try:
-            with source.open("rb") as data:
-                self._make_dir(target.rpartition("/")[0])
-                with self._fs.open_output_stream(whole) as out:
-                    shutil.copyfileobj(data, out, 1 << 20)
+            with source.open("rb") as data, self._writing(name) as out:
+                shutil.copyfileobj(data, out, 1 << 20)
         except FileNotFoundError:
             return False
+        return True
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[pa.NativeFile]:
+        """A file of the copy, which is there when all of it is written."""
+        target = f"{self._root}/{name}"
+        whole = f"{target}.tmp" if isinstance(self._fs, fs.LocalFileSystem) else target  # object stores show it whole
+        self._make_dir(target.rpartition("/")[0])
+        with self._fs.open_output_stream(whole) as out:
+            yield out
         if whole != target:
             self._fs.move(whole, target)
-        return True
 
     def _make_dir(self, folder: str) -> None:
         """Where there are folders: an object store would keep an empty object for each."""
@@ -171,16 +189,22 @@ class SharedFolder:
             self._fs.create_dir(folder, recursive=True)
 
     def _fetch(self) -> None:
-        """Makes the local folder what the copy is."""
-        there = self._there() - {OWNER}
-        if self.local.exists() and any(self.local.iterdir()) and not (self.local / SEEN).exists():
+        """Makes the local folder what the copy is; raises StoreError when that fails, and then the next one goes on."""
+        if not (self.local / SEEN).exists() and any(not LEFT_OUT.search(p.name) for p in self.local.glob("*")):
             raise StoreError(f"{self.local} is no copy of {self.uri}, which is to be fetched there; move it away")
-        for path in [p for p in self.local.rglob("*") if p.is_file()] if self.local.exists() else []:
-            if str(path.relative_to(self.local)) not in there and path.name != SEEN:
-                path.unlink()
-        with ThreadPoolExecutor(AT_ONCE) as threads:
-            list(threads.map(self._get, there))
-        self._note()
+        try:
+            there = self._there() - {OWNER}
+            self._note(-1)
+            for path in [p for p in self.local.rglob("*") if p.is_file()]:
+                if str(path.relative_to(self.local)) not in there and path.name != SEEN:
+                    path.unlink()
+            with ThreadPoolExecutor(AT_ONCE) as threads:
+                list(threads.map(self._get, there))
+            self._note(self._count)
+        except (OSError, pa.ArrowException) as error:
+            raise StoreError(
+                f"{self.uri} can't be fetched to {self.local} ({_line(error)}); mend it and run the same command again"
+            ) from error
 
     def _get(self, name: str) -> None:
         target = self.local / name
@@ -197,28 +221,46 @@ class SharedFolder:
         return {name for name in names if not name.endswith(".tmp")}
 
     def _owner(self) -> dict[str, Any]:
+        """Nothing where there is none; where its writing was cut off, a count above any that it can have been."""
         if self._fs.get_file_info(f"{self._root}/{OWNER}").type != fs.FileType.File:
             return {}
         with self._fs.open_input_stream(f"{self._root}/{OWNER}") as file:
-            return dict(json.loads(file.read()))
+            data = file.read()
+        try:
+            return dict(json.loads(data))
+        except ValueError:
+            return {"count": int(time.time())}
 
     def _write_owner(self, is_open: bool) -> None:
-        self._make_dir(self._root)
         owner = {"host": socket.gethostname(), "at": time.time(), "count": self._count, "open": is_open}
-        with self._fs.open_output_stream(f"{self._root}/{OWNER}") as file:
+        with self._writing(OWNER) as file:
             file.write(json.dumps(owner).encode())
         self._last = owner["host"], self._count
 
-    def _note(self) -> None:
+    def _note(self, count: int) -> None:
         self.local.mkdir(parents=True, exist_ok=True)
-        (self.local / SEEN).write_text(json.dumps({"uri": self.uri, "count": self._count}))
+        write_json(self.local / SEEN, {"uri": self.uri, "count": count})
 
     def _seen(self) -> int:
+        """How often it had been copied when this folder was the same; -1: never, or not all of it has been fetched.
+
+        Raises StoreError where that can't be known, and for a copy of something else.
+        """
+        path = self.local / SEEN
         try:
-            seen = json.loads((self.local / SEEN).read_text())
-            return int(seen["count"]) if seen["uri"] == self.uri else -1
-        except (OSError, ValueError, KeyError):
+            seen = json.loads(path.read_bytes())
+            uri, count = seen["uri"], int(seen["count"])
+        except FileNotFoundError:
             return -1
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            newest = json.dumps({"uri": self.uri, "count": self._count})
+            raise StoreError(
+                f"{path} is damaged, so that it is not known whether {self.local} is older: if no other machine has "
+                f"copied to {self.uri} since, write {newest} to that file; else move {self.local} away"
+            ) from error
+        if uri != self.uri:
+            raise StoreError(f"{self.local} is a copy of {uri}, not of {self.uri}; move it away")
+        return count
 
 
 @contextmanager

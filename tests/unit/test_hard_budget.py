@@ -131,7 +131,13 @@ def test_of_the_settings_that_are_better_for_certain_the_best_is_played() -> Non
 
 @pytest.mark.parametrize(
     ("cost", "caps"),
-    [(0.0183, [0.00458, 0.00915, 0.0137]), (1.0, [0.25, 0.5, 0.75]), (0.00001, [2.5e-6, 5e-6, 7.5e-6]), (0.0, [])],
+    [
+        (0.0183, [0.00458, 0.00915, 0.0137]),
+        (1.0, [0.25, 0.5, 0.75]),
+        (0.00001, [2.5e-6, 5e-6, 7.5e-6]),
+        (3e-6, [1.5e-6, 2.25e-6]),
+        (0.0, []),
+    ],
 )
 def test_dollar_caps_have_three_digits_however_small(cost: float, caps: list[float], tmp_path: Path) -> None:
     save(resolve(None, {"env": ID}), tmp_path / "settings.yaml")
@@ -161,6 +167,7 @@ def test_one_task_says_nothing_for_a_router() -> None:
 
 def test_caps_are_numbers_each_once() -> None:
     assert caps_of([5, 5], [0.01]) == [FIVE, Budget(CostMode.USD, 10_000)]
+    assert caps_of([], [0.0000019]) == [Budget(CostMode.USD, 1)], "never rounded up"
     for calls, usd in (([-1], []), ([], [float("nan")]), ([], [])):
         with pytest.raises(ConfigError, match="--calls or --usd"):
             caps_of(calls, usd)
@@ -212,7 +219,7 @@ def test_a_run_and_its_studies_keep_to_one_limit_in_any_order(tmp_path: Path) ->
     with open_run(finished, None, 1, QUIET) as study:
         assert study.ledger().totals().cap_microusd == 4_000_000
     spend(tmp_path / "hard-budget", 2_000_000, reserved=1_000_000)
-    assert left_usd(tmp_path, 10.0, "headroom") == 1.0
+    assert left_usd(tmp_path, 10.0, "headroom") == left_usd(tmp_path, 10.0000009, "headroom") == 1.0
     assert left_usd(tmp_path, 10.0, "hard-budget") == 4.0, "of which its own ledger counts 3"
     with open_run(finished, None, 1, QUIET, "headroom") as study:
         assert study.ledger().totals().cap_microusd == 1_000_000

@@ -12,7 +12,7 @@ import pytest
 from bopo_ray.errors import ConfigError, StoreError
 from bopo_ray.pipeline.presets import SCALES
 from bopo_ray.pipeline.same import check_same, check_same_tasks, task_lists
-from bopo_ray.pipeline.settings import Settings, field_docs, load_settings, resolve, save
+from bopo_ray.pipeline.settings import Settings, field_docs, load_settings, microusd, resolve, save
 from bopo_ray.records import Budget, CostMode
 from bopo_ray.rllib.encode import BUDGET_TOKENS, TASK_TOKENS
 from envs.base import Split, Task
@@ -324,6 +324,16 @@ def test_budgets_are_in_calls_or_in_micro_dollars() -> None:
     assert resolve(None, {"budget_usd": "0.05"}).budget == Budget(CostMode.USD, 50_000)
     with pytest.raises(ConfigError, match="a cap in dollars and one in calls at once"):
         Settings(budget_calls=1, budget_usd=1.0)
+
+
+@pytest.mark.parametrize(
+    ("usd", "expected"),
+    [(0, 0), (1e-7, 0), (0.0000015, 1), (0.0000019, 1), (0.0123456789, 12_345), (0.29, 290_000), (4.35, 4_350_000),
+     (123_456.789012, 123_456_789_012)],
+)  # fmt: skip
+def test_dollars_are_never_rounded_up(usd: float, expected: int) -> None:
+    assert microusd(usd) == expected
+    assert Settings(budget_usd=usd).budget == Budget(CostMode.USD, expected)
 
 
 def test_alfworlds_router_reads_the_value_unless_it_is_another_one() -> None:

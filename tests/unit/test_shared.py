@@ -294,6 +294,141 @@ def test_a_folder_with_another_run_is_not_overwritten(tmp_path: Path, uri: str) 
     assert read(tmp_path / "two") == {"mine.txt": "mine"}
 
 
+def test_a_copy_for_which_the_disk_is_full_loses_nothing_that_is_newer_here(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    write(here, FILES)
+    folder = SharedFolder(uri, here)
+    folder.save()
+    newer = {"ledger.json": "newer", "episodes/boundary/part-2.parquet": "more"}
+    write(here, newer)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="No space left"):  # noqa: PT012
+        patch.setattr(os, "fsync", full)
+        folder.save()
+    SharedFolder(uri, here).save()
+    assert read(here) == FILES | newer
+
+
+@pytest.mark.parametrize("left", ["", '{"uri": ', '{"count": 3}', "[]", "\0\0"])
+def test_a_folder_whose_age_is_not_known_is_neither_copied_nor_fetched(
+    tmp_path: Path, uri: str, there: Path, left: str
+) -> None:
+    here = tmp_path / "here"
+    write(here, FILES)
+    SharedFolder(uri, here).save()
+    write(here, {"ledger.json": "newer", SEEN: left})
+    with pytest.raises(StoreError, match=rf"{SEEN} is damaged.*move {here} away") as error:
+        SharedFolder(uri, here)
+    assert read(here) == FILES | {"ledger.json": "newer"} and read(there / "run") == FILES
+    said = str(error.value)
+    write(here, {SEEN: said[said.index("write ") + 6 : said.index(" to that file")]})
+    SharedFolder(uri, here).save()
+    assert read(here) == read(there / "run") == FILES | {"ledger.json": "newer"}
+
+
+@pytest.mark.parametrize("left", ["", '{"host": "o', "\0\0"])
+def test_an_owners_file_that_was_cut_off_locks_nobody_out(
+    tmp_path: Path, uri: str, there: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    write(one, FILES)
+    on("one", monkeypatch)
+    for _ in range(3):
+        SharedFolder(uri, one).save()
+    (there / "run" / OWNER).write_text(left)
+    write(one, {"ledger.json": "newer"})
+    with pytest.raises(StoreError, match=rf"{OWNER} is damaged.*delete that file; else move {one} away"):
+        SharedFolder(uri, one)
+    on("two", monkeypatch)
+    second = SharedFolder(uri, two)
+    assert read(two) == FILES
+    write(two, {"report.html": "r"})
+    second.save(last=True)
+    on("one", monkeypatch)
+    SharedFolder(uri, one)
+    assert read(one) == FILES | {"report.html": "r"}, "the second machine's first copy is newer than the third of this"
+
+
+def test_the_first_machine_goes_on_where_the_owners_file_is_deleted(tmp_path: Path, uri: str, there: Path) -> None:
+    here = tmp_path / "here"
+    write(here, FILES)
+    SharedFolder(uri, here).save()
+    (there / "run" / OWNER).unlink()
+    write(here, {"ledger.json": "newer"})
+    SharedFolder(uri, here).save()
+    assert read(there / "run")["ledger.json"] == "newer"
+    assert json.loads((there / "run" / OWNER).read_text())["count"] == 2
+
+
+def test_an_owners_file_is_there_whole_or_not_at_all(
+    tmp_path: Path, uri: str, there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, dumps = tmp_path / "here", json.dumps
+    write(here, FILES)
+    folder = SharedFolder(uri, here)
+    folder.save()
+
+    def cut(value: dict[str, object], **how: int) -> str:
+        if "host" in value:
+            raise OSError("the line is cut")
+        return dumps(value, **how)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="the line is cut"):  # noqa: PT012
+        patch.setattr(json, "dumps", cut)
+        folder.save()
+    assert json.loads((there / "run" / OWNER).read_text())["count"] == 1
+    SharedFolder(uri, here).save()
+
+
+def test_a_first_fetch_that_breaks_off_is_gone_on_with(
+    tmp_path: Path, uri: str, there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "one", FILES)
+    SharedFolder(uri, tmp_path / "one").save(last=True)
+    get = SharedFolder._get
+
+    def cut(self: SharedFolder, name: str) -> None:
+        if name == "ledger.json":
+            raise OSError(5, "the line is cut")
+        get(self, name)
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match=r"can't be fetched.*again"):  # noqa: PT012
+        patch.setattr(SharedFolder, "_get", cut)
+        SharedFolder(uri, tmp_path / "two")
+    SharedFolder(uri, tmp_path / "two").save()
+    assert read(tmp_path / "two") == read(there / "run") == FILES
+
+
+def test_half_a_fetch_does_not_replace_the_copy_whose_owner_is_lost(tmp_path: Path, uri: str, there: Path) -> None:
+    write(there / "run", FILES)
+    write(tmp_path / "here", {"ledger.json": "{}", SEEN: json.dumps({"uri": uri, "count": -1})})
+    with pytest.raises(StoreError, match="would be deleted"):
+        SharedFolder(uri, tmp_path / "here")
+
+
+def test_a_place_with_other_files_is_not_emptied(tmp_path: Path, uri: str, there: Path) -> None:
+    write(there / "run", {"thesis.txt": "mine"})
+    with pytest.raises(StoreError, match=r"holds files of no run, which would be deleted; choose another --out"):
+        SharedFolder(uri, tmp_path / "here")
+    assert read(there / "run") == {"thesis.txt": "mine"}
+
+
+def test_a_copy_of_another_place_is_not_overwritten(tmp_path: Path, uri: str) -> None:
+    """Names that differ in their case alone have one local folder."""
+    write(tmp_path / "one", FILES)
+    SharedFolder(uri, tmp_path / "one").save(last=True)
+    write(tmp_path / "two", {"mine.txt": "mine"})
+    SharedFolder(f"{uri}-2", tmp_path / "two").save(last=True)
+    with pytest.raises(StoreError, match=rf"is a copy of {uri}-2, not of {uri}; move it away"):
+        SharedFolder(uri, tmp_path / "two")
+    assert read(tmp_path / "two") == {"mine.txt": "mine"}
+
+
 def test_it_is_copied_now_and_then_and_at_the_end_however_that_comes(
     tmp_path: Path, uri: str, there: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,3 +107,18 @@ def test_a_run_counts_what_its_studies_spent_by_itself(tmp_path: Path, monkeypat
     limits.clear()
     assert jobs.run_jobs([asked[0], asked[2]], 2.0) == 0
     assert limits == ["2.000000", "1.100000"], "a study that is no job of these counts, too"
+
+
+def test_what_killed_runs_left_reserved_counts_and_no_limit_is_rounded_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = SpendLedger(tmp_path / "first" / "spend.db", None)
+    reservation = ledger.reserve("me", "key", "m", 500_000)
+    assert reservation is not None and ledger.reserve("one that was killed", "another", "m", 400_000)
+    ledger.settle(reservation, Usage(1, 1), 500_000)
+    limits: list[str] = []
+    monkeypatch.setattr(jobs, "run_process", lambda command: limits.append(command[-1]) or 0)  # type: ignore[func-returns-value]
+    asked = [jobs.Job("next", tmp_path / "next", ("x",))]
+    for max_spend in (2.0, 2.0000019, 0.5):
+        assert jobs.run_jobs(asked, max_spend, [tmp_path / "first"]) == 0
+    assert limits == ["1.100000", "1.100001", "0.000000"]
