@@ -2,15 +2,17 @@
 
 What always holds: an episode's cost is the sum of its calls' measured costs, whether they were paid for now or had
 been stored; with a budget, each call's worst case is reserved before it is made and settled by the measured usage
-(Eq. 9), so the cap is never exceeded; a call whose model is masked is made by the best model that can be paid; what
-a budget has spent is in the steps, also when it ran out between the attempts at a call: that step has no tokens, no
-reply and no observation, and says what its attempts may have been charged.
+(Eq. 9), so the cap is never exceeded, by all tries of an episode together (`Tab`); a call whose model is masked is
+made by the best model that can be paid; what a budget has spent is in the steps, also when it ran out between the
+attempts at a call: that step has no tokens, no reply and no observation, and says what its attempts may have been
+charged.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -35,9 +37,59 @@ from bopo_ray.models.tokens import prompt_tokens
 from bopo_ray.records import Budget, CostMode, Question, StopReason
 from envs.base import text_space
 
-__all__ = ["RoutingEnv"]
+__all__ = ["RoutingEnv", "Tab"]
 
 R = TypeVar("R")
+PLAUSIBLE = 8
+"""A bill for less than such a part of the model's own bound says nothing about the next prompt: one that was refused
+costs nothing, and some endpoints leave cached tokens out. Of text, a token has three to six bytes."""
+
+
+class _Charge(NamedTuple):
+    """What the tries of an episode have been charged for one call, in micro-dollars."""
+
+    cost: int
+    """Of the reply; the next try gets it from the store."""
+    lost: int
+    """Worst case of attempts whose reply never came."""
+    answered: bool
+
+
+class Tab:
+    """What the tries of one episode have been charged under a budget in dollars, by call.
+
+    As a rule a try makes the calls of the failed one before it again and gets the paid replies from the store. Each
+    counts when it is asked for, and so does what was lost at it: nothing counts twice, and the steps are those of one
+    try whose calls took more attempts. For a try that makes another call, whatever else the earlier ones were charged
+    is kept aside: it stands in no step, and can't be spent again. A budget of calls needs no tab, since a call is one
+    however many attempts it takes.
+    """
+
+    def __init__(self) -> None:
+        self._due: dict[tuple[Any, ...], _Charge] = {}
+        """By calls of earlier tries that this one has not made."""
+        self._counted: dict[tuple[Any, ...], _Charge] = {}
+        """By those that it has made, and what is kept aside."""
+
+    def begin(self) -> None:
+        """Another try."""
+        self._due |= self._counted
+        self._counted = {}
+
+    def take(self, call: tuple[Any, ...]) -> tuple[int, int]:
+        """What earlier tries lost at `call`, and what is now to be kept aside: nothing where its reply is paid."""
+        charge = self._due.pop(call, _Charge(0, 0, False))
+        if charge.answered:
+            return charge.lost, 0
+        self._counted |= self._due
+        kept = sum(c.cost + c.lost for c in self._due.values())
+        self._due = {}
+        return charge.lost, kept
+
+    def count(self, call: tuple[Any, ...], cost: int, lost: int, answered: bool) -> None:
+        """`call` was made, and it and earlier attempts at it have been charged so much."""
+        before = self._counted.get(call, _Charge(0, 0, False))
+        self._counted[call] = _Charge(before.cost + cost, before.lost + lost, answered)
 
 
 class RoutingEnv(gym.Env[str, np.int64]):
@@ -45,8 +97,8 @@ class RoutingEnv(gym.Env[str, np.int64]):
 
     Observation: the router's text view (task, remaining budget, history). Action: index into the pool.
     Reward: the outcome u in [0, 1] at the end, 0 before. `reset(options=...)` takes `task` (name), `sample`
-    (sample index of all calls) and `budget` (`Budget` or None). `info` after `reset`: task, task_text,
-    first_observation, action_mask.
+    (sample index of all calls), `budget` (`Budget` or None) and `tab` (`Tab`, one for all tries of an episode). `info`
+    after `reset`: task, task_text, first_observation, action_mask.
     `info` after `step`: model, reply, action, observation, prompt_tokens, cached_tokens, completion_tokens,
     cost_microusd, lost_microusd, latency_s, question (`Question`, None unless `ask` was called before),
     action_mask (of the next decision), score, success, outcome, and `stop`
@@ -94,8 +146,8 @@ class RoutingEnv(gym.Env[str, np.int64]):
         if "task" in options:
             env_options["task"] = options["task"]
         observation, info = self._asked(self.env.reset, seed=seed, options=env_options)
-        self._task, self._task_text = str(info["task"]), str(info["task_text"])
-        self._first, self._plan = observation, tuple(info.get("expert_plan", ()))
+        self._task, self._task_text = str(info["task"]), _whole(info["task_text"])
+        self._first, self._plan = _whole(observation), tuple(info.get("expert_plan", ()))
         if self.pool.needs_plan and not self._plan:
             raise ConfigError(
                 f"the environment has no expert plan of its task {self._task!r} (info['expert_plan'] of reset), which "
@@ -104,6 +156,8 @@ class RoutingEnv(gym.Env[str, np.int64]):
         self._sample = int(options.get("sample", 0))
         self._budget: Budget | None = options.get("budget")
         self._ledger = Ledger(self._budget.cap) if self._budget else None
+        self._tab: Tab = options.get("tab") or Tab()
+        self._tab.begin()
         self._billed: dict[int, tuple[tuple[Message, ...], int]] = {}
         self._turns: list[Turn] = []
         self._last = info
@@ -112,7 +166,7 @@ class RoutingEnv(gym.Env[str, np.int64]):
         return self._view(), {
             "task": self._task,
             "task_text": self._task_text,
-            "first_observation": observation,
+            "first_observation": self._first,
             "action_mask": self._mask,
         }
 
@@ -139,7 +193,8 @@ class RoutingEnv(gym.Env[str, np.int64]):
         terminated = truncated = False
         if act:
             self._needs_reset = True
-            observation, _, terminated, truncated, self._last = self._asked(self.env.step, act)
+            text, _, terminated, truncated, self._last = self._asked(self.env.step, act)
+            observation = _whole(text)
             self._needs_reset = False
         else:
             observation = FEEDBACK
@@ -185,7 +240,7 @@ class RoutingEnv(gym.Env[str, np.int64]):
             self._plan,
         )  # fmt: skip
         try:
-            answer = self.desk.call(model, request, bound, ledger)
+            answer = self._paid(0, request, bound, ledger)
         except BudgetSpent as error:
             self._question = Question("", 0, 0, 0, 0, error.lost, 0.0) if error.lost else None
             self._remask()
@@ -219,7 +274,7 @@ class RoutingEnv(gym.Env[str, np.int64]):
             self._plan,
         )  # fmt: skip
         if ledger is None or self._budget is None or self._budget.mode is CostMode.USD:
-            answer = self.desk.call(model, request, self._bound(index), ledger)
+            answer = self._paid(index, request, self._bound(index), ledger)
         else:
             handle = ledger.reserve(int(index > 0))
             assert handle is not None, "the mask holds"
@@ -229,15 +284,38 @@ class RoutingEnv(gym.Env[str, np.int64]):
                 ledger.release(handle)
                 raise
             ledger.settle(handle, handle.amount)
-        self._billed[index] = self._messages, answer.reply.usage.prompt_tokens
+        tokens = answer.reply.usage.prompt_tokens
+        if PLAUSIBLE * tokens >= model.bound(self._messages):
+            self._billed[index] = self._messages, tokens
         return answer
+
+    def _paid(self, index: int, request: Request, bound: int, budget: Ledger | None) -> Answer:
+        """A call of model `index` for which `budget` pays; what earlier tries lost at it is lost in this one, too."""
+        model = self.pool.models[index]
+        if budget is None:
+            return self.desk.call(model, request, bound)
+        answer: Answer | None = None
+        call, before = (index, request.messages), budget.spent
+        lost, kept = self._tab.take(call)
+        # It fits, since all tries stay below the cap together, unless the store has lost what was paid.
+        if handle := budget.reserve(min(lost, budget.remaining)):
+            budget.settle(handle, handle.amount)
+        budget.reserve(min(kept, budget.remaining))
+        try:
+            answer = self.desk.call(model, request, bound, budget)
+        except BudgetSpent as error:
+            raise BudgetSpent(lost + error.lost) from None
+        finally:
+            cost = 0 if answer is None else answer.cost
+            self._tab.count(call, cost, budget.spent - before - cost, answer is not None)
+        return dataclasses.replace(answer, lost=lost + answer.lost)
 
     def _temperature(self, model: LanguageModel) -> float:
         return self.temperature if model.sampling.temperature is None else model.sampling.temperature
 
     def _bound(self, index: int) -> int:
         """Prompt tokens that model `index` can bill for the next prompt: what it billed for its beginning in this
-        episode, and the model's own bound for the rest."""
+        episode, if that can be (`PLAUSIBLE`), and the model's own bound for the rest."""
         model = self.pool.models[index]
         start, tokens = self._billed.get(index, ((), 0))
         if start and self._messages[: len(start)] == start:
@@ -276,6 +354,11 @@ class RoutingEnv(gym.Env[str, np.int64]):
         terminated = stop in (StopReason.SUCCESS, StopReason.FAILURE)
         outcome = float(self._last["outcome"])
         return self._view(), outcome, terminated, not terminated, info | self._status() | {"stop": stop}
+
+
+def _whole(text: Any) -> str:
+    """What a benchmark says, as it can be counted, stored and sent: half of a surrogate pair can't."""
+    return str(text).encode("utf-8", "replace").decode()
 
 
 def _unanswered(index: int, lost: int, question: Question | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from bopo_ray.models import load_pool
 from bopo_ray.models.pricing import Price, Usage
 from bopo_ray.models.protocol import Message, ModelPool, Reply, Request, Sampling
 from bopo_ray.records import Budget, Episode, EpisodeSpec, Phase, Step, StopReason, spawn_seed
-from bopo_ray.routing_env import RoutingEnv
+from bopo_ray.routing_env import RoutingEnv, Tab
 from envs.base import Split, Task, text_space
 from envs.errors import EngineError, UnknownTaskError
 
@@ -179,10 +179,12 @@ def toy_spec(
     return EpisodeSpec(Task(ID, name, Split.TRAIN), member=member, budget=budget, router=router, **fields)
 
 
-def play(spec: EpisodeSpec, env: RoutingEnv | None = None, p_large: float = 0.5) -> tuple[Episode, list[str]]:
+def play(
+    spec: EpisodeSpec, env: RoutingEnv | None = None, p_large: float = 0.5, tab: Tab | None = None
+) -> tuple[Episode, list[str]]:
     """A real episode by a coin of its own, and the views that RoutingEnv returned before each step."""
     env = env or routing_env()
-    options = {"task": spec.task.name, "sample": spec.call_sample, "budget": spec.budget}
+    options = {"task": spec.task.name, "sample": spec.call_sample, "budget": spec.budget, "tab": tab}
     view, first = env.reset(seed=0, options=options)
     mask, views, steps, info, outcome = first["action_mask"], [], [], {}, 0.0
     while "stop" not in info:

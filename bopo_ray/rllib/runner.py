@@ -41,7 +41,7 @@ from bopo_ray.rllib.open_desk import DeskConfig, borrow_environment, open_desk
 from bopo_ray.rllib.router_module import ROUTER_DEFAULTS
 from bopo_ray.routers import LEARNED, Moment, Router, fixed_router
 from bopo_ray.routers.decision import decide
-from bopo_ray.routing_env import RoutingEnv
+from bopo_ray.routing_env import RoutingEnv, Tab
 from envs.base import text_space
 
 if TYPE_CHECKING:
@@ -271,20 +271,15 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
 
     def _play(self, session: _Session) -> None:
         """One episode after the other, as long as any wait."""
-        env: RoutingEnv | None = None
         try:
             while session.waiting and not session.over:
-                spec = session.waiting.popleft()
-                env = env or self._an_env(spec.task.env_id)
-                session.ended.put(self._result(session, env, spec))
+                session.ended.put(self._result(session, session.waiting.popleft()))
         except _AbandonedError:
             pass
         except BaseException as error:
             session.ended.put(error)
         finally:
             session.lanes -= 1
-            if env:
-                self._free.append(env)
 
     def _an_env(self, env_id: str) -> RoutingEnv:
         if self._free:
@@ -296,17 +291,24 @@ class GroupEnvRunner(EnvRunner, Checkpointable):
     def _make_env(self, env_id: str) -> RoutingEnv:
         return make_routing_env(env_id, self.config.env_config)
 
-    def _result(self, session: _Session, env: RoutingEnv, spec: EpisodeSpec) -> Episode | Failure:
-        """The episode, tried again after a failure."""
-        for _ in range(ATTEMPTS):
-            try:
-                return self._episode(session, env, spec)
-            except (EngineError, ModelError) as error:
-                reason = f"{type(error).__name__}: {error}"
-        return Failure(spec, reason)
+    def _result(self, session: _Session, spec: EpisodeSpec) -> Episode | Failure:
+        """The episode, tried again after a failure; its budget is one for all tries."""
+        env: RoutingEnv | None = None
+        tab = Tab()
+        try:
+            for _ in range(ATTEMPTS):
+                try:
+                    env = env or self._an_env(spec.task.env_id)
+                    return self._episode(session, env, spec, tab)
+                except (EngineError, ModelError) as error:
+                    reason = f"{type(error).__name__}: {error}"
+            return Failure(spec, reason)
+        finally:
+            if env:
+                self._free.append(env)
 
-    def _episode(self, session: _Session, env: RoutingEnv, spec: EpisodeSpec) -> Episode:
-        options = {"task": spec.task.name, "sample": spec.call_sample, "budget": spec.budget}
+    def _episode(self, session: _Session, env: RoutingEnv, spec: EpisodeSpec, tab: Tab) -> Episode:
+        options = {"task": spec.task.name, "sample": spec.call_sample, "budget": spec.budget, "tab": tab}
         view, info = env.reset(seed=spawn_seed(spec.seed, spec.task.name) % 2**31, options=options)
         task_text, first, steps = info["task_text"], info["first_observation"], list[Step]()
         while "stop" not in info:

@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from bopo_ray.agent import FEEDBACK, episode_views
 from bopo_ray.errors import AttemptError, ConfigError, EngineError, ModelError, UnknownTaskError
 from bopo_ray.models import load_pool
+from bopo_ray.models.calls import CallStore
 from bopo_ray.models.desk import Answer, BudgetSpent, Desk, RetryPolicy
 from bopo_ray.models.pricing import Usage
-from bopo_ray.models.protocol import Message, ModelPool
+from bopo_ray.models.protocol import Message, ModelPool, Reply, Request
 from bopo_ray.models.tokens import prompt_tokens
-from bopo_ray.records import Budget, CostMode, StopReason
+from bopo_ray.records import Budget, CostMode, Episode, EpisodeSpec, StopReason
+from bopo_ray.routing_env import RoutingEnv, Tab
 from tests.integration import test_env_contract as contract
 from tests.toy import ID, PLANS, Toy, play, routing_env, scripted_pool, toy_spec
 
@@ -106,6 +108,21 @@ def test_stepping_needs_a_reset_before_and_after() -> None:
         env.reset(options=options("no/1"))
     with pytest.raises(ResetNeeded):  # not the old episode, of which the benchmark knows nothing any more
         env.step(0)
+
+
+def test_half_of_a_surrogate_pair_ends_no_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    reset, step = Toy.reset, Toy.step
+
+    def broken_reset(self: Toy, **asked: Any) -> tuple[str, dict[str, Any]]:
+        text, info = reset(self, **asked)
+        return text + "\ud800", info | {"task_text": info["task_text"] + "\ud800"}
+
+    monkeypatch.setattr(Toy, "reset", broken_reset)
+    monkeypatch.setattr(Toy, "step", lambda self, act: ("\udfff" + (said := step(self, act))[0], *said[1:]))
+    episode, views = play(toy_spec(), routing_env(scripted_pool(FETCH)))
+    assert episode.success and episode.task_text[-1] == episode.first_observation[-1] == "?"
+    assert [s.observation for s in episode.steps] == [f"?You {a}." for a in PLANS["fetch"]]
+    assert episode_views(episode) == views and all(v.isascii() for v in views)
 
 
 @pytest.mark.parametrize("given", [{}, {"expert_plan": ()}])
@@ -267,6 +284,95 @@ def test_attempts_that_were_lost_before_the_reply_are_in_its_step() -> None:
     episode, _ = play(toy_spec(budget=Budget(CostMode.USD, 10**6)), env, p_large=1.0)
     assert episode.success and [s.lost_microusd > 0 for s in episode.steps] == [False, True, False, False]
     assert sum(s.charged_microusd for s in episode.steps) == env._ledger.spent
+
+
+@pytest.mark.parametrize("reported", [0, 1])
+def test_a_bill_that_can_not_be_true_bounds_no_prompt(reported: int) -> None:
+    pool = scripted_pool(FETCH)
+    model = pool.models[0]
+    complete, words = model.complete, model.bound
+    model.bound = lambda messages: 4 * words(messages)  # as bytes to tokens
+
+    def reports(request: Request) -> Reply:
+        usage = Usage(reported if model.calls in (0, 2) else words(request.messages), 0)  # the content filter's, say
+        return Reply(complete(request).text, usage, 0.0)
+
+    model.complete = reports
+    env = routing_env(pool)
+    env.reset(options=options())
+    env.step(0)
+    assert env._bound(0) == 4 * words(env._messages)
+    before = env._messages
+    for rest in (2, 4):  # the true bill of the second call holds also after the third one's
+        env.step(0)
+        assert env._bound(0) == words(before) + 4 * words(env._messages[-rest:])
+
+
+def tries(spec: EpisodeSpec, env: RoutingEnv, tab: Tab) -> tuple[int, Episode, list[str]]:
+    """So many tries, and the episode of the last one."""
+    for n in range(1, 4):
+        try:
+            return n, *play(spec, env, 1.0, tab)
+        except ModelError:
+            pass
+    raise AssertionError("three tries are enough")
+
+
+@pytest.mark.parametrize(("room", "stop"), [(0, StopReason.BUDGET), (10**6, StopReason.SUCCESS)])
+@pytest.mark.parametrize("answered", [0, 2])
+def test_all_tries_of_an_episode_have_one_cap_and_are_recorded_as_one(
+    answered: int, room: int, stop: StopReason, tmp_path: Path
+) -> None:
+    free, _ = play(toy_spec(), routing_env(breaks_off(0, 0)), p_large=1.0)
+    before = sum(s.cost_microusd for s in free.steps[:answered])
+    worst = 10 * free.steps[answered].prompt_tokens + 20 * 10  # $10 per million words in, $20 out
+    spec = toy_spec(budget=Budget(CostMode.USD, before + 3 * worst - 1 + room))
+    once = Desk(CallStore(tmp_path / "calls.db"), retry=RetryPolicy(attempts=1))
+    env = routing_env(breaks_off(answered, 2), desk=once)
+    n, episode, views = tries(spec, env, Tab())
+    assert (n, episode.stop) == (3, stop)
+    assert episode.steps[answered].lost_microusd == 2 * worst
+    assert sum(s.charged_microusd for s in episode.steps) == env._ledger.spent <= spec.budget.cap
+    assert (episode, views) == play(spec, routing_env(breaks_off(answered, 2), desk=QUICK), 1.0)
+
+
+def test_a_question_that_was_lost_in_an_earlier_try_is_charged_in_the_next(tmp_path: Path) -> None:
+    pool, tab = scripted_pool(FETCH), Tab()
+
+    def silent(step: int) -> str:
+        if pool.models[0].calls == 1:
+            raise AttemptError("broke off", kind="cut", retry=False, billed=True)
+        return FETCH[step]
+
+    pool.models[0].reply = silent
+    env = routing_env(pool, desk=Desk(CallStore(tmp_path / "calls.db")))
+    start = options(budget=Budget(CostMode.USD, 10**6)) | {"tab": tab}
+    env.reset(options=start)
+    with pytest.raises(ModelError):
+        env.ask(ASK)
+    lost = env._ledger.spent
+    env.reset(options=start)
+    env.ask(ASK)
+    question = env.step(1)[4]["question"]
+    assert question.lost_microusd == lost > 0
+
+
+def test_what_a_try_was_charged_for_other_calls_than_the_next_makes_is_kept_aside(tmp_path: Path) -> None:
+    tab, cap = Tab(), 10**6
+    env = routing_env(breaks_off(1, 1), desk=Desk(CallStore(tmp_path / "calls.db"), retry=RetryPolicy(attempts=1)))
+    spec = toy_spec(budget=Budget(CostMode.USD, cap))
+    with pytest.raises(ModelError):
+        play(spec, env, 1.0, tab)
+    first = env._ledger.spent
+    for kept in (first, 0):  # the second time all that it asks for is in the store
+        episode, views = play(spec, env, 0.0, tab)
+        own = sum(s.charged_microusd for s in episode.steps)
+        assert episode_views(episode) == views and own == episode.cost_microusd == env._ledger.spent
+        assert env._ledger.remaining == cap - own - kept
+    env.reset(options=options(budget=spec.budget) | {"tab": tab})
+    for kept in (0, own):  # the first call is in the store, the second must be paid
+        env.step(1)
+        assert env._ledger.remaining == cap - env._ledger.spent - kept
 
 
 def test_a_masked_choice_is_made_by_the_best_model_that_can_be_paid() -> None:

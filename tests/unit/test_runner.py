@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 import subprocess
 import sys
@@ -21,7 +22,9 @@ import torch
 from ray.rllib.core.columns import Columns
 
 from bopo_ray.agent import episode_views
-from bopo_ray.errors import ConfigError, UnknownTaskError
+from bopo_ray.errors import AttemptError, ConfigError, ModelError, UnknownTaskError
+from bopo_ray.models.calls import CallStore
+from bopo_ray.models.desk import Desk
 from bopo_ray.models.pool import resolve_pool
 from bopo_ray.models.pricing import price_table
 from bopo_ray.recall import Transcripts
@@ -32,7 +35,8 @@ from bopo_ray.rllib.collect import Fleet
 from bopo_ray.rllib.encode import encode_view
 from bopo_ray.rllib.runner import ATTEMPTS, Failure, GroupEnvRunner
 from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL, Moment
-from tests.toy import ID, Toy, play, toy_spec
+from bopo_ray.routing_env import RoutingEnv, Tab
+from tests.toy import ID, PLANS, Toy, play, routing_env, scripted_pool, toy_spec
 
 SPECS = [
     toy_spec(f"{kind}/{n}", router, member)
@@ -159,9 +163,9 @@ def test_a_dead_engine_is_a_failure_after_its_attempts_while_the_others_finish(
     resets: Counter[str] = Counter()
     episode = runner._episode
 
-    def counting(session: Any, env: Any, spec: EpisodeSpec) -> Episode:
+    def counting(session: Any, env: Any, spec: EpisodeSpec, tab: Tab) -> Episode:
         resets[spec.task.name] += 1
-        return episode(session, env, spec)
+        return episode(session, env, spec, tab)
 
     monkeypatch.setattr(runner, "_episode", counting)
     dead = [toy_spec(f"fault-dead/{i}", "random(1)") for i in range(6)]  # more than there are lanes
@@ -181,6 +185,51 @@ def test_an_engine_that_died_once_is_tried_again(tmp_path: Path) -> None:
     # The lost attempt leaves no trace: the same episodes as on an engine that never died.
     assert {r.spec.id: r for r in runner.sample(specs)} == first
     runner.stop()
+
+
+def test_an_environment_that_can_not_be_made_fails_its_episodes_only(
+    runner: GroupEnvRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, made = runner._make_env, itertools.count()
+
+    def failing(env_id: str) -> RoutingEnv:
+        if next(made) < missed:
+            raise ModelError("the store is gone")
+        return make(env_id)
+
+    monkeypatch.setattr(runner, "_make_env", failing)
+    missed = 10**6
+    found = runner.sample(SPECS[:6])
+    assert {f.spec for f in found} == set(SPECS[:6])
+    assert all(isinstance(f, Failure) and f.reason == "ModelError: the store is gone" for f in found)
+    missed, made = ATTEMPTS - 1, itertools.count()
+    assert {e.spec.id: e for e in runner.sample(SPECS[:6])} == results(SPECS[:6], 1)
+
+
+@pytest.mark.parametrize("room", [0, 10**6])
+def test_what_failed_tries_lost_counts_against_the_cap(
+    room: int, runner: GroupEnvRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    replies = [f"Action: {a}" for a in PLANS["fetch"]]
+    pool = scripted_pool(replies, max_completion_tokens=10)
+    large = pool.models[1]
+
+    def breaks_off(step: int) -> str:
+        if large.calls in (2, 3):
+            raise AttemptError("broke off", kind="cut", retry=False, billed=True)
+        return replies[step]
+
+    large.reply = breaks_off
+    desk = Desk(CallStore(tmp_path / "calls.db"))
+    monkeypatch.setattr(runner, "_make_env", lambda _: routing_env(pool, desk=desk))
+    free, _ = play(toy_spec(), routing_env(scripted_pool(replies, max_completion_tokens=10)), p_large=1.0)
+    worst = 10 * free.steps[1].prompt_tokens + 20 * 10  # $10 per million words in, $20 out
+    cap = free.steps[0].cost_microusd + 3 * worst - 1 + room
+    (episode,) = runner.sample([toy_spec(router=ALWAYS_LARGE, budget=Budget(CostMode.USD, cap))])
+    assert isinstance(episode, Episode) and episode.stop is (StopReason.SUCCESS if room else StopReason.BUDGET)
+    assert [s.lost_microusd for s in episode.steps[:2]] == [0, 2 * worst]
+    assert sum(s.charged_microusd for s in episode.steps) <= cap
+    assert large.calls == (6 if room else 3), "what was answered is in the store"
 
 
 @pytest.mark.parametrize("instant", [True, False])
