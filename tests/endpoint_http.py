@@ -80,7 +80,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     seconds: float = 3600.0
     status: int = 418
-    body: str = ""
+    body: str | bytes = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +216,7 @@ class Handler(BaseHTTPRequestHandler):
             Kind.QUOTA: (429, _error("You exceeded your current quota", "insufficient_quota")),
             Kind.ERROR: (500, _error("The server had an error", "server_error")),
             Kind.BUSY: (503, _error("Overloaded", "overloaded")),
-            Kind.STATUS: (fault.status, fault.body.encode()),
+            Kind.STATUS: (fault.status, fault.body.encode() if isinstance(fault.body, str) else fault.body),
             Kind.FILTER_400: (400, _error("The prompt triggered the content management policy", "content_filter")),
             Kind.ECHO_401: (401, _error(f"Invalid credentials '{seen}' ({seen[7:15]}...)", "invalid_api_key")),
         }

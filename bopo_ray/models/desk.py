@@ -38,6 +38,8 @@ RENEW_S = 60.0
 LONGEST_CALL_S = 3600.0
 """A claim is renewed for so long at most: whoever hangs in a call must not hold up everybody else for good. But not one
 on a model that gives way, see `LanguageModel`: it hangs in no attempt, and may have hours to wait for its turn."""
+BELIEVED = ("5", "no-choices", "too-long")
+"""How the kinds of failures begin that are an endpoint's answer when they come again and again."""
 
 __all__ = ["Answer", "BudgetSpent", "Calls", "Desk", "RetryPolicy", "Spend"]
 
@@ -53,7 +55,7 @@ class RetryPolicy:
     age_s: float = 300.0
     """No attempt begins so many seconds after the first one did; while it waits for its turn a call grows no older."""
     identical: int = 3
-    """So often the same server error (5xx with the same body) is taken for an answer."""
+    """So often the same server error (5xx with the same body), or a 200 without a choice, is taken for an answer."""
     first_wait_s: float = 0.5
     """Longest wait before the second attempt; doubles each time. Each wait is drawn between 0 and that."""
     longest_wait_s: float = 30.0
@@ -253,7 +255,7 @@ class Desk:
                 return False
             seen[error.kind] += 1
             queued_s += error.queued_s
-            return not error.kind.startswith("5") or seen[error.kind] < self._retry.identical
+            return not error.kind.startswith(BELIEVED) or seen[error.kind] < self._retry.identical
 
         def attempt() -> Answer:
             if first:

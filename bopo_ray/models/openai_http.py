@@ -5,8 +5,8 @@ All models of a process share its event loop, where lanes have their turns, and 
 throttle; `complete` blocks its caller's lane or thread only. What each answer of an endpoint means stands in
 `OpenAIModel._read`.
 
-Always true here: `complete` sends one request, never a second; its time is bounded from the first byte to the last;
-keys come from the environment alone, and no error holds one or is chained to an object that does.
+Always true here: `complete` sends one request, never a second; its time is bounded from the first byte to the last, and
+so is what it reads; keys come from the environment alone, and no error holds one or is chained to an object that does.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from contextlib import asynccontextmanager
 from functools import cache
 from ssl import SSLContext, create_default_context
 from typing import Any, NamedTuple
+from unicodedata import normalize
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 from weakref import WeakValueDictionary, finalize
@@ -46,6 +47,8 @@ __all__ = ["OpenAIModel"]
 CHECK_S = 10.0
 CONNECT_S = 10.0
 MIN_KEY_CHARS = 16
+MAX_ANSWER_BYTES = 8 * 2**20
+"""Unpacked. No reply is so long: of a longer answer no more is read."""
 MAX_TOKENS_REPORTED = 2**31
 """No prompt and no reply is so long: such a figure is none."""
 OURS = ("model", "messages", "temperature", "max_tokens", "max_completion_tokens", "n", "stream", "stream_options")
@@ -63,12 +66,13 @@ logging.getLogger("aiohttp").setLevel(logging.WARNING)  # below it may log addre
 
 
 class Answer(NamedTuple):
-    """What an endpoint sent, whole."""
+    """What an endpoint sent."""
 
     status: int
     headers: Mapping[str, str]
     """Names in any case."""
     content: bytes
+    """Whole, unless it is longer than `MAX_ANSWER_BYTES`."""
 
     @property
     def is_success(self) -> bool:
@@ -107,8 +111,8 @@ class OpenAIModel:
         self._secrets: tuple[str, ...] = ()
 
     def bound(self, messages: tuple[Message, ...]) -> int:
-        """An upper bound for every byte-level tokenizer: no token is shorter than a byte."""
-        return 32 + sum(len(m.content.encode("utf-8", "surrogatepass")) + 16 for m in messages)
+        """An upper bound for every byte-level tokenizer: no token is shorter than a byte of what it reads."""
+        return 32 + sum(_most_bytes(m.content) + 16 for m in messages)
 
     def check(self) -> None:
         """Raises ConfigError when the key is missing or refused, or when nobody answers; spends nothing."""
@@ -145,19 +149,19 @@ class OpenAIModel:
             return "none"  # some servers want any key at all
         key = os.environ.get(variable, "").strip()
         if not key:
-            raise ConfigError(
+            raise RefusedError(
                 f"model {self.name!r}: environment variable {variable} is not set; export {variable}=... with the key "
                 f"of {self.base_url}, or set key_variable in the pool file ('' for an endpoint that asks for no key)"
             )
         if not (key.isascii() and key.isprintable()):
-            raise ConfigError(
+            raise RefusedError(
                 f"model {self.name!r}: environment variable {variable} holds characters that no key can have; "
                 f"export {variable}=... again with the key alone"
             )
         return key
 
     def _connect(self) -> aiohttp.ClientSession:
-        """The session, opened with the first request; on the loop. Raises ConfigError without a usable key."""
+        """The session, opened with the first request; on the loop. Raises RefusedError without a usable key."""
         if self._session is None:
             key = self._key()
             self._secrets = (key,) if self._spec.key_variable else ()
@@ -176,7 +180,10 @@ class OpenAIModel:
         async with session.request(
             method, self.base_url + path, params=self._spec.query, data=body, headers=headers, allow_redirects=False
         ) as response:
-            return Answer(response.status, response.headers, await response.read())
+            content = bytearray()
+            while len(content) <= MAX_ANSWER_BYTES and (part := await response.content.readany()):
+                content += part
+            return Answer(response.status, response.headers, bytes(content))
 
     async def _probe(self) -> ConfigError | None:
         session = self._connect()
@@ -247,25 +254,26 @@ class OpenAIModel:
         if status == 429 and "insufficient_quota" not in said.codes:
             return self._failure("429", f"answered 429: {self._shown(said)}", billed=False, retry_after_s=wait_s)
         if status in (408, 409) or status >= 500:
-            digest = hashlib.blake2b(answer.content, digest_size=4).hexdigest()
-            text = f"answered {status}: {self._shown(said)}"
-            return self._failure(f"{status}:{digest}", text, billed=status in BEYOND, retry_after_s=wait_s)
+            kind, text = f"{status}:{_digest(answer.content)}", f"answered {status}: {self._shown(said)}"
+            return self._failure(kind, text, billed=status in BEYOND, retry_after_s=wait_s)
         return self._refusal(answer)
 
     def _reply(self, answer: Answer, request: Request, latency_s: float) -> Reply | AttemptError | ConfigError:
+        if len(answer.content) > MAX_ANSWER_BYTES:
+            why = f"answered with more than {MAX_ANSWER_BYTES >> 20} MB; is base_url right, and extra_body?"
+            return self._failure("too-long", why, billed=True)
         body = read_json(answer.content)
         match body:
-            case {"choices": [{"message": dict() as message}, *_]} if isinstance(message.get("content"), str | None):
-                content = message.get("content") or ""
+            case {"choices": [{"message": dict() as message}, *_]} if (text := _text(message)) is not None:
+                pass
             case {"error": error}:
                 shown = redact(json.dumps(error), self._secrets)
-                return self._failure("no-choices", f"answered without a choice: {shown}", billed=True)
+                kind = f"no-choices:{_digest(shown.encode())}"
+                return self._failure(kind, f"answered without a choice: {shown}", billed=True)
             case dict():
                 return self._failure("no-choices", "answered without a choice", billed=True)
             case _:
                 return self._failure("not-json", "answered with no valid JSON", billed=True)
-        # A lone half of a surrogate pair could be neither stored nor sent back.
-        text = content.encode("utf-8", "replace").decode()
         usage = _usage(body)
         if usage is None:
             if self.price != Price(0, 0, 0):
@@ -325,6 +333,34 @@ async def _within(seconds: float) -> AsyncIterator[None]:
             yield
         finally:
             timer.cancel()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=4).hexdigest()
+
+
+def _most_bytes(text: str) -> int:
+    """Of the text, and of what a tokenizer that normalises makes of it: some characters grow to several."""
+    if text.isascii():
+        return len(text)
+    forms = (text, normalize("NFC", text), normalize("NFKC", text))
+    return max(len(form.encode("utf-8", "surrogatepass")) for form in forms)
+
+
+def _text(message: dict[str, Any]) -> str | None:
+    """What a message says, which some servers send in parts; None where it can't be read."""
+    content, texts = message.get("content"), list[str]()
+    parts = content if isinstance(content, list) else [{"type": "text", "text": "" if content is None else content}]
+    for part in parts:
+        match part:
+            case {"type": "text", "text": str() as text}:
+                texts.append(text)
+            case {"type": "thinking" | "reasoning" | "refusal"}:
+                pass
+            case _:
+                return None
+    # A lone half of a surrogate pair could be neither stored nor sent back.
+    return "".join(texts).encode("utf-8", "replace").decode()
 
 
 def _usage(body: Any) -> Usage | None:

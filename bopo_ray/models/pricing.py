@@ -73,7 +73,13 @@ def parse_price(raw: Any, where: str) -> Price:
             f"{where}: price {raw!r}: need {{input: ..., output: ...}}, and cached_input: ... where it is another, in "
             "dollars >= 0 per million tokens (six decimals), or 0 for a model that costs nothing per token"
         ) from error
-    return Price(*map(int, amounts))
+    price = Price(*map(int, amounts))
+    if price.cached_input > price.input:  # budgets reserve for a prompt of which nothing is cached
+        raise ConfigError(
+            f"{where}: cached_input: {prices['cached_input']} is above input: {prices['input']}: need at most that; "
+            "leave it out where a cached token costs what any other does"
+        )
+    return price
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,7 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         except ValueError:
             try:
                 when = parsedate_to_datetime(value)
-            except ValueError:
+            except (ValueError, OverflowError):
                 continue
             when = when if when.tzinfo else when.replace(tzinfo=UTC)
             wait_s = (when - datetime.now(UTC)).total_seconds()

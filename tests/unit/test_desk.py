@@ -278,6 +278,8 @@ def test_a_retry_after_beyond_the_age_is_not_waited_for(office: Office) -> None:
         (["500 a"], 3),  # the same three times: an answer
         (["503 a", "503 b", "503 a", "503 b", "503 a", "503 b"], 5),  # the third "503 a"
         (["500 a", "429", "500 a", "500 b", "time-out", "500 a"], 6),
+        (["no-choices"], 3),  # a 200 that can't be read, and may have been charged: as the server's errors
+        (["no-choices:a", "too-long", "no-choices:b", "too-long", "cut", "too-long"], 6),
         (["time-out"], 7),  # not the server's error: until attempts are used up
     ],
 )

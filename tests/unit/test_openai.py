@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import pickle
@@ -23,17 +24,20 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from bopo_ray.agent import parse_action
-from bopo_ray.errors import AttemptError, ConfigError, ModelError
+from bopo_ray.errors import AttemptError, ConfigError, ModelError, RefusedError
 from bopo_ray.lanes import Lanes, finish
 from bopo_ray.loop import event_loop
+from bopo_ray.models import openai_http as module
 from bopo_ray.models.desk import Desk, RetryPolicy
 from bopo_ray.models.openai_http import OpenAIModel
 from bopo_ray.models.pool import ModelSpec
 from bopo_ray.models.pricing import Price, Usage
 from bopo_ray.models.protocol import Message, Reply, Request
 from bopo_ray.models.redact import HIDDEN, redact
+from bopo_ray.models.spend import ModelTotals, SpendLedger
 from bopo_ray.models.tokens import count_tokens, prompt_tokens
 from tests.endpoint import Ask, Endpoint, Fault, Kind
 
@@ -174,6 +178,17 @@ def test_the_bound_holds_for_byte_level_tokens_and_is_additive(a: list[str], b: 
     assert model.bound(first) >= prompt_tokens(first)
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFKC"])
+@pytest.mark.parametrize("text", ["\u0958", "\U0001d160", "\ufdfa", "e\u0301"], ids=ascii)
+def test_the_bound_holds_where_a_tokenizer_normalises_first(form: str, text: str) -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bytewise = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    bytewise.normalizer = getattr(normalizers, form)()
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    messages = (Message("user", 100 * text),)
+    assert build("http://127.0.0.1:1/v1").bound(messages) >= len(bytewise.encode(messages[0].content).ids)
+
+
 # -- failures that may pass
 
 
@@ -244,6 +259,30 @@ def test_what_breaks_off_after_sending_may_be_billed(kind: Kind, expected: str) 
 )  # fmt: skip
 def test_answers_that_make_no_sense_may_be_billed(body: str) -> None:
     assert failed(Fault(Kind.STATUS, status=200, body=body)).billed
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_of_an_answer_that_never_ends_little_is_read(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_ANSWER_BYTES", 2**20)
+    body = json.dumps({"choices": [{"message": {"content": "look"}}], "more": " " * 2**22}).encode()
+    headers, data = {"Content-Length": str(2**40)}, body
+    if packed:
+        headers["Content-Encoding"], data = "gzip", gzip.compress(body)
+    error = failed(Fault(Kind.STATUS, headers, status=200, body=data))
+    assert (error.kind, error.billed) == ("too-long", True) and "more than 1 MB" in str(error)
+    assert "check PLANTED_KEY" in refused(Fault(Kind.STATUS, headers, status=401, body=data)), "that it says at once"
+
+
+def test_failures_of_the_same_kind_without_a_choice_are_the_same() -> None:
+    bodies = (
+        '{"id": 1, "choices": []}',
+        '{"id": 2}',
+        '{"id": 1, "error": "a"}',
+        '{"id": 2, "error": "a"}',
+        '{"error": 3}',
+    )
+    first, second, *errors = [failed(Fault(Kind.STATUS, status=200, body=body)).kind for body in bodies]
+    assert first == second == "no-choices" and errors[0] == errors[1] != errors[2] and errors[0] != first
 
 
 def test_a_request_that_never_left_is_not_billed() -> None:
@@ -331,6 +370,30 @@ def test_half_a_surrogate_pair_is_replaced() -> None:
     body = r'{"choices": [{"message": {"content": "a\ud800b"}}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}'
     reply, _ = replied(Fault(Kind.STATUS, status=200, body=body))
     assert reply.text == "a?b"
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        ([{"type": "text", "text": "Action: "}, {"type": "text", "text": "look"}], "Action: look"),
+        (
+            [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}, {"type": "text", "text": "look"}],
+            "look",
+        ),
+        ([{"type": "refusal", "refusal": "No."}], ""),
+        ([], ""),
+    ],
+)
+def test_a_reply_in_parts(parts: list[Any], text: str) -> None:
+    body = {"choices": [{"message": {"content": parts}}], "usage": {"prompt_tokens": 9, "completion_tokens": 4}}
+    reply, _ = replied(Fault(Kind.STATUS, status=200, body=json.dumps(body)))
+    assert (reply.text, reply.usage) == (text, Usage(9, 4))
+
+
+@pytest.mark.parametrize("content", [0, {}, ["look"], [{"type": "text"}], [{"type": "song", "text": "la"}]])
+def test_what_can_not_be_read_is_no_empty_reply(content: Any) -> None:
+    body = {"choices": [{"message": {"content": content}}], "usage": {"prompt_tokens": 9, "completion_tokens": 4}}
+    assert failed(Fault(Kind.STATUS, status=200, body=json.dumps(body))).kind == "no-choices"
 
 
 # -- usage
@@ -464,6 +527,16 @@ def test_check_names_the_missing_variable(monkeypatch: pytest.MonkeyPatch, value
     for call in (model.check, lambda: model.complete(ask())):
         with pytest.raises(ConfigError, match=r"export PLANTED_KEY=\.\.\."):
             call()
+
+
+@pytest.mark.parametrize("value", ["", "schl\u00fcssel"])
+def test_a_call_without_a_usable_key_costs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str) -> None:
+    monkeypatch.setenv("PLANTED_KEY", value)
+    spend = SpendLedger(tmp_path / "spend.db", None)
+    with pytest.raises(RefusedError, match=r"export PLANTED_KEY=\.\.\."):
+        Desk(spend=spend).call(build("http://127.0.0.1:1/v1"), ask(), 100)
+    assert spend.totals().overall == ModelTotals("all")
+    spend.close()
 
 
 def test_check_reports_a_refused_key() -> None:

@@ -101,6 +101,17 @@ def test_a_cached_token_costs_what_any_other_does_where_the_list_says_no_more(tm
     assert price_table(path).price("tiny") == Price(12_500, 12_500, 100_000)
 
 
+def test_a_cached_token_that_costs_more_than_another_is_refused(tmp_path: Path) -> None:
+    """Budgets reserve for a prompt of which nothing is cached."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("date: 2026-03-01\nmodels:\n  tiny: {input: 0.4, cached_input: 0.400001, output: 1.6}\n")
+    with pytest.raises(
+        ConfigError,
+        match=r"mine\.yaml: tiny: cached_input: 0\.400001 is above input: 0\.4: need at most that; leave it out",
+    ):
+        price_table(path)
+
+
 @pytest.mark.parametrize("text", ["", "- a", "models: {}", "date: 2026-01-01", "tiny: {input: 1, output: 2}"])
 def test_a_list_without_its_two_keys_says_which_they_are(tmp_path: Path, text: str) -> None:
     path = tmp_path / "mine.yaml"

@@ -258,6 +258,7 @@ def test_a_waiter_cancelled_just_as_it_gets_its_turn_gives_it_back() -> None:
         ({"retry-after": "soon"}, None),
         ({"retry-after": "7", "retry-after-ms": "250"}, 0.25),
         ({"retry-after": "7", "retry-after-ms": "x"}, 7),
+        ({"retry-after": "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"}, None),
         ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
         ({"retry-after": "Wed, 21 Oct 2015 07:28:00 -0000"}, 0),
     ],
