@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import reprlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ __all__ = ["History", "RoutedEpisode", "SavedRouter", "load_router"]
 
 EPISODES = 8
 """Episodes of which is kept what was read, the latest ones."""
+PAIRS = "a pair of texts, (action, observation), for each step"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ class History:
                 raise ConfigError(f"{name}={reprlib.repr(value)}: need a text")
         if not _whole(self.steps_left):
             raise ConfigError(f"steps_left={reprlib.repr(self.steps_left)}: need a whole number of steps, at least 0")
+        if not isinstance(self.steps, Iterable):
+            raise ConfigError(f"steps={reprlib.repr(self.steps)}: need {PAIRS}")
         object.__setattr__(self, "steps", tuple(map(_pair, self.steps)))
 
     def after(self, action: str, observation: str) -> History:
@@ -152,7 +155,8 @@ class SavedRouter:
 
     def _allowed(self, budget: Budget | None, mask: Sequence[bool] | None) -> tuple[bool, ...]:
         n = self.n_models
-        allowed = (True,) * n if mask is None else tuple(mask)
+        flags: Any = (True,) * n if mask is None else mask
+        allowed = tuple(flags) if isinstance(flags, Iterable) else (flags,)
         if not all(isinstance(flag, bool | np.bool_) for flag in allowed):
             raise ConfigError(f"mask={reprlib.repr(mask)}: need True or False for each model, smallest first")
         if len(allowed) != n:
@@ -292,7 +296,5 @@ def _whole(value: object) -> bool:
 
 def _pair(step: object) -> tuple[str, str]:
     if not isinstance(step, tuple | list) or len(step) != 2 or not all(isinstance(text, str) for text in step):
-        raise ConfigError(
-            f"steps hold {reprlib.repr(step)}: need a pair of texts, (action, observation), for each step"
-        )
+        raise ConfigError(f"steps hold {reprlib.repr(step)}: need {PAIRS}")
     return step[0], step[1]

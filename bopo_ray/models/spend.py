@@ -134,16 +134,23 @@ class SpendLedger:
         """Frees the file."""
         self._database.close()
 
-    def reserve(self, owner: str, key: str, model: str, amount: int) -> int | None:
+    def reserve(self, owner: str, key: str, model: str, amount: int, own: int | None = None) -> int | None:
         """Sets the worst case of a call aside; returns the reservation, or None when the cap can't pay for it.
+
+        `own` is a number < 0 for it, of the caller's and never given twice: told again, because the answer got lost, it
+        is as told once.
 
         Before it refuses, it closes what dead owners left open. That frees nothing, since it counts at its worst case;
         `recover` frees what the call store can prove.
         """
         if amount < 0:
             raise ValueError(f"amount={amount}: need micro-dollars >= 0")
+        if own is not None and own >= 0:
+            raise ValueError(f"own={own}: need a number < 0, the others are given here")
 
         def work(c: sqlite3.Connection) -> int | None:
+            if own is not None and c.execute("SELECT 1 FROM reservations WHERE id = ?", (own,)).fetchone():
+                return own
             if self._cap is not None:
                 (taken,) = c.execute(
                     "SELECT coalesce(sum(paid_microusd + lost_microusd + reserved_microusd), 0) FROM models"
@@ -151,8 +158,8 @@ class SpendLedger:
                 if taken + amount > self._cap:
                     _give_up(c, _open_rows(c, leased_before=None))
                     return None
-            sql = "INSERT INTO reservations (owner, key, model, amount, since) VALUES (?, ?, ?, ?, ?)"
-            reservation = c.execute(sql, (owner, key, model, amount, time.time())).lastrowid
+            sql = "INSERT INTO reservations (id, owner, key, model, amount, since) VALUES (?, ?, ?, ?, ?, ?)"
+            reservation = c.execute(sql, (own, owner, key, model, amount, time.time())).lastrowid
             _add(c, model, reserved_microusd=amount)
             return reservation
 
@@ -205,7 +212,7 @@ class SpendLedger:
 
         def work(c: sqlite3.Connection) -> list[tuple[int, str]]:
             _give_up(c, _open_rows(c, leased_before=time.time() - self._lease_s))
-            return c.execute("SELECT id, key FROM reservations WHERE lost ORDER BY id DESC").fetchall()
+            return c.execute("SELECT id, key FROM reservations WHERE lost ORDER BY since DESC, id DESC").fetchall()
 
         for reservation, key in self._database.write(work):
             if found := find(key):

@@ -1,7 +1,8 @@
 """A saved router's folder, an RLModule checkpoint, and the module in it that acts.
 
 Always true here: a folder is only read as data, of the few types that a router consists of, so that one from elsewhere
-runs no code; and a module that is returned has every weight, finite and in the shape that the folder states.
+runs no code and names no place in memory; and a module that is returned has every weight, finite and in the shape that
+the folder states.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from gymnasium.spaces import Box, Discrete
 
 from bopo_ray.errors import ConfigError, StoreError
 from bopo_ray.rllib.router_module import RouterModule
@@ -49,7 +52,7 @@ def acting_module(folder: Path) -> RouterModule:
     saved = _unpickled(path)
     try:
         if saved["class"] is not RouterModule:
-            raise TypeError(f"{saved['class']!r} is not RouterModule")
+            raise TypeError("its class is not RouterModule")
         args, kwargs = saved["ctor_args_and_kwargs"]
         shape = dict(kwargs["model_config"])
         if shape.get("backbone") and not shape["lora_rank"]:
@@ -71,22 +74,30 @@ def about(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        known: dict[str, Any] = json.loads(path.read_text())
-        assert isinstance(known, dict) and isinstance(known.get("trained", {}), dict)
-    except (OSError, ValueError, AssertionError) as error:
+        known: Any = json.loads(path.read_text())
+        if not (isinstance(known, dict) and isinstance(known.get("trained", {}), dict)):
+            raise TypeError("need an object, and in it another one")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise StoreError(f"{path} is damaged ({type(error).__name__}); {MEND}") from error
     return known
 
 
 def check_pair(folder: Path, models: Sequence[str], price_hash: str, mend: str) -> None:
-    """Raises StoreError for a router that was trained to choose between other models than these, or at other prices."""
+    """Raises StoreError for a router that was trained to choose between other models than these, or at other prices, or
+    whose `router.json` can't be."""
     trained = about(folder).get("trained")
     if trained is None:  # of a version that did not say
         return
-    names = [str(m["name"]) for m in trained["models"]]
+    try:
+        names, prices = [m["name"] for m in trained["models"]], trained["price_hash"]
+        if not all(isinstance(said, str) and said.isprintable() for said in (*names, prices)):
+            raise TypeError("need texts")
+    except (KeyError, TypeError) as error:
+        what = "does not say which models and prices the router was trained for"
+        raise StoreError(f"{folder / ROUTER_FILE} {what} ({type(error).__name__}); {MEND}") from error
     for what, old, new in (
         (f"{len(names)} models", ", ".join(names), ", ".join(models)),
-        ("price table", trained["price_hash"], price_hash),
+        ("price table", prices, price_hash),
     ):
         if old != new:
             raise StoreError(f"{folder} was trained for the {what} {old}; here it is to be used for {new}; {mend}")
@@ -103,7 +114,7 @@ def _check(folder: Path) -> None:
         raise StoreError(f"{folder} is not a saved router: {what}; a run saves its own in RUN/policies/NAME{hint}")
     try:
         json.loads((folder / METADATA).read_text())["checkpoint_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(f"{folder / METADATA} is damaged ({type(error).__name__}); {MEND}") from error
 
 
@@ -137,13 +148,44 @@ def _quiet() -> Iterator[None]:
         log.disabled = before
 
 
-class _Data(pickle.Unpickler):
-    """Reads the types of a router and nothing else."""
+def _dtype(code: str, *_: object) -> np.dtype[Any]:
+    """Of numbers. Any other could be told that the bytes of a file are addresses of objects."""
+    if not re.fullmatch("b1|[fiu][1248]", code):
+        raise pickle.UnpicklingError("an array of such a type is no part of a router")
+    return np.dtype(code)
+
+
+def _array(*_: object) -> np.ndarray[Any, Any]:
+    """As numpy begins one: what it holds is set afterwards."""
+    return np.empty(0, np.int8)
+
+
+_OWN = {"dtype": _dtype, "ndarray": "ndarray", "_reconstruct": _array}
+"""In place of numpy's, which take whatever they are given: `ndarray` makes objects of bytes, too."""
+
+
+class _Data(pickle._Unpickler):
+    """Reads the types of a router and nothing else. The reader written in C would set any state of them."""
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
-        if name in _TYPES.get(module.replace("numpy.core.", "numpy._core."), ()):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is no part of a router")
+        if name not in _TYPES.get(module.replace("numpy.core.", "numpy._core."), ()):
+            raise pickle.UnpicklingError(f"{module}.{name} is no part of a router")
+        return _OWN[name] if name in _OWN else super().find_class(module, name)
+
+    def load_build(self) -> None:
+        """Sets the state of an array, once, or of a space. A dtype has its own already; of a class or a function it
+        would change this process."""
+        part, state = self.stack[-2:]  # type: ignore[attr-defined]
+        if isinstance(part, np.dtype) and state == part.__reduce__()[2]:
+            self.stack.pop()  # type: ignore[attr-defined]
+        elif type(part) in (Box, Discrete) or (type(part) is np.ndarray and not part.size):
+            super().load_build()  # type: ignore[misc]
+        else:
+            raise pickle.UnpicklingError(f"such a state of {type(part).__name__} is no part of a router")
+
+    dispatch[pickle.BUILD[0]] = load_build
 
 
 def _unpickled(path: Path) -> Any:

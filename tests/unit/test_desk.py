@@ -650,7 +650,7 @@ class Lossy:
 def test_a_paid_reply_outlives_the_restart_of_the_desks_actor(
     office: Office, lose: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """claim, reserve, put and settle: the first two are told once, the others until they are heard."""
+    """claim, reserve, put and settle: the first is told once, the others until they are heard."""
     monkeypatch.setattr(open_desk_module, "AGAIN_S", 0.001)
     line, model = Lossy(office, lose), Fake(USAGE)
     desk = Desk(open_desk_module._Remote(line, "calls"), open_desk_module._Remote(line, "spend"), QUICK)  # type: ignore[arg-type]

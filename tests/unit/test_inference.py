@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -22,6 +22,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy._core.numeric import _frombuffer  # type: ignore[attr-defined]
 
 import bopo_ray
 from bopo_ray import Budget, ConfigError, CostMode, History, SavedRouter, StoreError, load_router
@@ -227,6 +228,7 @@ def test_mask_and_choice_by_hand(
         ({"history": "task: boil"}, r"history='task: boil': need a History\(task"),
         ({"mask": (True, False)}, r"mask=\(True, False\) has 2 flags: need 3, one for each model"),
         ({"mask": (True,) * 4}, "has 4 flags: need 3"),
+        ({"mask": 5}, "mask=5: need True or False for each model"),
         ({"mask": (0, 1, 2)}, r"mask=\(0, 1, 2\): need True or False for each model"),
         ({"mask": (False,) * 3}, r"budget=unlimited leave no model: allow one of the 3, or end the episode"),
         ({"mask": (False, True, True), "budget": Budget(CostMode.CALLS, 0)}, "budget=0 large calls leave no model"),
@@ -250,6 +252,8 @@ def test_a_decision_refuses(router: SavedRouter, arguments: dict[str, Any], rule
         ({"first_observation": 3}, "first_observation=3: need a text"),
         ({"steps_left": -1}, "steps_left=-1: need a whole number of steps, at least 0"),
         ({"steps_left": 2.0}, r"steps_left=2\.0: need"),
+        ({"steps": 5}, "steps=5: need a pair of texts"),
+        ({"steps": None}, "steps=None: need a pair of texts"),
         ({"steps": ["ab"]}, "steps hold 'ab': need a pair of texts"),
         ({"steps": [("look",)]}, r"steps hold \('look',\): need a pair"),
         ({"steps": [("look", None)]}, r"steps hold \('look', None\): need a pair"),
@@ -308,9 +312,30 @@ def test_a_router_of_another_pair_number_or_price_table_is_refused(tmp_path: Pat
                 load_router(own, simulated)
         else:
             assert pickle.loads(pickle.dumps(load_router(own, simulated))).call_limit == limit
-    (own / ROUTER_FILE).write_text("[")
-    with pytest.raises(StoreError, match=rf"{ROUTER_FILE} is damaged \(JSONDecodeError\); copy"):
-        load_router(own, simulated)
+
+
+@pytest.mark.parametrize(
+    ("said", "rule"),
+    [
+        ("[", r"is damaged \(JSONDecodeError\)"),
+        ("[" * 100_000, r"is damaged \(RecursionError\)"),
+        ("[]", r"is damaged \(TypeError\)"),
+        ('{"trained": null}', r"is damaged \(TypeError\)"),
+        *((json.dumps({"trained": trained}), r"does not say which models and prices the router was trained for \(")
+          for trained in (
+              {}, {"models": 5, "price_hash": "x"}, {"models": "ab", "price_hash": "x"},
+              {"models": [{}, {}], "price_hash": "x"}, {"models": [{"name": 1}], "price_hash": "x"},
+              {"models": [{"name": "two\nlines"}], "price_hash": "x"}, {"models": [{"name": "small"}]},
+              {"models": [], "price_hash": None},
+          )),
+    ],
+)  # fmt: skip
+def test_what_a_router_says_of_itself_may_be_anything(folder: Path, tmp_path: Path, said: str, rule: str) -> None:
+    own = shutil.copytree(folder, tmp_path / "own")
+    (own / ROUTER_FILE).write_text(said)
+    with pytest.raises(StoreError, match=rf"own/{ROUTER_FILE} {rule}.*; copy the folder anew") as caught:
+        load_router(own, load_pool("simulated"))
+    assert "\n" not in str(caught.value)
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------
@@ -364,13 +389,32 @@ class Evil:
         return os.system, ("touch hacked",)
 
 
+class Made(NamedTuple):
+    """Is read as what a call returns, in the state that is set then."""
+
+    call: Callable[..., Any]
+    args: tuple[Any, ...]
+    state: Any = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tuple(self)
+
+
+def told(part: Any, state: Any) -> Change:
+    """In place of the arguments: `part`, of which a state is set once more."""
+    raw = pickle.dumps(part, 3)[:-1] + pickle.dumps(state, 3)[2:-1] + pickle.BUILD + pickle.STOP
+    return lambda at: (at / ARGUMENTS).write_bytes(raw)
+
+
 HEAD = "average.head.weight"
+OBJECT = (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0)
+"""State of a dtype that takes bytes for the address of an object; those of the tests are zero, which is none."""
 
 
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        (cut(WEIGHTS, 0), rf"{WEIGHTS} can't be read \(Ran out of input\); copy the folder anew, or train"),
+        (cut(WEIGHTS, 0), rf"{WEIGHTS} can't be read \(EOFError\); copy the folder anew, or train"),
         (cut(WEIGHTS, 0.5), rf"{WEIGHTS} can't be read \("),
         (cut(WEIGHTS, 0.999), rf"{WEIGHTS} can't be read \("),
         (cut(ARGUMENTS, 0.9), rf"{ARGUMENTS} can't be read \("),
@@ -395,6 +439,13 @@ HEAD = "average.head.weight"
         (pickled(ARGUMENTS, lambda a: arguments(a)["model_config"].update(width=32)), "of another shape"),
         (pickled(ARGUMENTS, lambda a: Evil()), r"can't be read \(\w+\.system is no part of a router\)"),
         (pickled(WEIGHTS, lambda s: s.update({HEAD: Evil()})), r"can't be read \(\w+\.system is no part of a router\)"),
+        (pickled(ARGUMENTS, lambda a: Made(np.dtype, ("V8", False, True), OBJECT)), "an array of such a type is no"),
+        (pickled(ARGUMENTS, lambda a: Made(np.ndarray, ((1,), "O", bytes(8)))), "'str' object is not callable"),
+        (pickled(WEIGHTS, lambda s: s.update({HEAD: s[HEAD].astype(">f4")})), "such a state of Float32DType is no"),
+        (told(np.dtype("f8"), (3, "<", None, None, None, 8, 8, 63)), "such a state of Float64DType is no part"),
+        (told(np.ones(3), np.ones(3).__reduce__()[2]), "such a state of ndarray is no part"),  # others may see it
+        (told(RouterModule, (None, {"more": 1})), r"such a state of \w+ is no part"),
+        (told(_frombuffer, (None, {"more": 1})), "such a state of function is no part"),
     ],
 )  # fmt: skip
 def test_a_damaged_folder_is_one_line(
@@ -408,6 +459,17 @@ def test_a_damaged_folder_is_one_line(
         load_router(copy)
     assert "\n" not in str(caught.value) and str(copy) in str(caught.value)
     assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_a_folder_may_be_written_in_each_way_of_numpy(
+    folder: Path, router: SavedRouter, tmp_path: Path, protocol: int
+) -> None:
+    """By its versions and Python's, an array is written in one of two ways."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    for name in (ARGUMENTS, WEIGHTS):
+        (copy / name).write_bytes(pickle.dumps(pickle.loads((copy / name).read_bytes()), protocol))
+    assert load_router(copy).decide(HISTORY) == router.decide(HISTORY)
 
 
 # -- the package ------------------------------------------------------------------------------------------------------

@@ -102,6 +102,27 @@ def test_a_reservation_is_closed_once(ledger: SpendLedger) -> None:
     assert reserved(ledger, 10) > max(closed)  # no number is given twice
 
 
+def test_a_reservation_that_is_told_again_is_made_once(ledger: SpendLedger) -> None:
+    """Its answer was lost; the caller knows it by its own number."""
+    first, lowest = -7, -(2**63)
+    for own in (first, first, lowest, first):
+        assert ledger.reserve(ME, "k", "mini", 400, own) == own
+    assert ledger.totals().overall.reserved_microusd == 800
+    assert ledger.reserve(ME, "k", "mini", 400, -8) is None  # also where it is told again, no more than the cap
+    other = reserved(ledger, 10)
+    assert other > 0
+    ledger.release(first)
+    ledger.lose(other)
+    assert ledger.settle(lowest, USAGE, 100)
+    with pytest.raises(ValueError, match="reservation -7: never made, or closed before"):
+        ledger.release(first)
+    assert ledger.reserve(ME, "k", "mini", 400, -8) == -8
+    overall = ledger.totals().overall
+    assert (overall.paid_microusd, overall.lost_microusd, overall.reserved_microusd) == (100, 10, 400)
+    with pytest.raises(ValueError, match="own=1: need a number < 0"):
+        ledger.reserve(ME, "k", "mini", 1, 1)
+
+
 @pytest.mark.parametrize("amount", [-1, -(10**9)])
 def test_amounts_are_not_negative(ledger: SpendLedger, amount: int) -> None:
     with pytest.raises(ValueError, match="micro-dollars >= 0"):
