@@ -13,13 +13,15 @@ import pandas as pd
 import yaml
 
 from bopo_ray.analysis.trajectory import step_records
+from bopo_ray.models.pool import read_pool
+from bopo_ray.models.pricing import PriceTable
 from bopo_ray.store import EpisodeStore
 
 RUN = Path(os.environ.get("BOPO_RAY_RUN", "../results/scienceworld-v0-embedded-quick"))
 assert (RUN / "summary.json").exists(), f"no finished run in {RUN.resolve()}: set BOPO_RAY_RUN to the full path of one"
 summary = json.loads((RUN / "summary.json").read_text())
 settings = yaml.safe_load((RUN / "settings.yaml").read_text())
-MODELS = [m.get("label") or m["model"] for m in yaml.safe_load((RUN / "pool.yaml").read_text())["models"]]
+MODELS = [m.label for m in read_pool(RUN / "pool.yaml", PriceTable("", (), ())).models]
 store = EpisodeStore(RUN / "episodes" / "evaluation", summary["price_hash"])
 trained = [p["policy"] for p in summary["points"] if p["lam"] is not None]
 print(summary["note"], "Trained policies:", *trained, sep="\n")

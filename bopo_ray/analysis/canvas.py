@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL
 
 __all__ = [
-    "DIFFICULTY_COLOURS", "GRID", "INK", "MUTED", "NARROW", "canvas", "head", "method_style", "ordered", "save_png",
-    "styled", "to_svg", "usd",
+    "DIFFICULTY_COLOURS", "GRID", "INK", "MUTED", "NARROW", "canvas", "head", "mark", "method_style", "ordered",
+    "save_png", "styled", "to_svg", "usd",
 ]  # fmt: skip
 
 NARROW = 5.2
@@ -53,6 +53,8 @@ _STYLES: Mapping[str, tuple[str, str]] = {  # method -> colour, marker
     "without our additions": ("#8c6d1f", "X"),
 }
 _SPARE = [("#8c6d1f", "X"), ("#7B4FA3", "h"), ("#2F6B4F", "p"), ("#A33B4F", "d")]
+_SIZES = {ALWAYS_SMALL: 11, ALWAYS_LARGE: 11, "oracle": 12, "cascade": 9, "task-level": 9, "random": 11}
+"""Of marks, points; 7 of others. A star, a plus, a cross and a dot fill less of theirs."""
 DIFFICULTY_COLOURS = {"easy": "#009E73", "hard": "#0072B2", "intractable": "#9ca3af"}
 _RC: Any = {  # a literal type of several hundred keys on the other side
     "font.size": 11, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED, "xtick.color": MUTED,
@@ -138,6 +140,15 @@ def method_style(method: str) -> tuple[str, str]:
     return _STYLES.get(method) or _SPARE[sum(map(ord, method)) % len(_SPARE)]
 
 
+def mark(method: str, headline: bool) -> dict[str, Any]:
+    """How `Line2D` marks a method's points; the headline's are rings, through which those under them are seen."""
+    colour, marker = method_style(method)
+    if headline:
+        return {"color": colour, "marker": marker, "markersize": 11, "markerfacecolor": "none", "markeredgewidth": 2}
+    return {"color": colour, "marker": marker, "markersize": _SIZES.get(method, 7), "markeredgecolor": "white",
+            "markeredgewidth": 0.6}  # fmt: skip
+
+
 def usd(value: float, _: object = None) -> str:
-    """Dollars with as many digits as small amounts need: 0.0040 and 1.2."""
-    return "0" if value == 0 else f"{value:.2g}" if abs(value) < 1 else f"{value:.3g}"
+    """Dollars with as many digits as a tick has: 0.0175 and 1.25."""
+    return f"{value:.3g}"

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -25,6 +25,7 @@ from bopo_ray.analysis.canvas import (
     NARROW,
     canvas,
     head,
+    mark,
     method_style,
     ordered,
     styled,
@@ -62,8 +63,9 @@ def frontier_figure(
     top = head(figure, title, subtitle or ("" if narrow else _subtitle(summary)), label)
     if narrow:
         rows = -(-len(ends) // 2)
-        figure.subplots_adjust(left=0.13, right=0.97, top=1 - top, bottom=0.12 + 0.034 * rows)
-        _legend(figure, ends, 2)
+        figure.subplots_adjust(left=0.17, right=0.97, top=1 - top, bottom=0.12 + 0.034 * rows)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        _legend(figure, ends, 2, {str(summary.get("headline"))})
     else:
         figure.subplots_adjust(left=0.075, right=0.80, top=0.88, bottom=0.09)
         names = _label_methods(axes, ends, str(summary.get("headline") or ""))
@@ -93,6 +95,7 @@ def frontiers_figure(
     width = max(9.0, 5.4 * len(panels))
     figure, grid = canvas(width, 6.4, 1, len(panels))
     methods: set[str] = set()
+    headlines = {str(summary.get("headline")) for _, summary in panels.values()}
     for axes, (name, (frontier_df, summary)) in zip(np.ravel(grid), panels.items(), strict=True):
         methods |= set(_draw_frontier(axes, frontier_df, summary))
         axes.set_title(f"{name}\n{summary['n_tasks']} tasks", fontsize=11)
@@ -102,17 +105,14 @@ def frontiers_figure(
     columns = min(len(methods), int(width / 1.6))
     rows = -(-len(methods) // columns)
     figure.subplots_adjust(left=0.9 / width, right=0.985, top=0.8, bottom=0.15 + 0.05 * rows, wspace=0.24)
-    _legend(figure, methods, columns)
+    _legend(figure, methods, columns, headlines)
     head(figure, title, subtitle, label)
     return figure
 
 
-def _legend(figure: Figure, methods: Iterable[str], columns: int) -> None:
+def _legend(figure: Figure, methods: Iterable[str], columns: int, headlines: Container[str]) -> None:
     """The methods' marks under the drawing."""
-    handles = [
-        Line2D([], [], color=method_style(m)[0], marker=method_style(m)[1], linestyle="", markersize=8, label=str(m))
-        for m in ordered(list(methods))
-    ]
+    handles = [Line2D([], [], **mark(m, m in headlines), linestyle="", label=str(m)) for m in ordered(list(methods))]
     figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.01, 0.005), ncols=columns, fontsize=10)
 
 
@@ -122,7 +122,8 @@ def _draw_frontier(axes: Axes, frontier_df: pd.DataFrame, summary: Mapping[str, 
     cost, ends = unit.column, {}
     for name in ordered(points["method"].unique()):
         own = points[points["method"] == name].sort_values([cost, "success"])
-        ends[name] = _draw_method(axes, name, own, frontier_df[frontier_df["method"] == name], cost)
+        per_seed = frontier_df[frontier_df["method"] == name]
+        ends[name] = _draw_method(axes, name, own, per_seed, cost, name == summary.get("headline"))
     _draw_random_line(axes, points, cost)
     spread_x = points[f"{cost}_high"].fillna(points[cost]).max() or 1.0
     free = not points[cost].all()  # a mark at 0 is to be seen whole
@@ -167,10 +168,6 @@ def training_curves_figure(
     rows = -(-len(shown) // columns)
     height = (1.9 if narrow else 2.5) * rows + (2.0 if narrow else 1.5)
     figure, grid = canvas(NARROW if narrow else 11.0, height, rows, columns)
-    figure.subplots_adjust(
-        left=0.11 if narrow else 0.06, right=0.985, top=1 - (1.75 if narrow else 1.35) / height,
-        bottom=0.55 / height, hspace=0.5 if narrow else 0.42, wspace=0.3 if narrow else 0.22,
-    )  # fmt: skip
     lams = sorted(df["lam"].dropna().unique().tolist())
     colours = dict(zip(lams, matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, max(len(lams), 1))), strict=False))
     methods = ordered(df["method"].unique())
@@ -187,18 +184,25 @@ def training_curves_figure(
         axes.set_title(metric.replace("_", " "))
         axes.set_xlim(df["iteration"].min() - 0.2, df["iteration"].max() + 0.2)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        if (df[metric].dropna() % 1 == 0).all():  # counts
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
     for axes in flat[len(shown) :]:
         axes.set_visible(False)
     for axes in flat[max(0, len(shown) - columns) : len(shown)]:
         axes.set_xlabel("iteration")
     handles = [Line2D([], [], color=colours[lam], linewidth=3, label=f"λ={lam:g}") for lam in lams]
     handles += [Line2D([], [], color=INK, linestyle=dashes[m], label=str(m)) for m in methods]
+    stacked, abreast = head(figure, title, "", label) * height, 3 if narrow else 8
+    above = stacked if narrow else 0.6  # inches, as below
     figure.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(0.01 if narrow else 0.05, 1 - 0.6 / height),
-        ncols=3 if narrow else 8, columnspacing=1.4,
-        handlelength=2.0, fontsize=10, borderaxespad=0,
+        handles=handles, loc="upper left", bbox_to_anchor=(0.01 if narrow else 0.05, 1 - above / height),
+        ncols=abreast, columnspacing=1.4, handlelength=2.0, fontsize=10, borderaxespad=0,
     )  # fmt: skip
-    head(figure, title, "", label)
+    above += 0.54 + 0.21 * -(-len(handles) // abreast)
+    figure.subplots_adjust(
+        left=0.17 if narrow else 0.06, right=0.985, top=1 - above / height, bottom=0.55 / height,
+        hspace=0.5 if narrow else 0.42, wspace=0.45 if narrow else 0.26,
+    )  # fmt: skip
     return figure
 
 
@@ -267,10 +271,10 @@ def draw_costs(axes: Axes, stats_df: pd.DataFrame, difficulty: pd.Series) -> Non
 
 
 def _draw_method(
-    axes: Axes, name: str, own: pd.DataFrame, per_seed: pd.DataFrame, cost_column: str
+    axes: Axes, name: str, own: pd.DataFrame, per_seed: pd.DataFrame, cost_column: str, headline: bool
 ) -> tuple[float, float]:
     """Marks, intervals and front of one method; returns where its label's line starts."""
-    colour, marker = method_style(name)
+    colour = method_style(name)[0]
     cost, success = own[cost_column].to_numpy(dtype=float), own["success"].to_numpy(dtype=float)
     if per_seed["train_seed"].nunique() > 1:
         axes.scatter(per_seed[cost_column], per_seed["success"], s=12, color=colour, alpha=0.3, linewidth=0, zorder=2)
@@ -281,11 +285,11 @@ def _draw_method(
         for side, m in (("xerr", cost_column), ("yerr", "success"))
     }
     axes.errorbar(cost, success, **errors, fmt="none", ecolor=colour, elinewidth=0.9, alpha=0.25, zorder=2)
-    size = 11 if name in (ALWAYS_SMALL, ALWAYS_LARGE) else 7
-    axes.plot(cost, success, marker, color=colour, markersize=size, markeredgecolor="white", zorder=4, linestyle="")
+    axes.plot(cost, success, **mark(name, headline), zorder=4.5 if headline else 4, linestyle="")
     front = pareto_front(cost, success)
     if len(front) > 1 and name != "random":
-        axes.step(cost[front], success[front], where="post", color=colour, linewidth=1.8, alpha=0.9, zorder=3)
+        line: Any = {"linewidth": 1.4, "zorder": 3.5} if headline else {"linewidth": 2.2, "zorder": 3}
+        axes.step(cost[front], success[front], where="post", color=colour, alpha=0.9, **line)
     return float(cost[front[-1]]), float(success[front[-1]])
 
 
@@ -303,12 +307,12 @@ def _label_methods(axes: Axes, ends: Mapping[str, tuple[float, float]], headline
     wanted = [(ends[name][1] - low) / (high - low) for name in ends]
     placed = spread(wanted, gap=0.046, low=0.02, high=0.98)
     for (name, (cost, success)), y in zip(ends.items(), placed, strict=True):
-        colour, marker = method_style(name)
+        colour = method_style(name)[0]
         axes.annotate(
             "", xy=(cost, success), xycoords="data", xytext=(1.018, y), textcoords="axes fraction", zorder=1,
             arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.35, "linewidth": 0.8},
         )  # fmt: skip
-        axes.plot([1.028], [y], marker, color=colour, markersize=7, transform=axes.transAxes, clip_on=False)
+        axes.plot([1.028], [y], **mark(name, name == headline), transform=axes.transAxes, clip_on=False)
         names.append(axes.text(
             1.045, y, name, transform=axes.transAxes, color=colour, va="center",
             fontweight="bold" if name == headline else "normal",

@@ -64,6 +64,7 @@ def tell(summary: Mapping[str, Any]) -> Story:
     dearest = max(p[cost] for p in shown) or 1.0
     n = summary["n_tasks"]
     few = f"Only {n} held-out task{'s' * (n != 1)}: this run shows that everything works, not which method is better."
+    cautions = [_collapse(own)] + [few] * (n < FEW_TASKS)
     cards = [
         Card(
             p["method"], _which(p, len(own)) if p is best else "", p, p["success"] / highest,
@@ -74,7 +75,7 @@ def tell(summary: Mapping[str, Any]) -> Story:
     return Story(
         sentence=_sentence(best, large, unit) if best else "",
         findings=tuple(_findings(summary, str(headline))) if best else (),
-        caution=few if n < FEW_TASKS else "",
+        caution=" ".join(filter(None, cautions)),
         cards=tuple(cards),
     )
 
@@ -82,6 +83,15 @@ def tell(summary: Mapping[str, Any]) -> Story:
 def _which(point: Mapping[str, Any], n_own: int) -> str:
     lam = [] if point["lam"] is None else [f"λ = {point['lam']:g}"]
     return ", ".join(lam + [f"the most successful of {n_own} points"] * (n_own > 1))
+
+
+def _collapse(own: Sequence[Mapping[str, Any]]) -> str:
+    """Says so where the points of a method all decide alike; empty where they route."""
+    shares = {p["share_large"] for p in own}
+    for share, steps, like in ((0, "no step", ALWAYS_SMALL), (1, "every step", ALWAYS_LARGE)):
+        if shares == {share}:
+            return f"{own[0]['method']} calls a large model on {steps} at any λ, just as {like} does."
+    return ""
 
 
 def _sentence(best: Mapping[str, Any], large: Mapping[str, Any], unit: CostUnit) -> str:
@@ -103,7 +113,9 @@ def _findings(summary: Mapping[str, Any], headline: str) -> list[str]:
     if saving and saving["saved"]["low"] is not None and saving["success"] > 0:
         saved, share = saving["saved"], f"{saving['success_share']:.0%} of always-large's success"
         found.append(
-            f"With {headline} or a boundary policy, keeping {share} saves {saved['estimate']:.0%} of its {noun} "
+            f"No point of {headline} keeps {share} for less."
+            if saving["policy"] == ALWAYS_LARGE
+            else f"With {headline} or a boundary policy, keeping {share} saves {saved['estimate']:.0%} of its {noun} "
             f"({level} {saved['low']:.0%} to {saved['high']:.0%})."
         )
     verdicts: dict[str, list[str]] = {}

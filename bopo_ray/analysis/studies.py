@@ -1,7 +1,8 @@
 """The tables behind the paper's other figures: cost inversion, allocation of the spend, model pairs, hard budgets.
 
 Pure functions of frames; what the frames must hold is said with each. Intervals are 95% bootstrap intervals over
-tasks, of hypervolumes basic ones and else percentiles, see `bopo_ray.analysis.bootstrap`.
+tasks, of hypervolumes basic ones and else percentiles, see `bopo_ray.analysis.bootstrap`; of an inversion rate of 0 or
+1 exact ones.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import stats
 
 from bopo_ray.analysis.bootstrap import (
     Interval,
@@ -60,13 +62,23 @@ def inversion_rates(inverted: pd.DataFrame) -> pd.DataFrame:
     for benchmark, tasks in inverted.groupby("benchmark", sort=False):
         for name, own in [("all", tasks), *((str(d), tasks[tasks["difficulty"] == str(d)]) for d in Difficulty)]:
             if len(own):
-                rate = bootstrap_ci(own["inverted"].to_numpy(dtype=float), n=N_RESAMPLES)
+                rate = _share(own["inverted"].to_numpy(dtype=float))
                 rows.append(
                     {"benchmark": benchmark, "difficulty": name, "tasks": len(own),
                      "inversions": int(own["inverted"].sum()), "rate": rate.estimate, "rate_low": rate.low,
                      "rate_high": rate.high}
                 )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _share(is_T: FloatArray) -> Interval:
+    """The share of tasks that are so. Of none or all of several the interval is Clopper and Pearson's (1934): resamples
+    all say the same, as if it were certain."""
+    found = bootstrap_ci(is_T, n=N_RESAMPLES)
+    if len(is_T) == 1 or 0 < found.estimate < 1:
+        return found
+    exact = stats.binomtest(int(is_T.sum()), len(is_T)).proportion_ci(method="exact")
+    return Interval(found.estimate, float(exact.low), float(exact.high))
 
 
 def task_difficulty(episodes: pd.DataFrame) -> pd.Series:

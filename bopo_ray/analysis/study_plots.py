@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from bopo_ray.analysis.canvas import DIFFICULTY_COLOURS, INK, MUTED, canvas, head, method_style, ordered, styled, usd
+from bopo_ray.analysis.canvas import DIFFICULTY_COLOURS, INK, MUTED, canvas, head, mark, ordered, styled, usd
 from bopo_ray.analysis.plots import draw_costs
 
 __all__ = ["allocation_figure", "hard_budget_figure", "inversion_figure"]
@@ -102,19 +102,21 @@ def hard_budget_figure(table: pd.DataFrame, label: str) -> Figure:
     figure, grid = canvas(6.0 * len(units), 6.2, 1, len(units))
     figure.subplots_adjust(left=0.08, right=0.98, top=0.83, bottom=0.25, wspace=0.2)
     methods = ordered(table["method"].unique())
+    alone = table.groupby("method")["less"].apply(lambda less: bool(less.isna().all()))  # compared with none
+    headline = alone.index[alone][0] if alone.sum() == 1 else ""
     for axes, unit in zip(np.ravel(grid), units, strict=True):
         own = table[table["unit"] == unit]
         for method in methods:
             ours = own[own["method"] == method].sort_values("cap")
-            colour, marker = method_style(method)
-            axes.plot(ours["cap"], ours["success"], marker=marker, color=colour, linewidth=1.6, markersize=7, alpha=0.9)
+            line = {"linewidth": 1.4, "zorder": 3} if method == headline else {"linewidth": 2.2, "zorder": 2}
+            axes.plot(ours["cap"], ours["success"], **mark(method, method == headline), **line, alpha=0.9)
         axes.set_xticks(sorted(own["cap"].unique()))
         axes.set_xlabel("cap: calls of the large model per task" if unit == "calls" else "cap: USD per task")
         if unit == "usd":
             axes.xaxis.set_major_formatter(FuncFormatter(usd))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_ylabel("success")
-    handles = [Line2D([], [], color=method_style(m)[0], marker=method_style(m)[1], label=str(m)) for m in methods]
+    handles = [Line2D([], [], **mark(m, m == headline), label=str(m)) for m in methods]
     figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.05, 0.005), ncols=5, fontsize=10)
     over = int(table["overspends"].sum())
     subtitle = f"budget-constrained decoding; each method's policy chosen on dev tasks at each cap; {over} overspends"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
 from PIL import Image
 
-from bopo_ray.analysis.canvas import method_style, save_png, to_svg
+from bopo_ray.analysis.canvas import mark, method_style, save_png, to_svg, usd
 from bopo_ray.analysis.labels import free_spots, spread
 from bopo_ray.analysis.plots import (
     frontier_figure,
@@ -106,6 +108,62 @@ def test_the_method_that_others_are_compared_with_stands_out() -> None:
         assert bold == {name} & set(texts(figure))
 
 
+def test_the_headline_is_drawn_over_others_as_a_ring_that_hides_none() -> None:
+    episodes = synthetic_episodes(n_tasks=30)
+    points = summary(episodes, Settings(n=50))
+    others = [p | {"method": "bosft"} for p in points["operating_points"] if p["method"] == "bopo-hybrid"]
+    points["operating_points"] = [p for p in points["operating_points"] if p["method"] != "bosft"] + others
+    axes = frontier_figure(frontier(episodes, Settings(n=50)), points, "A title", "simulated pair").axes[0]
+    for line in ("None", "-"):  # marks and fronts
+        ours, other = (
+            next(
+                a for a in axes.lines
+                if a.get_color() == method_style(m)[0] and a.get_linestyle() == line and len(a.get_xdata()) > 1
+            )
+            for m in ("bopo-hybrid", "bosft")
+        )  # fmt: skip
+        assert ours.get_zorder() > other.get_zorder()
+    assert mark("bopo-hybrid", True)["markerfacecolor"] == "none"
+    assert mark("bopo-hybrid", True)["markersize"] > mark("bosft", False)["markersize"]
+
+
+@pytest.mark.parametrize("method", ["oracle", "cascade", "random"])
+def test_a_star_a_plus_and_a_dot_are_no_specks(method: str) -> None:
+    look, style = mark(method, False), MarkerStyle(method_style(method)[1])
+    shape = style.get_path().transformed(style.get_transform().scale(look["markersize"]))
+    (x, y), *_ = (corners.T for corners in shape.to_polygons())
+    area = abs(np.sum(x[:-1] * y[1:] - x[1:] * y[:-1])) / 2
+    edge = np.hypot(np.diff(x), np.diff(y)).sum() * look["markeredgewidth"] / 2
+    assert area - edge > 15, "square points that the white edge leaves"
+
+
+@pytest.mark.parametrize("value", [0.0125, 0.0175, 0.00725, 0.0025, 1.25, 0.0])
+def test_a_tick_says_what_it_stands_at(value: float) -> None:
+    assert float(usd(value)) == value
+
+
+@pytest.mark.parametrize("draw", ["frontier", "curves"])
+def test_a_phone_s_figure_holds_its_labels(draw: str) -> None:
+    if draw == "frontier":
+        episodes, settings = synthetic_episodes(n_tasks=30), Settings(n=50)
+        episodes["cost_usd"] *= 0.4
+        episodes["success"] |= episodes["method"] == "always-large"
+        figure = frontier_figure(frontier(episodes, settings), summary(episodes, settings), "T", "l", narrow=True)
+    else:
+        curves = synthetic_curves()
+        curves["cost_usd"] = 0.0058 + 0.0001 * curves["iteration"] / 8
+        figure = training_curves_figure(curves, label="l", metrics=["cost_usd", "kl"], narrow=True)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        assert axes.get_tightbbox().x0 >= 0
+        ticks = [t.get_window_extent() for t in axes.get_xticklabels() if t.get_text()]
+        ticks = [t for t in ticks if axes.bbox.x0 <= (t.x0 + t.x1) / 2 <= axes.bbox.x1]
+        assert all(b.x0 - a.x1 > 3 for a, b in itertools.pairwise(ticks))
+    legend = figure.legends[0].get_window_extent()
+    gap = (legend.y0 - figure.axes[0].get_tightbbox().y1) / figure.dpi
+    assert draw == "frontier" or 0 < gap < 0.4, "inches between the legend and the first panel"
+
+
 def test_frontiers_stand_side_by_side_under_their_names() -> None:
     panels = {}
     for name, tasks in (("one world", 12), ("another", 20)):
@@ -162,6 +220,9 @@ def test_training_curves_have_a_panel_per_metric() -> None:
     assert "simulated pair" in texts(figure)
     chosen = training_curves_figure(synthetic_curves(), metrics=["kl"])
     assert [axes.get_title(loc="left") for axes in chosen.axes] == ["kl"]
+    counts = synthetic_curves().assign(skipped_groups=3.0)
+    axes = training_curves_figure(counts, metrics=["skipped_groups"]).axes[0]
+    assert all(tick == round(tick) for tick in axes.get_yticks()), "groups are counted"
     with pytest.raises(ValueError, match="no metric"):
         training_curves_figure(synthetic_curves()[["trial", "method", "lam", "seed", "iteration"]])
 

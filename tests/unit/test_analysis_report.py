@@ -185,6 +185,7 @@ def test_the_page_holds_every_part(tmp_path: Path) -> None:
         "1,234 episodes", "All calls of all episodes23,456$12.35", "Paid20,000$10.00", "store3,456$2.3457",
             "at most2$0.0050", "0.80 ms a decision", "ray 2.60.0", "20 hard", "A note.", "gpt-4.1-mini", "random(0.4)",
         "boundary only", "a user can always deploy a boundary policy", "Intractable", "95% of its success",
+        "Run it again, with another --out:",
     ):  # fmt: skip
         assert part in text, part
     assert page.tags.count("svg") == 6  # each for a wide and for a narrow screen

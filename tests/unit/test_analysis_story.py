@@ -61,6 +61,29 @@ def test_only_an_interval_without_zero_and_holms_p_settle_anything() -> None:
     assert "keeping 90% of always-large's success saves" in findings[0]
 
 
+def test_where_always_large_saves_most_no_point_of_the_method_does() -> None:
+    saved = {"estimate": 0.0, "low": 0.0, "high": 0.0}
+    record = {"success_share": 0.9, "policy": "always-large", "success": 0.8, "saved": saved}
+    findings = tell(told(cost_saved={"bopo-hybrid": [record]})).findings
+    assert findings[0] == "No point of bopo-hybrid keeps 90% of always-large's success for less."
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [(0.0, "on no step at any λ, just as always-small does."), (1.0, "on every step at any λ, just as always-large")],
+)
+def test_a_router_that_collapsed_is_said_to_have(share: float, said: str) -> None:
+    found = told(n_tasks=FEW_TASKS)
+    own = [p for p in found["operating_points"] if p["method"] == "bopo-hybrid"]
+    for point in own:
+        point["share_large"] = share
+    assert tell(found).caution.startswith("bopo-hybrid calls a large model ") and said in tell(found).caution
+    few = tell(found | {"n_tasks": 4}).caution
+    assert said in few and "Only 4 held-out tasks" in few
+    own[0]["share_large"] = 0.5
+    assert tell(found).caution == "", "one point routes"
+
+
 @pytest.mark.parametrize(("n", "warned"), [(1, "1 held-out task:"), (FEW_TASKS - 1, "29 held-out tasks"), (30, "")])
 def test_few_tasks_are_no_comparison(n: int, warned: str) -> None:
     caution = tell(told(n_tasks=n)).caution

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from bopo_ray.analysis.canvas import method_style
 from bopo_ray.analysis.page import write_study
 from bopo_ray.analysis.studies import (
     allocation,
@@ -46,6 +47,15 @@ def test_inversion_is_strict_and_counted_by_benchmark_and_difficulty() -> None:
     row = rates.loc[("A-v0", "all")]
     assert (row["tasks"], row["rate"]) == (4, 0.25) and row["rate_low"] == 0 and 0.5 <= row["rate_high"] <= 1
     assert math.isnan(rates.loc[("B-v0", "all")]["rate_low"]), "one task leaves nothing to resample"
+
+
+@pytest.mark.parametrize(("small", "rate", "low", "high"), [(1, 0.0, 0.0, 0.4593), (3, 1.0, 0.5407, 1.0)])
+def test_none_or_all_of_a_few_tasks_is_not_certain(small: int, rate: float, low: float, high: float) -> None:
+    """Clopper and Pearson: 1 - 0.025^(1/6) of six."""
+    tasks = boundaries(*((name, "hard", small, 2) for name in "abcdef"))
+    row = inversion_rates(inversions({"A-v0": tasks})).iloc[0]
+    assert (row["rate"], row["rate_low"], row["rate_high"]) == (rate, pytest.approx(low, abs=1e-4),
+                                                                pytest.approx(high, abs=1e-4))  # fmt: skip
 
 
 def episodes(*rows: tuple[str, str, bool, float], large: tuple[int, ...] = ()) -> pd.DataFrame:
@@ -154,6 +164,16 @@ def test_figures_say_what_they_show() -> None:
     (averaged,) = hard_budget_figure(hard_budget(pd.DataFrame(seeds), "x"), label).axes
     assert averaged.lines[0].get_xydata().tolist() == [[5.0, 0.5]], "over seeds the mean, not the luckier one"
     assert lines == [[[0.0, 0.0], [5.0, 0.25], [10.0, 1.0]], [[0.02, 1.0]]]
+
+
+def test_under_caps_the_headline_is_a_ring_over_the_others_and_caps_are_true() -> None:
+    alike = [played(m, 0.00725, "a", True, 0.001, "usd") for m in ("always-large", "bopo-hybrid", "cascade")]
+    figure = hard_budget_figure(hard_budget(pd.DataFrame(alike), "bopo-hybrid"), "simulated pair")
+    ours, *others = sorted(figure.axes[0].lines, key=lambda line: -line.get_zorder())
+    assert ours.get_color() == method_style("bopo-hybrid")[0] and ours.get_markerfacecolor() == "none"
+    assert all(ours.get_zorder() > line.get_zorder() and line.get_markerfacecolor() != "none" for line in others)
+    figure.draw_without_rendering()
+    assert "0.00725" in texts(figure)
 
 
 def test_a_study_is_four_files_and_its_page_shows_text_as_text(tmp_path: Path) -> None:
