@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import traceback
 from collections.abc import Callable, Collection
@@ -39,8 +40,12 @@ def env_class(env_id: str) -> type[TextEnv]:
         raise
     except (gym.error.Error, ImportError, AttributeError, TypeError) as error:
         own = sorted(k for k, s in gym.registry.items() if str(s.entry_point).startswith("envs."))
+        close = difflib.get_close_matches(name, list(gym.registry), 1)
+        meant = f"; did you mean {env_id.removesuffix(name)}{close[0]}?" if close else ""
+        why = meant if isinstance(error, gym.error.Error) else f" ({error})"
         raise ConfigError(
-            f"unknown environment {env_id!r} ({error}); known: {', '.join(own)}, or your own as package.module:Name-v0"
+            f"unknown environment {env_id!r}{why}; known: {', '.join(own)}, or your own as package.module:Name-v0; set "
+            "it with --env"
         ) from error
     if not hasattr(entry, "tasks"):
         raise ConfigError(f"environment {env_id!r} has no task lists; see envs/base.py for what an environment needs")

@@ -11,7 +11,6 @@ cost and reward of the last updates' episodes. Expect less time for a smaller sh
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from ray.rllib.utils.metrics import LEARNER_RESULTS
 from bopo_ray.models.pool import resolve_pool
 from bopo_ray.models.pricing import Price, Usage, price_table
 from bopo_ray.models.protocol import ModelPool, Reply, Request
+from bopo_ray.pipeline.command import script_parser
 from bopo_ray.records import Episode, EpisodeSpec, Phase, spawn_seed
 from bopo_ray.rllib.bopo import BoPO, BoPOConfig
 from bopo_ray.rllib.open_desk import DeskConfig, open_desk
@@ -114,7 +114,7 @@ class Runner(GroupEnvRunner):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains once for each share and seed, in turns."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.async_share", description=__doc__.splitlines()[0])
+    parser = script_parser("async_share", __doc__)
     parser.add_argument("--shares", type=float, nargs="+", default=(1.0, 0.75), help="default: 1 0.75")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="default: 0 1 2")
     args = parser.parse_args(argv)

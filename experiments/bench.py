@@ -18,7 +18,6 @@ modules. The ways take turns in one run, so that a machine that slows down slows
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 
 from bopo_ray.errors import ConfigError
+from bopo_ray.pipeline.command import script_parser
 
 __all__ = ["BENCHES", "Row", "interleave", "main"]
 
@@ -91,7 +91,7 @@ def _print_table(rows: Sequence[Row]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benches named on the command line."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__.splitlines()[0])
+    parser = script_parser("bench", __doc__)
     parser.add_argument("bench", nargs="+", choices=sorted(BENCHES))
     parser.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
     parser.add_argument("--seconds", type=float, default=20.0, help="time to measure for, per bench (default: 20)")

@@ -25,7 +25,7 @@ NOTES = (
     "A point is a training task: the mean cost of its K rollouts by each boundary policy. Below the dashed line the "
     "small model is dearer, mostly because it loops until the step limit; such points are ringed.",
     "Means of few rollouts are noisy: near the line a task may be on the wrong side.",
-    "Intervals: 95% percentile bootstrap over tasks.",
+    "Intervals: 95% percentile bootstrap over tasks; of none or all of them, Clopper and Pearson's.",
 )
 
 

@@ -32,7 +32,7 @@ from bopo_ray.method.taxonomy import BoundaryStats
 from bopo_ray.models import build_pool
 from bopo_ray.models.pool import resolve_pool
 from bopo_ray.models.pricing import price_table
-from bopo_ray.pipeline.command import refused
+from bopo_ray.pipeline.command import refused, script_parser
 from bopo_ray.pipeline.settings import resolve
 from envs.base import Split
 
@@ -41,7 +41,7 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser("evaluate_executors", __doc__)
     parser.add_argument("--env", required=True)
     parser.add_argument("--split", default="dev", choices=("train", "dev", "test", "shown"))
     parser.add_argument("--tasks", type=int, default=60, help="evenly over the kinds")
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         evaluate(args)
     except ConfigError as error:
-        parser.error(str(error))
+        parser.exit(2, f"error: {error}\n")
 
 
 def evaluate(args: argparse.Namespace) -> None:

@@ -28,6 +28,7 @@ from rich.console import Console
 from bopo_ray.analysis.cost_unit import cost_mode
 from bopo_ray.errors import ConfigError, StoreError
 from bopo_ray.models.spend import SpendLedger
+from bopo_ray.pipeline.board import board_command
 from bopo_ray.pipeline.command import exit_code, script_parser
 from bopo_ray.pipeline.evaluate import evaluate_stage, report_stage
 from bopo_ray.pipeline.jobs import Job
@@ -86,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with shared_folder(where, folder) as (out, save), Run(settings, out, args.resume, console) as run:
             started = time.monotonic()
             run.start_ray()
+            console.print(f"TensorBoard:   {board_command(out)}", soft_wrap=True)
             boundaries = boundary_stage(run)
             save()
             bosft = bosft_stage(run, boundaries)

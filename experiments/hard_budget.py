@@ -15,6 +15,7 @@ happen.
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -51,9 +52,12 @@ def numbers(kind: Callable[[str], float]) -> Callable[[str], list[float]]:
     """Reads a comma-separated list."""
 
     def read(text: str) -> list[float]:
-        return [kind(x) for x in text.split(",") if x.strip()]
+        try:
+            return [kind(x) for x in text.split(",") if x.strip()]
+        except ValueError:
+            what = "whole numbers with commas, e.g. 5,10" if kind is int else "numbers with commas, e.g. 0.01,0.02"
+            raise argparse.ArgumentTypeError(f"{text!r}: need {what}") from None
 
-    read.__name__ = f"list of {kind.__name__}s"
     return read
 
 

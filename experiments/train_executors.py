@@ -26,7 +26,7 @@ from bopo_ray.errors import ConfigError
 from bopo_ray.executors.card import model_card
 from bopo_ray.executors.demos import EXPERTS, Demo, collect
 from bopo_ray.executors.recipes import RECIPES, Recipe
-from bopo_ray.pipeline.command import exit_code, refused
+from bopo_ray.pipeline.command import exit_code, refused, script_parser
 
 __all__ = ["main"]
 
@@ -36,7 +36,7 @@ ENOUGH = 20
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser("train_executors", __doc__)
     parser.add_argument("--env", required=True, choices=sorted(EXPERTS))
     parser.add_argument(
         "--size", choices=("small", "large"), help="which one; without it, only demonstrations are made"

@@ -9,7 +9,6 @@ texts that agents and routers read. Expect about two minutes, with a count of th
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 
@@ -19,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 import envs  # noqa: F401 (registers the benchmarks)
 from bopo_ray.agent import SYSTEM
 from bopo_ray.models.tokens import CLS, PAD, SEP, TOKENIZER_PATH
+from bopo_ray.pipeline.command import script_parser
 from envs.base import Split
 from envs.scienceworld import ScienceWorldEnv
 
@@ -48,7 +48,7 @@ def texts(variations_per_kind: int) -> Iterator[str]:
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser("train_tokenizer", __doc__)
     parser.add_argument("--variations", type=int, default=2, help="train variations per task kind (default 2)")
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -29,6 +29,8 @@ PROVIDERS = ("embedded", "openai", "hf", "simulated")
 OPENAI_URL = "https://api.openai.com/v1"
 ACCOUNT = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
 """Headers for OpenAI's own address, and the environment variables that they come from."""
+OWN_PRICES = "the pool file"
+"""Where prices are of, in place of a date, when a pool file has one for each model."""
 SIMULATED, EMBEDDED = "simulated", "embedded"
 SIMULATED_PAIRS = {SIMULATED: ("small", "large"), f"{SIMULATED}-llama": ("llama-8b", "llama-70b")}
 """What --models calls a simulated pair -> its models."""
@@ -132,7 +134,7 @@ class PoolSpec:
     note: str = ""
     """One sentence for reports."""
     prices_date: str = ""
-    """Date of the price list."""
+    """Date of the price list, or OWN_PRICES"""
 
     def __post_init__(self) -> None:
         if len(self.models) < 2:
@@ -211,14 +213,22 @@ def read_pool(path: Path, prices: PriceTable) -> PoolSpec:
     except yaml.MarkedYAMLError as error:  # as a whole it quotes the line, and with that perhaps a key
         where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"pool file {path} can't be read: {error.problem}{where}; mend it there") from None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"pool file {path} can't be read: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise ConfigError(f"pool file {path} can't be read: {error.strerror}; name another with --models") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"pool file {path} can't be read: {' '.join(str(error).split())}; mend it there") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("models"), list):
         raise ConfigError(f"pool file {path}: need a list under `models:`, smallest first; see the README's example")
     if unknown := set(raw) - {"models", "note", "prices_date"}:
-        raise ConfigError(f"pool file {path}: unknown key {min(map(str, unknown))!r}; allowed: models, note")
+        raise ConfigError(
+            f"pool file {path}: unknown key {min(map(str, unknown))!r}; allowed: models, note, prices_date"
+        )
     models = tuple(_model(m, prices, f"pool file {path}") for m in raw["models"])
-    return PoolSpec(models, str(raw.get("note") or ""), str(raw.get("prices_date") or prices.date))
+    usual = OWN_PRICES if all("price" in m for m in raw["models"]) else prices.date
+    try:
+        return PoolSpec(models, str(raw.get("note") or ""), str(raw.get("prices_date") or usual))
+    except ConfigError as error:
+        raise ConfigError(f"pool file {path}: {error}") from None
 
 
 def save_pool(pool: PoolSpec, path: Path) -> None:

@@ -124,6 +124,8 @@ def price_table(path: Path = _DEFAULT) -> PriceTable:
         table = PriceTable(str(raw["date"]), prices, tuple((raw.get("billed_as") or {}).items()), cpu)
     except ConfigError:
         raise
-    except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except OSError as error:
+        raise ConfigError(f"price list {path} can't be read ({error.strerror}); name another with --prices") from error
+    except (yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ConfigError(f"price list {path} can't be read ({error!r}); see the shipped prices.yaml") from error
     return table

@@ -44,8 +44,14 @@ def describe(run: Run, folder: Path, name: str, **how: Any) -> None:
 
 
 def describe_as(source: Path, folder: Path, name: str, **how: Any) -> None:
-    """Says in the folder of a router made from that in `source` what was said there, but for its name and `how`."""
+    """Says in the folder of a router made from that in `source` what was said there, but for its name and `how`.
+
+    A `lam` of `how` is the lambda that it is chosen for: what it was trained at stays.
+    """
     trained = about(source)["trained"]
+    lam = how.pop("lam", None)
+    if lam != trained["how"].get("lam"):
+        how["chosen_for_lam"] = lam
     _write(folder, {**about(folder), "trained": {**trained, "name": name, "how": trained["how"] | how}})
 
 

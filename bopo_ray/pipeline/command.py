@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
+import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,13 +23,49 @@ __all__ = ["Terminated", "add_max_spend", "exit_code", "finished_parser", "refus
 _FAILURES = (ConfigError, EngineError, ModelError, SpendLimitError, OSError)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and which option or word was probably meant; so do its commands' parsers."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # argparse says nothing of what was meant
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown and unknown[0].startswith("-"):
+            name = unknown[0].partition("=")[0]
+            self.error(f"unknown option {name!r}{_meant(name, _options(self))}")
+        if unknown:
+            self.error(f"{unknown[0]!r} is one word too many: options begin with --, and a list is written with commas")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        line = message.removeprefix("argument ")
+        if choice := re.fullmatch(r"(.+): invalid choice: '?(.*?)'? \(choose from (.*)\)", line):
+            name, value, allowed = choice[1], choice[2], choice[3].replace("'", "")
+            line = f"{name}={value!r}: need one of {allowed}{_meant(value, allowed.split(', '))}"
+        elif kind := re.fullmatch(r"(.+): invalid (int|float) value: (.*)", line):
+            line = f"{kind[1]}={kind[3]}: need {'a whole number' if kind[2] == 'int' else 'a number'}"
+        self.exit(2, f"error: {' '.join(line.split())}; see {self.prog} --help\n")
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Of a parser and its commands."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _options(command)
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, by which `kill` and schedulers end a process: a run ends as it does with Ctrl-C."""
 
 
 def script_parser(name: str, doc: str | None, **more: Any) -> argparse.ArgumentParser:
     """Of `python -m experiments.<name>`, whose help begins with the script's own docstring."""
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"python -m experiments.{name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
         **more,
     )  # fmt: skip

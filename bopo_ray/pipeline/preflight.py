@@ -16,7 +16,7 @@ from bopo_ray.models.pricing import Usage
 from bopo_ray.models.protocol import LanguageModel, ModelPool
 from bopo_ray.models.spend import SpendLedger
 from bopo_ray.models.tokens import prompt_tokens
-from bopo_ray.pipeline.settings import Settings
+from bopo_ray.pipeline.settings import Settings, microusd
 from bopo_ray.records import CostMode
 
 __all__ = ["locked", "preflight", "studies", "taken_microusd"]
@@ -34,7 +34,7 @@ def preflight(pool: ModelPool, settings: Settings, out: Path) -> None:
     budget = settings.budget
     for what, cap in (
         ("budget_usd", budget.cap if budget and budget.mode is CostMode.USD else None),
-        ("max_spend", None if math.isinf(settings.max_spend) else math.floor(settings.max_spend * 1_000_000 + 1e-6)),
+        ("max_spend", None if math.isinf(settings.max_spend) else microusd(settings.max_spend)),
     ):
         if cap is None or (what == "max_spend" and (settings.replay or (out / "spend.db").exists())):
             continue

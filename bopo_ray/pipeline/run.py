@@ -33,10 +33,9 @@ from bopo_ray.models.pool import PoolSpec, read_pool, resolve_pool, save_pool
 from bopo_ray.models.pricing import Usage, price_table
 from bopo_ray.models.protocol import LanguageModel
 from bopo_ray.models.spend import SpendLedger
-from bopo_ray.pipeline.board import board_command
 from bopo_ray.pipeline.preflight import locked, preflight, studies, taken_microusd
 from bopo_ray.pipeline.same import check_same, check_same_models, check_same_tasks, task_lists
-from bopo_ray.pipeline.settings import Settings, load_settings, save
+from bopo_ray.pipeline.settings import Settings, load_settings, microusd, save
 from bopo_ray.records import CostMode, Episode, EpisodeSpec
 from bopo_ray.rllib.bopo import BoPOConfig
 from bopo_ray.rllib.collect import collect
@@ -175,7 +174,7 @@ class Run:
     def _cap(self) -> int | None:
         """Micro-dollars, rounded down: what the studies of this run leave of its limit. None is open beside it."""
         spend = self.settings.max_spend
-        return None if math.isinf(spend) else max(0, math.floor(spend * 1_000_000 + 1e-6) - self._studies)
+        return None if math.isinf(spend) else max(0, microusd(spend) - self._studies)
 
     @property
     def _ledger(self) -> Path:
@@ -222,7 +221,6 @@ class Run:
         )
         self.console.print(f"Ray dashboard: {dashboard}", soft_wrap=True, markup=False)
         self.console.print(f"Ray's logs:    {context.address_info['session_dir']}/logs", soft_wrap=True)
-        self.console.print(f"TensorBoard:   {board_command(self.out)}", soft_wrap=True)
         for note in () if self.settings.replay else crowded(self.models, self.cpus):
             self.console.print(note, soft_wrap=True, highlight=False)
 
@@ -354,19 +352,25 @@ class Run:
 
     @contextmanager
     def _log_progress(self, title: str, total: int, done: int) -> Iterator[Any]:
-        """The same for a log file: a line when it starts, at most one every LOG_EVERY_S seconds, one at the end."""
+        """The same for a log file: a line when it starts, at most one every LOG_EVERY_S seconds, one at the end.
+
+        How long still is reckoned from the first that was done: before it, engines started.
+        """
         started = said = time.monotonic()
         count = done
+        first: tuple[float, float] = 0.0, math.inf  # when, and how many there were
 
         def say() -> None:
-            spent = time.monotonic() - started
-            left = spent / max(1, count - done) * (total - count)
-            when = f", {left:.0f} s left" if count - done > 0 and count < total else ""
-            self.console.print(f"{title}: {count}/{total}, {spent:.0f} s{when}", highlight=False)
+            now = time.monotonic()
+            since, had = first
+            when = f", {(now - since) / (count - had) * (total - count):.0f} s left" if had < count < total else ""
+            self.console.print(f"{title}: {count}/{total}, {now - started:.0f} s{when}", highlight=False)
 
         def advance(n: int = 1) -> None:
-            nonlocal count, said
+            nonlocal count, said, first
             count += n
+            if math.isinf(first[1]):
+                first = time.monotonic(), count
             if time.monotonic() - said >= LOG_EVERY_S:
                 said = time.monotonic()
                 say()

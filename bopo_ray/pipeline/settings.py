@@ -169,7 +169,8 @@ class Settings:
             ("call_limits", not self.call_limits or bool(self.shares),
              "they are tried with the offsets of --shares: need some, or --call-limits ''"),
             ("models", self.models != EMBEDDED or bool(self.small) or self.pool in EMBEDDED_POOLS,
-             f"there is none for {self.env}; take {', '.join(SIMULATED_PAIRS)}, or your own (pool.yaml)"),
+             f"env={self.env!r} has no pair of that name; leave it out, or take {', '.join(SIMULATED_PAIRS)}, or your "
+             "own (pool.yaml)"),
             ("boundary_value", 0 <= self.boundary_value < math.inf, "need a number >= 0"),
             ("reliability", 0 <= self.reliability <= 1, "need a share in [0, 1]"),
             ("lambdas", _distinct(self.lambdas), "need one or more different numbers >= 0"),
@@ -300,8 +301,14 @@ def resolve(file: Path | None, given: dict[str, Any]) -> Settings:
     if file is not None:
         try:
             from_file = yaml.safe_load(file.read_text()) or {}
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"settings file {file} can't be read: {' '.join(str(error).split())}") from error
+        except OSError as error:
+            raise ConfigError(
+                f"settings file {file} can't be read: {error.strerror}; name another with --settings"
+            ) from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"settings file {file} can't be read: {' '.join(str(error).split())}; mend it there"
+            ) from error
         known = {f.name for f in fields(Settings)}
         if not isinstance(from_file, dict) or set(from_file) - known:
             wrong = min(map(str, set(from_file) - known)) if isinstance(from_file, dict) else type(from_file).__name__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,17 +139,26 @@ def bosft_stage(run: Run, boundaries: dict[str, Boundary]) -> Path:
     _check_pair(run, folder)
     figures = json.loads(report.read_text())
     p = gate(np.full(figures["hard_steps"], figures["p_large_hard"]), override=s.ignore_gate)
-    run.console.print(
-        f"BoSFT: {figures['experts']} expert trajectories, {figures['steps']} steps; kept epoch {figures['epoch']} of "
-        f"{figures.get('epochs', s.sft_epochs)}: loss {figures['loss']:.3f}, on {figures['held_out'] or 'no'} held-out "
-        f"tasks {figures['validation_loss']:.3f}; "
-        f"mean pi(LARGE) on Hard training states {p:.2f} (gate: 0.10)"
-        + "".join(
-            f"; {d} {c['p_large']:.2f} for {c['large']:.2f} of the expert's, off by {c['error']:.2f}"
-            for d, c in figures.get("calibration", {}).items()
-        )
-    )
+    for line in _said(figures | {"epochs": figures.get("epochs", s.sft_epochs)}, p):
+        run.console.print(line, soft_wrap=True)
     return folder
+
+
+def _said(figures: Mapping[str, Any], p_large_hard: float) -> Iterator[str]:
+    """What bosft.json holds, for people."""
+    held_out = figures["held_out"]
+    yield (
+        f"BoSFT imitates {figures['experts']} trajectories, one a task, {figures['steps']} steps in all; it keeps "
+        f"epoch {figures['epoch']} of {figures['epochs']}, whose loss is {figures['loss']:.3f}"
+        + (f", and {figures['validation_loss']:.3f} on {held_out} held-out tasks" if held_out else "")
+    )
+    yield f"it gives a larger model a mean probability of {p_large_hard:.2f} on Hard training tasks; BoPO needs 0.10"
+    if classes := figures.get("calibration"):
+        yield (
+            f"that probability by class on {'held-out' if held_out else 'training'} tasks (the expert's share of large "
+            "calls; how far off, on average): "
+            + ", ".join(f"{d} {c['p_large']:.2f} ({c['large']:.2f}; {c['error']:.2f})" for d, c in classes.items())
+        )
 
 
 def _experts(run: Run, boundaries: Mapping[str, Boundary], stratified: Mapping[str, Sequence[Episode]]) -> list[Expert]:

@@ -24,14 +24,14 @@ from bopo_ray.files import write_json
 from bopo_ray.pipeline.baselines import Policy
 from bopo_ray.pipeline.board import Board, board_folder
 from bopo_ray.pipeline.card import describe
-from bopo_ray.pipeline.curves import Point, keep_curves
+from bopo_ray.pipeline.curves import Point, keep_curves, training_curves
 from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.settings import Settings
 from bopo_ray.rllib.bopo import BoPO
 from bopo_ray.rllib.placement import most_memory
 from bopo_ray.routers import LEARNED
 
-__all__ = ["Point", "Sweep", "learned_policies"]
+__all__ = ["Point", "Sweep", "learned_policies", "untaught"]
 
 log = logging.getLogger(__name__)
 MODULE = Path("learner_group/learner/rl_module/default_policy")
@@ -53,6 +53,12 @@ def learned_policies(s: Settings, out: Path) -> list[Policy]:
         Policy("bosft", "bosft", folder=folder / "bosft"),
         *(Policy(p.name, p.method, LEARNED, p.lam, p.seed, folder / p.name) for p in points_of(s)),
     ]
+
+
+def untaught(out: Path) -> list[str]:
+    """Points of a run none of whose updates had a group to learn from."""
+    curves = training_curves(out)
+    return [] if curves.empty else [name for name, own in curves.groupby("trial")["kl"] if own.isna().all()]
 
 
 class Sweep:
@@ -136,6 +142,13 @@ class Sweep:
                 f"{len(failures)} of {len(todo)} trials failed: {failures[0]}; finished points are kept: "
                 f"{'free some space, then ' * full}run the same command with --resume. Details: {self.folder / attempt}"
             )
+        if names := untaught(run.out):
+            run.console.print(
+                f"no update changed {', '.join(names)}: the episodes of each group were worth the same, so there was "
+                "nothing to learn, and these routers are BoSFT's. Where BoSFT is too sure to try both models, lower "
+                "--sharpness or --sft-epochs; else raise --group-size, --tasks-per-update or --updates (with another "
+                "--out)", soft_wrap=True, highlight=False,
+            )  # fmt: skip
 
     def _fit(self, tuner: tune.Tuner) -> list[str]:
         """Runs the trials; returns one line for each that failed."""

@@ -1,5 +1,8 @@
-"""The oracle: plays the cheapest known success of each task again. It has seen the answers: nobody wins more, or as much
-for less. It is one point, so a frontier of several may still have more hypervolume."""
+"""The oracle: plays the cheapest known success of each task again.
+
+It has seen the answers: nobody wins more, or as much for less. It is one point, so a frontier of several may still have
+more hypervolume.
+"""
 
 from __future__ import annotations
 

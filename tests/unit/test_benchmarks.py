@@ -28,8 +28,19 @@ def test_classes_by_id() -> None:
 )
 def test_an_unknown_id_lists_the_known_ones(env_id: str) -> None:
     with pytest.raises(
-        ConfigError, match=r"unknown environment .*; known: .*ScienceWorld-v0.* package\.module:Name-v0"
+        ConfigError,
+        match=r"unknown environment .*; known: .*ScienceWorld-v0.* package\.module:Name-v0; set it with --env",
     ):
+        env_class(env_id)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "meant"),
+    [("ScienceWord-v0", "ScienceWorld-v0"), ("ALFWorld", "ALFWorld-v0"), ("ScienceWorld-v9", "ScienceWorld-v0"),
+     ("tests.toy:Toi-v0", ID)],
+)  # fmt: skip
+def test_a_mistyped_id_is_told_the_nearest_with_its_version(env_id: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=rf"unknown environment '{env_id}'; did you mean {meant}\?; known: "):
         env_class(env_id)
 
 

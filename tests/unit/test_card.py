@@ -14,7 +14,7 @@ from rich.console import Console
 from bopo_ray.analysis.bill import Bill
 from bopo_ray.analysis.tables import Settings, frontier, summary
 from bopo_ray.files import write_json
-from bopo_ray.pipeline.card import CARD, card, refresh_cards
+from bopo_ray.pipeline.card import CARD, card, describe_as, refresh_cards
 from bopo_ray.pipeline.evaluate import print_tables
 from bopo_ray.rllib.saved import ROUTER_FILE
 
@@ -45,6 +45,22 @@ def test_the_card_says_what_kind_of_router_it_is(known: dict[str, Any], said: st
     means = {name: [0.5, 0.4, 0.6] for name in ("success", "score", "cost_usd", "large_calls")}
     drawn = card(known | {"evaluation": {"tasks": 9, "decide": "sample"} | means})
     assert '"the first observation", seed=1)' in drawn
+
+
+def test_the_lambda_that_a_router_was_trained_at_stays_beside_that_which_it_is_chosen_for(tmp_path: Path) -> None:
+    source, folder = tmp_path / "x_lam0.3", tmp_path / "x_lam0.3_for0.2"
+    for path in (source, folder):
+        path.mkdir()
+        write_json(path / ROUTER_FILE, {"trained": TRAINED | {"how": {"lam": 0.3, "updates": 2}}})
+    for lam, said in (
+        (0.2, "lam 0.3, updates 2, offset 1.5, chosen for lam 0.2."),
+        (0.3, "lam 0.3, updates 2, offset 1.5."),
+    ):
+        describe_as(source, folder, folder.name, lam=lam, offset=1.5)
+        assert said in (folder / CARD).read_text()
+    write_json(source / ROUTER_FILE, {"trained": TRAINED | {"how": {"method": "bosft"}}})
+    describe_as(source, folder, folder.name, lam=0.2)
+    assert "method bosft, chosen for lam 0.2." in (folder / CARD).read_text()
 
 
 def test_one_task_has_no_interval(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -26,7 +27,8 @@ from bopo_ray.pipeline import hard_budget
 from bopo_ray.pipeline.command import exit_code, finished_parser
 from bopo_ray.pipeline.jobs import end_with, spent_usd
 from bopo_ray.pipeline.settings import resolve, save
-from experiments import allocation, cost_inversion, counterfactual, model_pairs
+from experiments import ablation, allocation, bench, cost_inversion, counterfactual, frontier, model_pairs, store
+from experiments import hard_budget as script_hard_budget
 from experiments.frontier import settings_for
 
 
@@ -145,6 +147,35 @@ def test_a_single_pair_joins_the_default_ones_and_several_take_their_place(
     assert model_pairs.joined(settings_for("model_pairs", options, ()), parsed) == pairs
     with pytest.raises(ConfigError, match=r"simulated-llama=.* a default pair"):
         model_pairs.joined(settings_for("model_pairs", options, ()), {"simulated-llama": ("--models", "a.yaml")})
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "says"),
+    [
+        (frontier, "--lamda 0.1", "unknown option '--lamda'; did you mean --lambdas?"),
+        (frontier, "--lamda=0.1", "unknown option '--lamda'; did you mean --lambdas?"),
+        (frontier, "--zzz", "unknown option '--zzz'"),
+        (frontier, "--lambdas 0.1 0.3", "'0.3' is one word too many: options begin with --, and a list is written with "
+                                        "commas"),
+        (ablation, "--out x --lamda 0.1", "unknown option '--lamda'; did you mean --lambdas?"),
+        (bench, "rollout", f"bench='rollout': need one of {', '.join(bench.BENCHES)}; did you mean rollouts?"),
+        (store, "stat x", "command='stat': need one of stats, export, prune; did you mean stats?"),
+        (store, "prune x --max-m=y", "--max-mb='y': need a number"),
+        (store, "prune x --oldr-than 3", "unknown option '--oldr-than'; did you mean --older-than?"),
+        (counterfactual, "x --tasks y", "--tasks='y': need a whole number"),
+        (script_hard_budget, "x --calls y", "--calls: 'y': need whole numbers with commas, e.g. 5,10"),
+        (allocation, "", "the following arguments are required: FOLDER"),
+    ],
+)  # fmt: skip
+def test_a_mistyped_word_is_one_line(
+    script: Any, arguments: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        script.main(arguments.split())
+    assert ended.value.code == 2
+    out, line = capsys.readouterr()
+    assert out == "" and line.startswith(f"error: {says}; see python -m experiments.") and line.endswith(" --help\n")
+    assert line.count("\n") == 1
 
 
 CHILD = """

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bopo_ray.errors import ConfigError
-from bopo_ray.models import load_pool
-from bopo_ray.models.pool import OPENAI_URL, ModelSpec, PoolSpec, read_pool, resolve_pool, save_pool
+from bopo_ray.models import build_pool, load_pool
+from bopo_ray.models.pool import OPENAI_URL, OWN_PRICES, ModelSpec, PoolSpec, read_pool, resolve_pool, save_pool
 from bopo_ray.models.pricing import Price, PriceTable, price_table
 from bopo_ray.models.protocol import Sampling
 
@@ -132,6 +132,14 @@ def test_a_price_moves_the_hash_and_a_limit_does_not(tmp_path: Path) -> None:
         assert pool_of(PAIR.replace(*change), tmp_path).price_hash != pool.price_hash
 
 
+def test_prices_of_ones_own_have_no_date_of_the_list(tmp_path: Path) -> None:
+    own = pool_of(PAIR, tmp_path)
+    assert own.prices_date == OWN_PRICES and "at the prices of the pool file." in build_pool(own).note
+    assert pool_of(f"prices_date: 2026-03-04\n{PAIR}", tmp_path).prices_date == "2026-03-04"
+    listed = "models:\n- {model: 'openai:a', price: 0}\n- {model: 'openai:gpt-4.1'}\n"
+    assert pool_of(listed, tmp_path).prices_date == TABLE.date
+
+
 def test_the_readmes_example_is_read(tmp_path: Path) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     text = readme.partition("# pool.yaml")[2].partition("```")[0]
@@ -144,8 +152,9 @@ MICRO = st.one_of(st.integers(0, 10**9), st.integers(0, 10))
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), max_size=12)
 PAIRS = st.dictionaries(WORDS, WORDS, max_size=3).map(lambda d: tuple(sorted(d.items())))
 BODIES = st.dictionaries(WORDS, st.one_of(st.floats(0, 1), WORDS, st.lists(st.integers())), max_size=3)
+PRICES = st.builds(lambda x, y, output: Price(max(x, y), min(x, y), output), MICRO, MICRO, MICRO)
 MODELS = st.builds(
-    ModelSpec, model=st.sampled_from(("openai:a/b", "hf:./c", "hf:d: e")), price=st.builds(Price, MICRO, MICRO, MICRO),
+    ModelSpec, model=st.sampled_from(("openai:a/b", "hf:./c", "hf:d: e")), price=PRICES,
     name=WORDS.filter(bool), base_url=st.sampled_from(("http://x", "https://y:1/v1?z=ü")),
     key_variable=st.sampled_from(("", "MY_KEY", "NO", "NULL")), headers=PAIRS, query=PAIRS,
     extra_body=BODIES.map(lambda d: json.dumps(d, sort_keys=True)),
@@ -277,9 +286,9 @@ def test_a_mistake_in_a_model(entry: str, named: list[str], tmp_path: Path) -> N
         ("- model: openai:a", ["need a list under `models:`"]),
         ("models: {model: openai:a}", ["need a list under `models:`"]),
         ("models:\n- openai:a\n- openai:b", ["'openai:a'", "need a mapping with `model: PROVIDER:MODEL`"]),
-        ("models: []", ["pool of 0 model(s)", "two or more, smallest first"]),
-        ("models:\n- {model: 'openai:a', price: 0}", ["pool of 1 model(s)", "two or more, smallest first"]),
-        (f"model: []\n{PAIR}", ["unknown key 'model'", "allowed: models, note"]),
+        ("models: []", ["pool.yaml: a pool of 0 model(s)", "two or more, smallest first"]),
+        ("models:\n- {model: 'openai:a', price: 0}", ["pool.yaml: a pool of 1 model(s)", "smallest first"]),
+        (f"model: []\n{PAIR}", ["unknown key 'model'", "allowed: models, note, prices_date"]),
         ("\x00", ["can't be read"]),
     ],
 )
@@ -291,8 +300,12 @@ def test_a_malformed_file(text: str, named: list[str], tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "pool.yaml").write_bytes(b"\xff\xfe\x00models")
-    for path in ("pool.yaml", "missing.yml", "."):
-        with pytest.raises(ConfigError, match=r"can't be read: [^\n]*\Z"):
+    for path, mend in (
+        ("pool.yaml", "mend it there"),
+        ("missing.yml", "name another with --models"),
+        (".", "--models"),
+    ):
+        with pytest.raises(ConfigError, match=rf"can't be read: (?!\[Errno)[^\n]*; .*{mend}\Z"):
             read_pool(tmp_path / path, TABLE)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,3 +87,32 @@ def test_a_task_may_be_left_out_by_name(tmp_path: Path) -> None:
         assert set(run.train) & {tasks[0], tasks[2]} == set() and len(run.train) == len(tasks)
     with pytest.raises(ConfigError, match=r"without_tasks='fetch/999': .*; names look like 'fetch/0' or 'long/207'; "):
         Run(settings("fetch/999"), tmp_path / "none", False, quiet)
+
+
+def test_time_left_does_not_count_the_start_of_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of 30 comes after 41 s, ten more 2 s apart."""
+    now = 1000.0
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    said = Console(record=True, width=100, file=StringIO())
+    settings = resolve(None, {"env": ID, "scale": "tiny"})
+    with Run(settings, tmp_path / "run", False, said) as run, run.progress("playing", 33, done=3) as advance:
+        for i in range(11):
+            now = 1041.0 + 2 * i
+            advance()
+    lines = [line for line in said.export_text().splitlines() if line.startswith("playing")]
+    assert lines[:3] == ["playing: 3/33, 0 s", "playing: 4/33, 41 s", "playing: 14/33, 61 s, 38 s left"]
+
+
+def test_tensorboard_is_named_by_the_main_job_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of a study has no logs for it."""
+    started = SimpleNamespace(dashboard_url="", address_info={"session_dir": "/tmp"})
+    ray = SimpleNamespace(
+        is_initialized=lambda: False, init=lambda **_: started, cluster_resources=lambda: {"CPU": 2}, nodes=lambda: [0]
+    )
+    monkeypatch.setattr(module, "ray", ray)
+    monkeypatch.setattr(module, "host_pool", lambda models: None)
+    said = Console(record=True, width=100, file=StringIO())
+    with Run(resolve(None, {"env": ID, "scale": "tiny", "cpus": 2}), tmp_path / "run", False, said) as run:
+        run.start_ray()
+    text = said.export_text()
+    assert "Ray's logs:" in text and "TensorBoard" not in text

@@ -189,8 +189,8 @@ def test_a_benchmark_without_a_self_trained_pair(env: str) -> None:
     with pytest.raises(ConfigError) as error:
         resolve(None, {"env": env, "models": "embedded"})
     assert str(error.value) == (
-        f"models='embedded': there is none for {env}; take simulated, simulated-llama, or your own (pool.yaml); set it "
-        "with --models"
+        f"models='embedded': env={env!r} has no pair of that name; leave it out, or take simulated, simulated-llama, "
+        "or your own (pool.yaml); set it with --models"
     )
     pair = {"small": "simulated:small", "large": "simulated:large"}
     assert resolve(None, {"env": env, "models": "embedded", **pair}).small, "which wins over --models"
@@ -217,7 +217,10 @@ def test_a_settings_file_that_can_not_be_used(tmp_path: Path, text: str, message
 
 
 def test_a_settings_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"settings file .*none\.yaml can't be read"):
+    with pytest.raises(
+        ConfigError,
+        match=r"none\.yaml can't be read: No such file .*; name another with --settings",
+    ):
         resolve(tmp_path / "none.yaml", {})
 
 

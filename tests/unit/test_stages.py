@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -42,3 +43,17 @@ def test_without_a_hard_task_a_run_ends_before_bosft(tmp_path: Path, monkeypatch
     with Run(dataclasses.replace(settings, ignore_gate=True), tmp_path / "run", True, console) as run:
         monkeypatch.setattr(stages, "read_boundaries", lambda *_: {"a": easy})
         assert stages.boundary_stage(run)
+
+
+def test_what_bosft_learned_is_said_in_words_and_nothing_of_tasks_that_were_not_held_out() -> None:
+    figures: dict[str, Any] = {
+        "experts": 6, "steps": 79, "epoch": 3, "epochs": 20, "loss": 0.25, "held_out": 0, "validation_loss": 0.125,
+        "calibration": {"hard": {"p_large": 0.83, "large": 0.8, "error": 0.05}},
+    }  # fmt: skip
+    imitates, hard, classes = stages._said(figures, 0.83)
+    assert imitates.endswith("6 trajectories, one a task, 79 steps in all; it keeps epoch 3 of 20, whose loss is 0.250")
+    assert "0.83 on Hard training tasks" in hard and "needs 0.10" in hard
+    assert "on training tasks" in classes and classes.endswith("hard 0.83 (0.80; 0.05)")
+    imitates, _, classes = stages._said(figures | {"held_out": 2}, 0.83)
+    assert imitates.endswith("is 0.250, and 0.125 on 2 held-out tasks") and "on held-out tasks" in classes
+    assert len(list(stages._said(figures | {"calibration": {}}, 0.83))) == 2

@@ -15,9 +15,10 @@ import pytest
 from bopo_ray.files import write_json
 from bopo_ray.pipeline.baselines import Policy, specs
 from bopo_ray.pipeline.calibrate import Tried, for_each_lambda, front_choice, offsets_at
+from bopo_ray.pipeline.curves import keep_curves
 from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.settings import Settings
-from bopo_ray.pipeline.sweep import CONTENTS, Point, Sweep
+from bopo_ray.pipeline.sweep import CONTENTS, Point, Sweep, untaught
 from bopo_ray.records import Budget, CostMode
 from envs.base import Split, Task
 
@@ -94,6 +95,18 @@ def test_a_router_of_a_training_lambda_stands_for_each_lambda(tmp_path: Path) ->
     for one in (s, dataclasses.replace(s, train_lambdas=())):
         assert [(p.name, p.lam) for p in for_each_lambda(bosft, one)] == [("bosft_lam0.1", 0.1), ("bosft_lam0.8", 0.8)]
     assert for_each_lambda(router, dataclasses.replace(s, train_lambdas=())) == [router]
+
+
+def test_points_whose_groups_taught_nothing_are_known(tmp_path: Path) -> None:
+    other = Point("vanilla", 0.3, 0)
+    assert untaught(tmp_path) == []
+    for update, kl in ((1, None), (2, float("nan"))):
+        learners = {} if kl is None else {"default_policy": {"kl": kl}}
+        keep_curves(tmp_path, POINT, {"updates": update, "learners": learners})
+        keep_curves(
+            tmp_path, other, {"updates": update, "learners": {"default_policy": {"kl": 0.0}} if update == 1 else {}}
+        )
+    assert untaught(tmp_path) == [POINT.name]
 
 
 def test_a_straight_frontier_is_shared_by_the_lambdas() -> None:
