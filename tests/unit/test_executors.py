@@ -321,7 +321,7 @@ def test_the_recipes_differ_by_honest_causes_only() -> None:
 
 
 def test_a_wrong_option_of_a_recipe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    for option, value, rule in (("--noisy", "True", "need yes or no"), ("--tokens", "many", "invalid int value")):
+    for option, value, rule in (("--noisy", "True", "need yes or no"), ("--tokens", "many", "need a whole number")):
         with pytest.raises(SystemExit) as stopped:
             train_main(["--env", "ALFWorld-v0", option, value])
         line = capsys.readouterr().err.splitlines()[-1]
