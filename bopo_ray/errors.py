@@ -18,27 +18,31 @@ class AttemptError(ModelError):
     """One attempt at a call failed."""
 
     def __init__(
-        self, message: str, *, kind: str, retry: bool, billed: bool, retry_after_s: float | None = None
-    ) -> None:
+        self, message: str, *, kind: str, retry: bool, billed: bool, retry_after_s: float | None = None,
+        cost: int | None = None,
+    ) -> None:  # fmt: skip
         """
         Args:
             message: what happened, without secrets.
             kind: equal for failures that are the same, e.g. "429", or a status with a digest of its body.
             retry: whether another attempt makes sense.
-            billed: whether the provider may charge for this one although no usage was seen.
+            billed: whether the provider may charge for this one although no reply was seen.
             retry_after_s: the provider's wish, in seconds.
+            cost: micro-dollars of the usage that came all the same; None where none did.
         """
         super().__init__(message)
-        self.kind, self.retry, self.billed, self.retry_after_s = kind, retry, billed, retry_after_s
+        self.kind, self.retry, self.billed, self.retry_after_s, self.cost = kind, retry, billed, retry_after_s, cost
         self.queued_s = 0.0
         """Of the attempt's seconds, those in which it waited for its turn."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _attempt_error, (str(self), self.kind, self.retry, self.billed, self.retry_after_s)
+        return _attempt_error, (str(self), self.kind, self.retry, self.billed, self.retry_after_s, self.cost)
 
 
-def _attempt_error(message: str, kind: str, retry: bool, billed: bool, retry_after_s: float | None) -> AttemptError:
-    return AttemptError(message, kind=kind, retry=retry, billed=billed, retry_after_s=retry_after_s)
+def _attempt_error(
+    message: str, kind: str, retry: bool, billed: bool, retry_after_s: float | None, cost: int | None
+) -> AttemptError:
+    return AttemptError(message, kind=kind, retry=retry, billed=billed, retry_after_s=retry_after_s, cost=cost)
 
 
 class RefusedError(ConfigError):

@@ -3,7 +3,7 @@
 Always true here: a call that is in the store is never paid again, and two that ask the same at once pay once; no
 attempt is made whose worst case the run's ledger or the episode's budget can't pay; a reply is stored before it is
 billed and billed before it is used; an attempt whose reply never came, and may have been charged, counts at its worst
-case.
+case, or at the usage that came.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Answer:
     cost: int
     """Micro-dollars of its usage at the model's price: what the call costs whoever makes it, stored or not."""
     lost: int
-    """Micro-dollars, worst case, of attempts at this call whose reply never came."""
+    """Micro-dollars, worst case where no usage came, of attempts at this call whose reply never did."""
 
 
 class BudgetSpent(Exception):  # noqa: N818 (not an error: the episode's cap did its work)
@@ -96,7 +96,7 @@ class Spend(Protocol):
 
     def reserve(self, owner: str, key: str, model: str, amount: int) -> int | None: ...
     def settle(self, reservation: int, usage: Usage, cost: int) -> bool: ...
-    def lose(self, reservation: int) -> None: ...
+    def lose(self, reservation: int, cost: int | None = None) -> None: ...
     def release(self, reservation: int) -> None: ...
     def count_saved(self, model: str, cost: int, calls: int = 1) -> None: ...
     def recover(self, find: Callable[[str], tuple[Usage, int] | None]) -> None: ...
@@ -224,7 +224,7 @@ class Desk:
             try:
                 reply = self._attempt(key, model, request, worst, budget)
             except AttemptError as error:
-                lost += worst * error.billed
+                lost += _lost(error, worst) or 0
                 raise
             except BudgetSpent:
                 raise BudgetSpent(lost) from None
@@ -295,11 +295,11 @@ class Desk:
             gives_way = getattr(model, "gives_way", False)
             reply = model.complete(request) if gives_way else aside(model.complete, request)
         except BaseException as error:
-            charged = error.billed if isinstance(error, AttemptError) else not isinstance(error, RefusedError)
+            lost = _lost(error, worst)
             if budget is not None and handle is not None:
-                budget.settle(handle, worst if charged else 0)
+                budget.settle(handle, lost or 0)
             if self._spend is not None and reservation is not None:
-                (self._spend.lose if charged else self._spend.release)(reservation)
+                self._spend.release(reservation) if lost is None else self._spend.lose(reservation, lost)
             raise
         cost = model.price.cost(reply.usage)
         try:
@@ -365,6 +365,14 @@ def _renewer(pid: int) -> threading.Thread:
     thread = threading.Thread(target=renew, name="claims", daemon=True)
     thread.start()
     return thread
+
+
+def _lost(error: BaseException, worst: int) -> int | None:
+    """What an attempt that failed counts at; None where nothing can have been charged."""
+    if isinstance(error, AttemptError):
+        known = worst if error.cost is None else min(error.cost, worst)
+        return known if error.billed else None
+    return None if isinstance(error, RefusedError) else worst
 
 
 def _unknown(key: str) -> None:

@@ -269,9 +269,9 @@ class OpenAIModel:
             case {"error": error}:
                 shown = redact(json.dumps(error), self._secrets)
                 kind = f"no-choices:{_digest(shown.encode())}"
-                return self._failure(kind, f"answered without a choice: {shown}", billed=True)
+                return self._failure(kind, f"answered without a choice: {shown}", billed=True, usage=_usage(body))
             case dict():
-                return self._failure("no-choices", "answered without a choice", billed=True)
+                return self._failure("no-choices", "answered without a choice", billed=True, usage=_usage(body))
             case _:
                 return self._failure("not-json", "answered with no valid JSON", billed=True)
         usage = _usage(body)
@@ -305,9 +305,12 @@ class OpenAIModel:
             f"model {self._spec.target!r}: {self.base_url} answered {status}: {self._shown(said)}; {mend}"
         )
 
-    def _failure(self, kind: str, text: str, *, billed: bool, retry_after_s: float | None = None) -> AttemptError:
+    def _failure(
+        self, kind: str, text: str, *, billed: bool, retry_after_s: float | None = None, usage: Usage | None = None
+    ) -> AttemptError:
         text = f"model {self.name!r}: {self.base_url} {text}"
-        return AttemptError(text, kind=kind, retry=True, billed=billed, retry_after_s=retry_after_s)
+        cost = None if usage is None else self.price.cost(usage)
+        return AttemptError(text, kind=kind, retry=True, billed=billed, retry_after_s=retry_after_s, cost=cost)
 
     def _shown(self, said: Complaint) -> str:
         return redact(said.message, self._secrets) or "(no message)"

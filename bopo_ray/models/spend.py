@@ -181,12 +181,12 @@ class SpendLedger:
 
         return self._database.write(work)
 
-    def lose(self, reservation: int) -> None:
-        """The reply never came and may have been charged: the worst case counts as spent."""
+    def lose(self, reservation: int, cost: int | None = None) -> None:
+        """The reply never came and may have been charged: `cost` counts as spent, None for the worst case."""
 
         def work(c: sqlite3.Connection) -> None:
             _, model, amount, back = _close(c, reservation)
-            _add(c, model, back, lost_calls=1, lost_microusd=amount)
+            _add(c, model, back, lost_calls=1, lost_microusd=amount if cost is None else cost)
 
         self._database.write(work)
 

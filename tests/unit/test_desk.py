@@ -44,9 +44,10 @@ LONG_S = 30.0
 
 
 def failed(
-    kind: str = "time-out", *, retry: bool = True, billed: bool = False, after_s: float | None = None
-) -> Exception:
-    return AttemptError(f"failed: {kind}", kind=kind, retry=retry, billed=billed, retry_after_s=after_s)
+    kind: str = "time-out", *, retry: bool = True, billed: bool = False, after_s: float | None = None,
+    cost: int | None = None,
+) -> Exception:  # fmt: skip
+    return AttemptError(f"failed: {kind}", kind=kind, retry=retry, billed=billed, retry_after_s=after_s, cost=cost)
 
 
 class Fake:
@@ -415,6 +416,8 @@ class Case(NamedTuple):
         Case(Usage(BOUND, MAX_TOKENS), paid=WORST),
         Case(Usage(BOUND + 20, MAX_TOKENS - 10), paid=WORST),  # what counts is the money
         Case(failed(retry=False, billed=True), lost=WORST),
+        Case(failed(retry=False, billed=True, cost=COST), lost=COST),  # it said what it cost, though not what it is
+        Case(failed(retry=False, billed=True, cost=WORST + 1), lost=WORST),
         Case(failed(retry=False, billed=False)),
         Case(RefusedError("no such model")),
         Case(ConfigError("a reply without usage"), lost=WORST),
@@ -438,11 +441,12 @@ def test_what_an_outcome_costs(office: Office, case: Case) -> None:
 
 
 def test_each_attempt_counts(office: Office) -> None:
-    model, budget = Fake(failed(billed=True), failed(billed=False), failed(billed=True), USAGE), office.budget(1000)
-    assert ask(office.desk(), model, budget=budget) == Answer(Reply("reply 3", USAGE, 0.25), COST, 2 * WORST)
+    failures = failed(billed=True), failed(billed=False), failed(billed=True, cost=70)
+    model, budget = Fake(*failures, USAGE), office.budget(1000)
+    assert ask(office.desk(), model, budget=budget) == Answer(Reply("reply 3", USAGE, 0.25), COST, WORST + 70)
     bill = office.bill
-    assert (bill.paid_microusd, bill.lost_calls, bill.lost_microusd) == (COST, 2, 2 * WORST)
-    assert budget.spent == COST + 2 * WORST
+    assert (bill.paid_microusd, bill.lost_calls, bill.lost_microusd) == (COST, 2, WORST + 70)
+    assert budget.spent == COST + WORST + 70
     again = office.budget(1000)
     assert ask(office.desk(), model, budget=again).lost == 0  # from the store: nothing was lost for this one
     assert again.spent == COST

@@ -393,7 +393,8 @@ def test_a_reply_in_parts(parts: list[Any], text: str) -> None:
 @pytest.mark.parametrize("content", [0, {}, ["look"], [{"type": "text"}], [{"type": "song", "text": "la"}]])
 def test_what_can_not_be_read_is_no_empty_reply(content: Any) -> None:
     body = {"choices": [{"message": {"content": content}}], "usage": {"prompt_tokens": 9, "completion_tokens": 4}}
-    assert failed(Fault(Kind.STATUS, status=200, body=json.dumps(body))).kind == "no-choices"
+    error = failed(Fault(Kind.STATUS, status=200, body=json.dumps(body)))
+    assert (error.kind, error.cost) == ("no-choices", PRICE.cost(Usage(9, 4))), "and is paid for as reported"
 
 
 # -- usage

@@ -102,7 +102,11 @@ def test_the_two_costs_of_an_episode() -> None:
 @pytest.mark.parametrize("name", errors.__all__)
 def test_errors_pickle_and_inherit_the_built_in_class(name: str) -> None:
     kind = getattr(errors, name)
-    more = {"kind": "429", "retry": True, "billed": False, "retry_after_s": 2.5} if name == "AttemptError" else {}
+    more = (
+        {"kind": "429", "retry": True, "billed": False, "retry_after_s": 2.5, "cost": 3}
+        if name == "AttemptError"
+        else {}
+    )
     error = pickle.loads(pickle.dumps(kind("lam=-1: need lambda >= 0", **more)))
     assert all(getattr(error, k) == v for k, v in more.items())
     assert type(error) is kind and str(error) == "lam=-1: need lambda >= 0"
