@@ -55,7 +55,9 @@ class History:
         object.__setattr__(self, "steps", tuple(map(_pair, self.steps)))
 
     def after(self, action: str, observation: str) -> History:
-        """The history one step later."""
+        """The history one step later. Raises ConfigError where no step is left."""
+        if not self.steps_left:
+            raise ConfigError(f"steps_left=0: no step is left after {len(self.steps)}; begin another episode")
         steps = (*self.steps, (action, observation))
         return History(self.task, self.first_observation, self.steps_left - 1, steps)
 

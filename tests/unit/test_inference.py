@@ -262,7 +262,7 @@ def test_a_decision_refuses(router: SavedRouter, arguments: dict[str, Any], rule
 def test_a_history_refuses(fields: dict[str, Any], rule: str) -> None:
     with pytest.raises(ConfigError, match=rule):
         History(**({"task": "boil", "first_observation": "", "steps_left": 3} | fields))
-    with pytest.raises(ConfigError, match="steps_left=-1"):
+    with pytest.raises(ConfigError, match="steps_left=0: no step is left after 0"):
         History("boil", "", 0).after("look", "A cup.")
 
 
