@@ -36,7 +36,7 @@ class EmbeddedModel:
         """Raises ConfigError when there is no such model, or its folder holds none that can be run."""
         self.spec = spec
         self.name, self.price = spec.label, spec.price
-        self.files = read_embedded(embedded_folder(spec.target), spec.model)
+        self.files = read_embedded(embedded_folder(spec.target, spec.base), spec.model)
         self.env = self.files.env
         """Id of the environment that it was trained for; it is of no use in another one."""
         self.kinds = self.files.kinds

@@ -29,6 +29,9 @@ PROVIDERS = ("embedded", "openai", "hf", "simulated")
 OPENAI_URL = "https://api.openai.com/v1"
 ACCOUNT = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
 """Headers for OpenAI's own address, and the environment variables that they come from."""
+HUB = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE")
+HUB_KEY = "HF_TOKEN"
+"""Variables by which Hugging Face models are found, and the one that holds a key for them."""
 OWN_PRICES = "the pool file"
 """Where prices are of, in place of a date, when a pool file has one for each model."""
 SIMULATED, EMBEDDED = "simulated", "embedded"
@@ -78,8 +81,13 @@ class ModelSpec:
     """Bound on a reply"""
     max_prompt_tokens: int = 8192
     """Old observations are dropped from a longer prompt"""
+    base: str = dataclasses.field(init=False, default="")
+    """hf, embedded: the folder that a relative one lies in: where this was made, as Ray's workers have another one.
+    Not saved, so that a folder of results can move"""
 
     def __post_init__(self) -> None:
+        if self.provider in ("hf", EMBEDDED):
+            object.__setattr__(self, "base", os.getcwd())
         rules = (
             ("model", self.provider in PROVIDERS and bool(self.target),
              f"need PROVIDER:MODEL with one of the providers {', '.join(PROVIDERS)}"),
@@ -114,6 +122,11 @@ class ModelSpec:
     def target(self) -> str:
         """What stands behind it: the endpoint's name of the model, or a folder."""
         return self.model.partition(":")[2]
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies, if it is a folder."""
+        return Path(self.base) / Path(self.target).expanduser()
 
     @property
     def label(self) -> str:
@@ -156,6 +169,7 @@ class PoolSpec:
         models = []
         for m in self.models:
             fields = dataclasses.asdict(m)
+            del fields["base"]
             fields["price"] = m.price.to_dict()
             fields |= {k: dict(getattr(m, k)) for k in ("headers", "query")} | {"extra_body": json.loads(m.extra_body)}
             models.append(fields)
@@ -241,7 +255,7 @@ _KINDS = {"str": "a text", "int": "a whole number", "float": "a number", "float 
 
 
 def _model(raw: Any, prices: PriceTable, where: str) -> ModelSpec:
-    known = {f.name: f for f in dataclasses.fields(ModelSpec)}
+    known = {f.name: f for f in dataclasses.fields(ModelSpec) if f.init}
     if not isinstance(raw, Mapping) or not isinstance(raw.get("model"), str):
         shown = f"with {', '.join(map(str, raw))}" if isinstance(raw, Mapping) else repr(raw)
         raise ConfigError(f"{where}: model {shown}: need a mapping with `model: PROVIDER:MODEL`")

@@ -40,7 +40,7 @@ from bopo_ray.records import CostMode, Episode, EpisodeSpec
 from bopo_ray.rllib.bopo import BoPOConfig
 from bopo_ray.rllib.collect import collect
 from bopo_ray.rllib.open_desk import DeskConfig, lent_environment, node_id, serve_desk
-from bopo_ray.rllib.placement import LEARNER_BYTES, RunnerGroup, fitting, most_memory, runner_bytes
+from bopo_ray.rllib.placement import LEARNER_BYTES, RunnerGroup, fitting, most_memory, resources, runner_bytes
 from bopo_ray.rllib.runner import Failure
 from bopo_ray.routers import Router
 from bopo_ray.store import EpisodeStore
@@ -192,9 +192,19 @@ class Run:
     # -- Ray --------------------------------------------------------------------------------------------------------
 
     def start_ray(self) -> None:
-        """Connects to the cluster this runs on, or starts Ray on this machine."""
-        if ray.is_initialized():
-            return
+        """Connects to the cluster this runs on, or starts Ray on this machine, unless this process has done so."""
+        alone = not ray.is_initialized() and self._init_ray()
+        check_learners(self.settings, ray.cluster_resources(), resources(ray.nodes(), node_id()), self._lent_gpus)
+        if not alone:
+            self.desk = dataclasses.replace(self.desk, node=node_id(), actor=f"desk-{uuid.uuid4().hex[:8]}")
+            self._desk_actor = serve_desk(self.desk, lent_environment(self.models))
+        if not self.settings.replay:
+            host_pool(self.models)
+        for note in () if self.settings.replay else crowded(self.models, self.cpus):
+            self.console.print(note, soft_wrap=True, highlight=False)
+
+    def _init_ray(self) -> bool:
+        """Whether no other node can join: it is a Ray of this process alone."""
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         for name in ("ray.rllib", "ray._common.deprecation"):
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -202,27 +212,32 @@ class Run:
             logging.getLogger(name).setLevel(logging.CRITICAL)
         os.environ.update({k: v for k, v in QUIET.items() if k not in os.environ})
         address = os.environ.get("RAY_ADDRESS", "local")
-        local = {"num_cpus": self.settings.cpus or os.cpu_count()} if address == "local" else {}
+        alone = address == "local"
+        if alone and self.settings.cpus > (there := len(os.sched_getaffinity(0))):
+            self.console.print(f"--cpus {self.settings.cpus}: this machine has {there}, which its processes share")
         on_sigterm = signal.getsignal(signal.SIGTERM)
         context = ray.init(
             address=address, logging_level=logging.ERROR, log_to_driver=False,
-            runtime_env={"env_vars": QUIET}, **local,
+            runtime_env={"env_vars": QUIET}, **({"num_cpus": self.settings.cpus or narrowed()} if alone else {}),
         )  # fmt: skip
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # which Ray has set: it would end the process on the spot
-        check_learners(self.settings, ray.cluster_resources())
-        if len(ray.nodes()) > 1 or address != "local":
-            self.desk = dataclasses.replace(self.desk, node=node_id(), actor=f"desk-{uuid.uuid4().hex[:8]}")
-            self._desk_actor = serve_desk(self.desk, lent_environment(self.models))
-        if not self.settings.replay:
-            host_pool(self.models)
         dashboard = (
             f"http://{context.dashboard_url}" if context.dashboard_url else "not installed (pip install 'ray[default]')"
         )
         self.console.print(f"Ray dashboard: {dashboard}", soft_wrap=True, markup=False)
         self.console.print(f"Ray's logs:    {context.address_info['session_dir']}/logs", soft_wrap=True)
-        for note in () if self.settings.replay else crowded(self.models, self.cpus):
-            self.console.print(note, soft_wrap=True, highlight=False)
+        return alone
+
+    @property
+    def gpus(self) -> float:
+        """GPUs that may be used to learn."""
+        return max(0.0, ray.cluster_resources().get("GPU", 0.0) - self._lent_gpus)
+
+    @property
+    def _lent_gpus(self) -> int:
+        """At most so many are local models'."""
+        return 0 if self.settings.replay else sum(m.provider == "hf" and m.device != "cpu" for m in self.models.models)
 
     @property
     def cpus(self) -> int:
@@ -250,6 +265,12 @@ class Run:
         cfg.group_size, cfg.tasks_per_update, cfg.t_max = s.group_size, s.tasks_per_update, s.max_steps
         cfg.boundary_dir, cfg.price_hash = str(self.episodes / "boundary"), self.pool.price_hash
         cfg.memory_per_env_runner, cfg.memory_for_main_process = runner_bytes(s.env, s.lanes), LEARNER_BYTES
+        if s.backbone:
+            from bopo_ray.rllib.backbone import footprint  # with transformers it takes a second
+
+            more = footprint(s.router_shape, s.lanes, gpu=s.num_gpus_per_learner > 0)
+            cfg.memory_per_env_runner += more.runner
+            cfg.memory_for_main_process += more.learner
         cfg.home = self.desk.node
         return cfg
 
@@ -268,7 +289,8 @@ class Run:
                 self.console.print(
                     f"{count} env runners on {self.cpus} CPUs: each takes {cfg.memory_per_env_runner / 1e9:.1f} GB"
                 )
-            cfg.env_runners(num_env_runners=count, validate_env_runners_after_construction=not growing)
+            # RLlib would wait for all of them without a word; `Fleet` asks them itself, and says when none comes.
+            cfg.env_runners(num_env_runners=count, validate_env_runners_after_construction=False)
             cfg.validate()
             self._group = RunnerGroup(config=cfg, local_env_runner=False)
         return self._group
@@ -380,18 +402,40 @@ class Run:
         say()
 
 
-def check_learners(s: Settings, there: Mapping[str, float]) -> None:
-    """Raises ConfigError when a trial's learners ask for more than there is, by Ray's names of resources."""
+def narrowed() -> int | None:
+    """CPUs that this process may run on, where they are not all; else None: Ray itself knows a container's limit."""
+    own = len(os.sched_getaffinity(0))
+    return own if own < (os.cpu_count() or own) else None
+
+
+def check_learners(s: Settings, there: Mapping[str, float], home: Mapping[str, float], lent_gpus: int = 0) -> None:
+    """Raises ConfigError when a trial's learners ask for more than there is, by Ray's names of resources.
+
+    Args:
+        s: with the learners.
+        there: of all nodes.
+        home: of the node with the run's files, where learners read and write them.
+        lent_gpus: that local models take.
+    """
+    asked = f"num_learners={s.num_learners}, num_gpus_per_learner={s.num_gpus_per_learner:g}"
     gpus = s.num_gpus_per_learner * max(1, s.num_learners)
     cpus = 1 + (0 if gpus else 0.5 * s.num_learners)
-    for what, needed, name in (("GPU", gpus, "num_gpus_per_learner"), ("CPU", cpus, "num_learners")):
-        if needed > (found := there.get(what, 0.0)):
+    if gpus and not home.get("GPU"):
+        raise ConfigError(
+            f"{asked}: the node where this run was started, which has its files, has no GPU, and learners work there; "
+            "start it on a node with a GPU, or give --num-gpus-per-learner 0"
+        )
+    for what, needed, lent, name in (
+        ("GPU", gpus, lent_gpus, "num_gpus_per_learner"), ("CPU", cpus, 0, "num_learners")
+    ):  # fmt: skip
+        found = there.get(what, 0.0)
+        if needed and needed > found - lent:
+            models = f", of which the local models take {min(lent, found):g}" if lent else ""
             raise ConfigError(
-                f"num_learners={s.num_learners}, num_gpus_per_learner={s.num_gpus_per_learner:g}: a trial takes "
-                f"{needed:g} {what}, here Ray has {found:g}; give less with --{name.replace('_', '-')}, or set "
-                "RAY_ADDRESS to a cluster that has them"
+                f"{asked}: a trial takes {needed:g} {what}, here Ray has {found:g}{models}; give less with "
+                f"--{name.replace('_', '-')}, or set RAY_ADDRESS to a cluster that has them"
             )
-    if gpus and not torch.cuda.is_available() and len(ray.nodes()) == 1:
+    if gpus and not torch.cuda.is_available():
         raise ConfigError(
             f"num_gpus_per_learner={s.num_gpus_per_learner:g}: this torch ({torch.__version__}) finds no GPU; install "
             "one built for it, or give --num-gpus-per-learner 0"

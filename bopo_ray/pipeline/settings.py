@@ -200,6 +200,8 @@ class Settings:
             ("lr_end", 0 <= self.lr_end <= 1, "need a share in [0, 1]"),
             ("num_learners", self.num_learners >= 0, "need 0 (none beside the trial's own process) or more"),
             ("num_gpus_per_learner", 0 <= self.num_gpus_per_learner < math.inf, "need a number >= 0"),
+            ("num_gpus_per_learner", self.num_learners <= 1 or float(self.num_gpus_per_learner).is_integer(),
+             "need a whole number for several learners: no two that share an update may share a GPU"),
             ("lr", 0 < self.lr < math.inf, "need a number > 0"),
             ("sharpness", 0 < self.sharpness < math.inf, "need a number > 0"),
             ("sft_lr", 0 <= self.sft_lr < math.inf, "need a number >= 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import shutil
@@ -13,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pyarrow as pa
 import ray
+import torch
 
 from bopo_ray.agent import router_view
 from bopo_ray.errors import ConfigError, EngineError
@@ -26,6 +28,7 @@ from bopo_ray.records import CostMode, Difficulty, Episode, EpisodeSpec, Phase
 from bopo_ray.rllib.bopo import Boundary, read_boundaries
 from bopo_ray.rllib.bosft import BoSFT, BoSFTConfig
 from bopo_ray.rllib.experts import ExpertFile
+from bopo_ray.rllib.open_desk import DeskConfig, borrow_environment
 from bopo_ray.rllib.saved import acting_module, check_pair
 from bopo_ray.rllib.value import fit_value, rank_quality
 from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL
@@ -84,7 +87,8 @@ def _check_context(run: Run) -> None:
     tasks = (*run.train, *run.test, *(dev_tasks(run) if s.shares else ()))
     read = ray.remote(num_cpus=1, max_calls=1)(_task_texts)  # its process ends with it, and takes its engine along
     with run.progress("reading the tasks", len(tasks)) as advance:
-        found = [read.remote(s.env, {"max_steps": s.max_steps}, tasks[i :: run.cpus]) for i in range(run.cpus)]
+        arguments = run.desk, s.env, {"max_steps": s.max_steps}
+        found = [read.remote(*arguments, tasks[i :: run.cpus]) for i in range(run.cpus)]
         texts = {name: text for part in ray.get(found) for name, text in part.items()}
         advance(len(texts))
     prompt = prompt_of(run.settings.router_shape["backbone"], s.backbone_context)
@@ -98,8 +102,9 @@ def _check_context(run: Run) -> None:
         )
 
 
-def _task_texts(env_id: str, arguments: Mapping[str, Any], tasks: Sequence[Task]) -> dict[str, str]:
+def _task_texts(desk: DeskConfig, env_id: str, arguments: Mapping[str, Any], tasks: Sequence[Task]) -> dict[str, str]:
     """By name; without those that the engine could not start."""
+    borrow_environment(desk)  # it says where the tasks are
     env, texts = gym.make(env_id, disable_env_checker=True, **arguments), dict[str, str]()
     for task in tasks:
         try:
@@ -207,6 +212,9 @@ def _train(run: Run, experts: Sequence[Expert], known: Mapping[str, Sequence[Epi
     seen = [algorithm.judge(file) for file in (own, held_out) if file.trajectories]
     p_hard = np.concatenate([j.of(Difficulty.HARD) for j in seen])
     algorithm.stop()
+    del algorithm
+    gc.collect()
+    torch.cuda.empty_cache()  # else what learning took of the GPU stays taken during the sweep
     describe(run, temporary, folder.name, method="bosft", epochs=kept["epoch"], experts=len(experts))
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

@@ -12,6 +12,8 @@ import logging
 import math
 import os
 import shutil
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,9 @@ from bopo_ray.pipeline.card import describe
 from bopo_ray.pipeline.curves import Point, keep_curves, training_curves
 from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.settings import Settings
-from bopo_ray.rllib.bopo import BoPO
-from bopo_ray.rllib.placement import most_memory
+from bopo_ray.rllib.bopo import BoPO, BoPOConfig
+from bopo_ray.rllib.collect import ALONE_S
+from bopo_ray.rllib.placement import fitting, most_memory, resources
 from bopo_ray.routers import LEARNED
 
 __all__ = ["Point", "Sweep", "learned_policies", "untaught"]
@@ -99,21 +102,14 @@ class Sweep:
         cfg = run.config().start_from(str(start.resolve()))
         cfg.episode_dir = str((run.episodes / "policy").resolve())
         cfg.boundary_dir = str(Path(str(cfg.boundary_dir)).resolve())
-        learners = math.ceil(cfg.num_learners * cfg.num_cpus_per_learner)
-        runners = max(1, run.cpus // len(todo) - 1 - learners)
-        cfg.env_runners(num_env_runners=runners, num_cpus_per_env_runner=0.5 if runners == 1 else 1)
-        cfg.resources(num_cpus_for_main_process=0.5)
-        need = cfg.memory_for_main_process + (runners if not cfg.home else 1) * cfg.memory_per_env_runner
-        if (have := most_memory(ray.nodes())) < need:  # one trial must fit, else none ever starts
-            cfg.memory_for_main_process = cfg.memory_for_main_process * have // need
-            cfg.memory_per_env_runner = cfg.memory_per_env_runner * have // need
+        ask(cfg, len(todo), run.cpus, run.gpus, ray.nodes())
         space = cfg.to_dict() | {
             "point": tune.grid_search(
                 [{"advantage": p.advantage, "lam": p.lam, "seed": p.seed, "resume_from": self._checkpoint(p)}
                  for p in todo]
             )
         }  # fmt: skip
-        attempt = f"attempt-{len(list(self.folder.glob('attempt-*')))}"
+        attempt = self._attempt()
         total = len(self.points) * s.updates
         resumed = sum(_updates(self._checkpoint(p)) for p in todo)
         with run.progress("BoPO sweep", total, len(done) * s.updates + resumed) as advance:
@@ -160,7 +156,7 @@ class Sweep:
             return [f"{os.strerror(errno.ENOSPC)} ({_last_line(error)})"]  # Tune trips over its own unfinished files
 
     def finish(self, name: str, checkpoint: Path) -> None:
-        """Keeps the router of a point's last checkpoint and enters the point in the ledger."""
+        """Keeps the router of a point's last checkpoint, enters the point in the ledger and removes its checkpoints."""
         target = self.policy(name)
         temporary = target.with_suffix(".tmp")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -170,8 +166,14 @@ class Sweep:
         describe(self.run, temporary, name, **how)
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
-        entry = {"updates": _updates(checkpoint), "checkpoint": str(checkpoint)}
-        write_json(self.ledger, self.finished() | {name: entry})
+        write_json(self.ledger, self.finished() | {name: {"updates": how["updates"]}})
+        for folder in self.folder.glob(f"attempt-*/{name}/checkpoint_*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _attempt(self) -> str:
+        """Name of the next attempt's folder, above all that are there."""
+        numbers = [int(f.name.removeprefix("attempt-")) for f in self.folder.glob("attempt-*")]
+        return f"attempt-{max(numbers, default=-1) + 1}"
 
     def _checkpoint(self, point: Point) -> str | None:
         """The newest usable checkpoint of an interrupted point."""
@@ -179,16 +181,69 @@ class Sweep:
         return next((str(f.resolve()) for f in folders if _updates(f) > 0), None)
 
 
+def ask(cfg: BoPOConfig, points: int, cpus: int, gpus: float, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Sets what each of so many trials asks for: those that have room at once share all that a run may use.
+
+    Args:
+        cfg: with the memory of a main process and of a runner, and `home`.
+        points: trials to run.
+        cpus, gpus: that they may use; of CPUs more than there are where their nodes are still to come.
+        nodes: `ray.nodes()`.
+    """
+    shares = [node["Resources"] for node in nodes if node["Alive"]]
+    home, runner, main = resources(nodes, cfg.home), cfg.memory_per_env_runner, cfg.memory_for_main_process
+    own_cpus = min(0.5, home.get("CPU", 0.0)) if cfg.home else 0.5  # a cluster's head may have none to give
+    own_gpus = 0.0 if cfg.num_learners else cfg.num_gpus_per_learner
+    fits = [points]
+    if cfg.num_gpus_per_learner:
+        fits.append(int(gpus / (cfg.num_gpus_per_learner * max(1, cfg.num_learners))))
+    if cfg.home:  # all main processes are there
+        least = {"CPU": own_cpus, "GPU": own_gpus, "memory": main}
+        fits += [int(home.get(name, 0) / each) for name, each in least.items() if each]
+    at_once, most = max(1, min(fits)), max(runner, main)
+    growing = cpus > sum(share.get("CPU", 0) for share in shares)  # by nodes whose memory is not known yet
+    room = cpus if growing else fitting(nodes, cpus, most)
+    runners = room // at_once - 1 - math.ceil(cfg.num_learners * cfg.num_cpus_per_learner)
+    if not growing:
+        slots = sum(int(share.get("memory", 0) // most) for share in shares)
+        runners = min(runners, slots // at_once - 1 - cfg.num_learners)
+    runners = max(1, runners)
+    cfg.env_runners(num_env_runners=runners, num_cpus_per_env_runner=0.5 if runners == 1 else 1)
+    cfg.resources(num_cpus_for_main_process=own_cpus)
+    need = main + (cfg.num_learners + (runners if len(shares) == 1 else 1)) * runner  # a learner asks as a runner does
+    have = min(need, most_memory(nodes))  # one trial must fit, else none ever starts
+    cfg.memory_for_main_process, cfg.memory_per_env_runner = main * have // need, runner * have // need
+    if cfg.home:
+        cfg.memory_for_main_process = min(cfg.memory_for_main_process, int(home.get("memory", 0)))
+
+
 class _Ledger(Callback):
-    """Keeps the progress bar, the training curves and the ledger of finished points."""
+    """Keeps the progress bar, the training curves and the ledger of finished points; says that trials find no room."""
 
     def __init__(self, sweep: Sweep, advance: Any) -> None:
         self.sweep, self.advance = sweep, advance
         self.updates: set[tuple[str, int]] = set()
+        self.busy = time.monotonic()
+        """When a trial ran last, or that none does was told."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks for a restore of its own, which is not used: the ledger does that here."""
         return {}
+
+    def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
+        """They may wait without an end: where no node has room for one, or another job has it."""
+        now, waiting = time.monotonic(), [trial for trial in trials if trial.status == trial.PENDING]
+        if not waiting or any(trial.status == trial.RUNNING for trial in trials):
+            self.busy = now
+        elif now - self.busy > ALONE_S:
+            self.busy = now
+            asked, home = waiting[0].placement_group_factory, waiting[0].config["home"]
+            here = f", of it {_in_words(asked.bundles[0])} on the node where this run was started" if home else ""
+            log.warning(
+                "no trial has started, and %d wait: one asks Ray for %s%s (see `ray status`); stop other jobs, add "
+                "nodes, or go on later with --resume",
+                len(waiting), _in_words(asked.required_resources), here,
+            )  # fmt: skip
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
         self.sweep.refused = result.get("refused") or self.sweep.refused
@@ -239,6 +294,11 @@ def _updates(checkpoint: Path | str | None) -> int:
         return int((folder / "updates.json").read_text()) if whole else 0
     except (OSError, ValueError):
         return 0
+
+
+def _in_words(asked: Mapping[str, float]) -> str:
+    devices = [f"{asked[name]:g} {name}" for name in ("CPU", "GPU") if asked.get(name)]
+    return ", ".join([*devices, f"{asked.get('memory', 0) / 1e9:.1f} GB"])
 
 
 def _last_line(error: BaseException) -> str:

@@ -8,12 +8,13 @@ model is run; dropout is off, so that the old policy's probabilities can be comp
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -27,7 +28,7 @@ from bopo_ray.rllib.prompt import Prompt, described, is_causal, prompt_of, spec_
 from bopo_ray.rllib.reading import NOTHING
 from bopo_ray.rllib.saved import ROUTER_FILE
 
-__all__ = ["Backbone", "BackboneCopy", "Trunk", "check_backbone"]
+__all__ = ["Backbone", "BackboneCopy", "Footprint", "Trunk", "check_backbone", "footprint"]
 
 ALL_LINEAR = "all-linear"
 UNUSED = "pooler"
@@ -243,12 +244,59 @@ def check_backbone(cfg: dict[str, Any], n_models: int) -> None:
     prompt = prompt_of(cfg["backbone"], cfg["context"])
     if prompt.causal:
         prompt.letters(n_models)
-    kind = transformers.AutoModelForCausalLM if prompt.causal else transformers.AutoModel
+    _unloaded(cfg)
+
+
+class Footprint(NamedTuple):
+    """Bytes of main memory that a backbone takes in a process, activations not counted."""
+
+    runner: int
+    """Where it decides: its weights, and what it has read of the episodes in flight."""
+    learner: int
+    """Where it learns: its weights, and for each that is trained a gradient, Adam's two moments, the reference, the
+    average, and what is put aside while the average is saved; on a GPU its weights alone, which are loaded here."""
+
+
+def footprint(cfg: dict[str, Any], lanes: int, gpu: bool) -> Footprint:
+    """What a backbone of the shape `cfg` takes, known without loading it.
+
+    Args:
+        cfg: see `Backbone`.
+        lanes: episodes in flight in a runner.
+        gpu: whether it learns on one.
+    """
+    weights, trained, token = _sizes(cfg["backbone"], cfg["lora_rank"], cfg["lora_targets"])
+    return Footprint(weights + lanes * cfg["context"] * token, weights + (0 if gpu else 6 * trained))
+
+
+@functools.cache
+def _sizes(backbone: str, lora_rank: int, lora_targets: str) -> tuple[int, int, int]:
+    """Bytes of all weights, of those that are trained, and of the keys and values of a token; all float32."""
+    model = _unloaded({"backbone": backbone, "lora_rank": lora_rank, "lora_targets": lora_targets})
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    token, config = 0, model.config.get_text_config()
+    if is_causal(model.config):
+        heads = config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        token = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * width
+    return 4 * sum(n for n, _ in counts), 4 * sum(n for n, trained in counts if trained), 4 * token
+
+
+def _unloaded(cfg: dict[str, Any]) -> Any:
+    """The model with its adapter, without weights."""
+    config = described(cfg["backbone"])[0]
+    kind = transformers.AutoModelForCausalLM if is_causal(config) else transformers.AutoModel
     with loading(spec_of(cfg["backbone"])), torch.device("meta"):
-        model = kind.from_config(described(cfg["backbone"])[0])
+        model = kind.from_config(config)
+    return _prepared(model, cfg)
+
+
+def _prepared(model: Any, cfg: dict[str, Any]) -> Any:
+    """The model as it is trained: whole, or with an adapter."""
     _attends(model, cfg)
-    if cfg["lora_rank"]:
-        _with_adapter(model, cfg, prompt.causal)
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(UNUSED not in name)
+    return _with_adapter(model, cfg, is_causal(model.config)) if cfg["lora_rank"] else model
 
 
 def _trunk(cfg: dict[str, Any], prompt: Prompt, n_models: int) -> Trunk:
@@ -264,16 +312,12 @@ def _trunk(cfg: dict[str, Any], prompt: Prompt, n_models: int) -> Trunk:
             model_path(spec), config=config, revision=revision or "main", trust_remote_code=False,
             dtype=torch.float32, output_loading_info=True,
         )  # fmt: skip
-    _attends(model, cfg)
-    for name, weight in model.named_parameters():
-        weight.requires_grad_(UNUSED not in name)
     if lacking := sorted(name for name in found["missing_keys"] if UNUSED not in name):
         raise ConfigError(
             f"backbone={cfg['backbone']!r}: its files lack {len(lacking)} of the model's weights, {lacking[0]} ...; "
             "need what save_pretrained of the whole model wrote; set it with --backbone"
         )
-    if cfg["lora_rank"]:
-        model = _with_adapter(model, cfg, prompt.causal)
+    model = _prepared(model, cfg)
     if cfg["gradient_checkpointing"]:
         lm = model.get_base_model() if cfg["lora_rank"] else model
         lm.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})

@@ -29,8 +29,9 @@ from bopo_ray.method.taxonomy import BoundaryStats, boundary_stats, class_shares
 from bopo_ray.records import CostMode, Difficulty, Episode, EpisodeSpec, Phase, spawn_seed
 from bopo_ray.rllib.batch import Group, bopo_batch
 from bopo_ray.rllib.collect import Fleet
-from bopo_ray.rllib.config import RouterAlgorithmConfig
+from bopo_ray.rllib.config import RouterAlgorithmConfig, ask_learners
 from bopo_ray.rllib.learner import BoPOTorchLearner
+from bopo_ray.rllib.open_desk import DeskConfig, borrow_environment
 from bopo_ray.rllib.placement import trial_request
 from bopo_ray.rllib.runner import Failure
 from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL
@@ -155,6 +156,7 @@ class BoPO(Algorithm):
         """Groups that are being played, by `EpisodeSpec.group`."""
         self.fleet: Fleet | None = None
         self.store: EpisodeStore | None = None
+        borrow_environment(config["env_config"].get("desk") or DeskConfig())  # a backbone is found by it
         super().setup(config)
         cfg = self.config
         if cfg.boundary_dir is None:
@@ -168,7 +170,7 @@ class BoPO(Algorithm):
                 "lambda=%g, beta=%g: on %d Hard tasks a success costs more than it earns (first: %s)",
                 cfg.lam, cfg.beta, len(doubtful), doubtful[0],
             )  # fmt: skip
-        self.learner_group.foreach_learner(lambda learner: learner.set_reference())
+        ask_learners(self.learner_group, lambda learner: learner.set_reference())
         if cfg.resume_from:
             self.restore_from_path(cfg.resume_from)
 
@@ -227,7 +229,7 @@ class BoPO(Algorithm):
             self.metrics.aggregate(results, key=LEARNER_RESULTS)
         self.updates += 1
         weight = averaging_weight(self.updates)
-        self.learner_group.foreach_learner(lambda learner: learner.average_in(weight))
+        ask_learners(self.learner_group, lambda learner: learner.average_in(weight))
         self.metrics.log_value("updates", self.updates, window=1)
 
     @override(Algorithm)

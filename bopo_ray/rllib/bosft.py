@@ -25,7 +25,7 @@ from bopo_ray.method.loss import bosft_loss
 from bopo_ray.method.synthesis import Expert, class_weights
 from bopo_ray.records import Difficulty, spawn_seed
 from bopo_ray.rllib.batch import WEIGHT, readings_table, sft_batch
-from bopo_ray.rllib.config import RouterAlgorithmConfig
+from bopo_ray.rllib.config import RouterAlgorithmConfig, ask_learners
 from bopo_ray.rllib.experts import ExpertFile
 from bopo_ray.rllib.learner import BoSFTTorchLearner
 from bopo_ray.rllib.value import BoundaryValue
@@ -159,23 +159,21 @@ class BoSFT(Algorithm):
 
         def save(learner: Any) -> None:
             learner.average_in(1.0)
-            learner.module[DEFAULT_MODULE_ID].unwrapped().save_to_path(str(folder))
+            learner.router.save_to_path(str(folder))
 
-        self.learner_group.foreach_learner(save)
+        ask_learners(self.learner_group, save)
 
     def load_router(self, folder: Path) -> None:
         """Puts a saved router in the learner's place."""
-        self.learner_group.foreach_learner(
-            lambda learner: learner.module[DEFAULT_MODULE_ID].unwrapped().restore_from_path(str(folder))
-        )
+        ask_learners(self.learner_group, lambda learner: learner.router.restore_from_path(str(folder)))
 
     def set_value(self, value: BoundaryValue) -> None:
         """What the router reads of always-small's value."""
-        self.learner_group.foreach_learner(lambda learner: learner.router.set_value(value))
+        ask_learners(self.learner_group, lambda learner: learner.router.set_value(value))
 
     def sharpen(self, factor: float) -> None:
         """Multiplies the router's logits."""
-        self.learner_group.foreach_learner(lambda learner: learner.router.sharpen(factor))
+        ask_learners(self.learner_group, lambda learner: learner.router.sharpen(factor))
 
     def judge(self, experts: ExpertFile) -> Judgement:
         """The learner's view of all expert steps."""
@@ -194,5 +192,5 @@ class BoSFT(Algorithm):
         """The learner's logits at each step of the experts' trajectories, [steps, n_models]."""
         read = self.config.reader
         rows = readings_table([r for e in experts for r in read.episode(episode_views(e.episode))], read.padding)
-        found = self.learner_group.foreach_learner(lambda learner: learner.logits(rows)).result_or_errors[0].get()
+        (found,) = ask_learners(self.learner_group, lambda learner: learner.logits(rows), first=True)
         return found[torch.from_numpy(rows[WEIGHT] != 0)]

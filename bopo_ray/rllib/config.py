@@ -1,17 +1,29 @@
-"""What the two algorithms' configurations share."""
+"""What the two algorithms and their configurations share."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from bopo_ray.rllib.encode import Reader
 from bopo_ray.rllib.router_module import ROUTER_DEFAULTS, RouterModule
 from bopo_ray.rllib.runner import GroupEnvRunner
 
-__all__ = ["RouterAlgorithmConfig"]
+__all__ = ["RouterAlgorithmConfig", "ask_learners"]
+
+T = TypeVar("T")
+
+
+def ask_learners(group: LearnerGroup, ask: Callable[[Any], T], first: bool = False) -> list[T]:
+    """What `ask` gives of each learner, or of the first alone. Raises what it raised there: RLlib would go on without
+    that learner, and say nothing."""
+    found = group.foreach_learner(ask, healthy_only=False, remote_actor_ids=[0] if first else None)
+    answers: list[T] = group._get_results(found)
+    return answers
 
 
 class RouterAlgorithmConfig(AlgorithmConfig):
@@ -21,6 +33,8 @@ class RouterAlgorithmConfig(AlgorithmConfig):
         super().__init__(algo_class=algo_class)
         self.router_shape: dict[str, Any] = dict(ROUTER_DEFAULTS)
         """The router's shape, see `ROUTER_DEFAULTS`."""
+        self.start = ""
+        """Folder of the saved RouterModule to start from; empty: from random weights."""
         self.memory_per_env_runner, self.memory_for_main_process = 0, 0
         """Bytes that Ray sets aside, see `placement`; 0 asks for none."""
         self.home = ""
@@ -38,13 +52,11 @@ class RouterAlgorithmConfig(AlgorithmConfig):
         self.learners(num_learners=0)
         self.framework("torch")
         self.grad_clip, self.grad_clip_by = 1.0, "global_norm"
-        self.rl_module(rl_module_spec=RLModuleSpec(module_class=RouterModule, model_config=self.router_shape))
         self.reporting(min_time_s_per_iteration=0, min_sample_timesteps_per_iteration=0)
 
     def router(self, **shape: Any) -> RouterAlgorithmConfig:
         """Sets the router's shape."""
         self.router_shape = ROUTER_DEFAULTS | shape
-        self.rl_module(rl_module_spec=RLModuleSpec(module_class=RouterModule, model_config=self.router_shape))
         return self
 
     def learning(
@@ -58,11 +70,7 @@ class RouterAlgorithmConfig(AlgorithmConfig):
 
     def start_from(self, folder: str) -> RouterAlgorithmConfig:
         """Starts from a saved RouterModule instead of random weights."""
-        self.rl_module(
-            rl_module_spec=RLModuleSpec(
-                module_class=RouterModule, model_config=self.router_shape, load_state_path=folder
-            )
-        )
+        self.start = folder
         return self
 
     @property
@@ -71,4 +79,6 @@ class RouterAlgorithmConfig(AlgorithmConfig):
         return Reader.of(self.router_shape)
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
-        return RLModuleSpec(module_class=RouterModule, model_config=self.router_shape)
+        return RLModuleSpec(
+            module_class=RouterModule, model_config=self.router_shape, load_state_path=self.start or None
+        )

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bopo_ray.method.loss import LossConfig, bopo_loss, bosft_loss
 from bopo_ray.rllib.batch import ADVANTAGE, ANCHOR, BEHAVIOUR, LABEL, LENGTH, MASK, OLD_LOGP, REFERENCE, WEIGHT, passes
+from bopo_ray.rllib.open_desk import DeskConfig, borrow_environment
 from bopo_ray.rllib.router_module import ASKS, RouterModule
 
 __all__ = ["BoPOTorchLearner", "BoSFTTorchLearner", "rate_factor"]
@@ -30,6 +31,7 @@ class _RouterLearner(TorchLearner):
     """What both learners share."""
 
     def build(self) -> None:
+        borrow_environment(self.config.env_config.get("desk") or DeskConfig())  # the Hub's key, for a backbone
         if self.config.num_gpus_per_learner == 0:
             torch.set_num_threads(1)
         super().build()

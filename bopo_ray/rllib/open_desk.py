@@ -26,7 +26,7 @@ from bopo_ray.errors import ModelError
 from bopo_ray.lanes import Lanes, aside, result, together
 from bopo_ray.models.calls import CallStore
 from bopo_ray.models.desk import Desk
-from bopo_ray.models.pool import ACCOUNT, PoolSpec
+from bopo_ray.models.pool import ACCOUNT, HUB, HUB_KEY, PoolSpec
 from bopo_ray.models.spend import SpendLedger
 
 __all__ = ["DeskConfig", "borrow_environment", "lent_environment", "node_id", "open_desk", "serve_desk"]
@@ -96,10 +96,12 @@ def node_id() -> str:
 
 def lent_environment(pool: PoolSpec) -> dict[str, str]:
     """What a run's processes on a cluster take over from the one that starts it, as far as it is set there: the keys of
-    `pool`, and which tasks are played. Ray starts its workers with the environment of its own nodes."""
+    `pool`, what models of the Hub are found by, and which tasks are played. Ray starts its workers with the environment
+    of its own nodes."""
     names = {m.key_variable for m in pool.models if m.provider == "openai" and m.key_variable} | {*ACCOUNT.values()}
     paths = {name: os.path.abspath(os.environ[name]) for name in TASKS if os.environ.get(name)}
-    own = {name: os.environ[name] for name in sorted({*names, "APPWORLD_TEST_SET"}) if os.environ.get(name)}
+    names |= {*HUB, HUB_KEY, "APPWORLD_TEST_SET"}
+    own = {name: os.environ[name] for name in sorted(names) if os.environ.get(name)}
     return own | paths
 
 

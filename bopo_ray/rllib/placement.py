@@ -15,7 +15,7 @@ from ray.tune import PlacementGroupFactory
 
 from bopo_ray.benchmarks import env_class
 
-__all__ = ["LEARNER_BYTES", "RunnerGroup", "fitting", "most_memory", "runner_bytes", "trial_request"]
+__all__ = ["LEARNER_BYTES", "RunnerGroup", "fitting", "most_memory", "resources", "runner_bytes", "trial_request"]
 
 MB = 1 << 20
 RUNNER_BYTES, LEARNER_BYTES = 600 * MB, 700 * MB
@@ -43,6 +43,11 @@ def most_memory(nodes: Sequence[Mapping[str, Any]]) -> int:
     return int(max((node["Resources"].get("memory", 0) for node in nodes if node["Alive"]), default=0))
 
 
+def resources(nodes: Sequence[Mapping[str, Any]], node: str) -> Mapping[str, float]:
+    """What the live node with Ray's id `node` has; nothing where it is not there."""
+    return next((n["Resources"] for n in nodes if n["Alive"] and n["NodeID"] == node), {})
+
+
 class RunnerGroup(EnvRunnerGroup):
     """RLlib's, whose runners ask for memory as well, which RLlib has no setting for."""
 
@@ -59,7 +64,7 @@ def trial_request(request: PlacementGroupFactory, home: str, runner: int, learne
         home: Ray's id of the node with the run's files; empty for a run on one machine.
         runner, learner: bytes.
     """
-    main, *others = request.bundles
+    main, *others = [{}] * request.head_bundle_is_empty + request.bundles
     bundles = [main | {"memory": learner}, *(bundle | {"memory": runner} for bundle in others)]
     where: dict[str, Any] = {"bundle_label_selector": [{"ray.io/node-id": home}, *({} for _ in others)]} if home else {}
     return PlacementGroupFactory(bundles, strategy=request.strategy, **where)

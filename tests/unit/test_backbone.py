@@ -19,7 +19,7 @@ from bopo_ray import ConfigError, History, StoreError, load_router
 from bopo_ray.agent import Turn, router_view
 from bopo_ray.method.loss import bosft_loss
 from bopo_ray.pipeline.settings import resolve
-from bopo_ray.rllib.backbone import check_backbone
+from bopo_ray.rllib.backbone import check_backbone, footprint
 from bopo_ray.rllib.encode import Reader
 from bopo_ray.rllib.prompt import INSTRUCTION, Prompt
 from bopo_ray.rllib.reading import NOTHING
@@ -338,6 +338,26 @@ def test_a_context_shorter_than_task_and_budget_is_refused(backbones: Folders) -
     assert "task: boil water\nbudget: unlimited; steps left 17<|im_end|>" in text
     with pytest.raises(ConfigError, match=f"make a prompt of {needed} tokens"):
         Reader(needed - 1, str(backbones["chat"]))(view(3))
+
+
+@pytest.mark.parametrize(("kind", "rank"), KINDS)
+def test_what_it_takes_is_known_without_its_weights(backbones: Folders, kind: str, rank: int) -> None:
+    cfg = shape(backbones[kind], lora_rank=rank)
+    module = made(cfg)
+    weights = 4 * sum(p.numel() for p in module.policy.trunk.parameters())
+    trained = 4 * sum(p.numel() for p in module.policy.weights.parameters())
+    assert footprint(cfg, 0, gpu=False) == (weights, weights + 6 * trained)
+    assert footprint(cfg, 0, gpu=True) == (weights, weights)
+    held = footprint(cfg, 8, gpu=False).runner - weights
+    if kind == "encoder":
+        assert held == 0
+        return
+    memory = module.memory()
+    assert memory is not None
+    ids = Reader.of(cfg)(view(3))
+    memory.logits([ids], ["a"])
+    ((kept, layers),) = memory._held.values()
+    assert held == 8 * CONTEXT * sum(x.numel() * 4 for layer in layers for x in layer) // len(kept)
 
 
 def test_the_options(backbones: Folders) -> None:

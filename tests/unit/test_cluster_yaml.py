@@ -13,6 +13,8 @@ import yaml
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from bopo_ray.rllib.placement import runner_bytes
+
 ROOT = Path(__file__).parents[2]
 FILES = ("cluster.yaml", "docs/cluster-on-premises.yaml")
 
@@ -57,15 +59,32 @@ def test_workers_start_from_none_and_fit_the_cluster(config: dict[str, Any]) -> 
     assert all(t["min_workers"] == 0 for t in workers.values())
     assert sum(t["max_workers"] for t in workers.values()) <= config["max_workers"]
     spot = {name for name, t in types.items() if "InstanceMarketOptions" in t["node_config"]}
-    assert spot == {"rollouts"}, "a lost head or learner costs the run; a lost rollout node only its episodes"
+    assert spot == {"rollouts"}, "a lost head or model costs the run; a lost rollout node only its episodes"
 
 
-def test_learners_have_a_gpu_and_its_image(config: dict[str, Any]) -> None:
+def test_local_models_have_a_gpu_and_its_image(config: dict[str, Any]) -> None:
     with_gpu = {name for name, t in config["available_node_types"].items() if t["resources"].get("GPU")}
     gpu_image = {
         n for n, t in config["available_node_types"].items() if "-gpu" in t.get("docker", {}).get("worker_image", "")
     }
-    assert with_gpu == gpu_image == {"learners"}
+    assert with_gpu == gpu_image == {"models"}
+
+
+def test_a_head_that_learns_on_a_gpu_is_what_stands_behind_the_lines(config: dict[str, Any]) -> None:
+    """Learners work on the head, where the results are, so that no other node's GPU is of use to them."""
+    text = re.sub(r": [^#\n]+ # to learn on a GPU: ", ": ", (ROOT / "cluster.yaml").read_text())
+    with_gpu = yaml.safe_load(text.replace("g6.2xlarge, with one L4 (24 GB)", "g6.2xlarge"))
+    types = check(with_gpu)["available_node_types"]
+    assert types["head"]["resources"]["GPU"] == 1 and with_gpu["docker"]["head_image"].endswith("-gpu")
+    assert types["head"]["node_config"]["InstanceType"] == types["models"]["node_config"]["InstanceType"]
+    assert config["docker"]["head_image"].endswith("-cpu") and "GPU" not in config["available_node_types"]["head"]
+
+
+def test_a_rollout_node_holds_a_runner_per_cpu(config: dict[str, Any]) -> None:
+    """At the 32 lanes of the scale of the paper, with 4 GB per CPU, of which Ray gives away 70%."""
+    node = config["available_node_types"]["rollouts"]
+    assert node["node_config"]["InstanceType"] == "m7i.4xlarge" and node["resources"]["CPU"] == 16
+    assert 16 * runner_bytes("ScienceWorld-v0", 32) < 0.7 * (64 << 30)
 
 
 def test_the_nodes_get_this_checkout_without_history_results_or_keys(config: dict[str, Any]) -> None:
@@ -79,7 +98,7 @@ def test_the_nodes_get_this_checkout_without_history_results_or_keys(config: dic
 
 def test_the_images_have_the_tested_ray(config: dict[str, Any]) -> None:
     images = re.findall(r"rayproject/ray:\S+", (ROOT / "cluster.yaml").read_text())
-    assert len(images) == 3
+    assert len(images) == 4
     assert all(re.fullmatch(rf"rayproject/ray:{re.escape(version('ray'))}-py311-[cg]pu", image) for image in images)
 
 
@@ -108,6 +127,16 @@ def test_each_node_gets_the_three_benchmarks_at_the_pinned_versions(name: str) -
     named = {target for group in targets for target in group.split()}
     assert named and all(re.search(rf"^{re.escape(t)}:", make, re.MULTILINE) for t in named)
     assert "alfworld" in setup and "appworld" in setup and "-c constraints.txt" in setup
+
+
+def test_what_stops_machines_of_ones_own_reaches_all_of_them() -> None:
+    """Ray's own `ray down` calls `ray` on the head alone, where it is not on the path."""
+    text = (ROOT / FILES[1]).read_text()
+    config = yaml.safe_load(text)
+    (workers,) = re.findall(r"^#   for node in (.*); do$", text, re.MULTILINE)
+    assert workers.split() == config["provider"]["worker_ips"]
+    assert text.count("'~/bopo_ray/.venv/bin/ray stop'") == 2 and "#   ray down" not in text
+    assert f"ssh -i {config['auth']['ssh_private_key']} {config['auth']['ssh_user']}@$node" in text
 
 
 def test_machines_of_ones_own_are_all_used_and_take_no_node_types() -> None:

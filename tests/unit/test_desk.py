@@ -694,10 +694,14 @@ def test_the_processes_of_a_cluster_are_lent_the_keys_in_use_and_where_the_tasks
     monkeypatch.chdir(tmp_path)
     for name, value in {"MY_KEY": "k", "OPENAI_ORG_ID": "o", "ALFWORLD_DATA": "more", "OTHER_KEY": "x"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv("OPENAI_PROJECT_ID", raising=False)
+    for name in ("OPENAI_PROJECT_ID", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    hub = {"HF_TOKEN": "t", "HF_HOME": "~/hub"}
+    for name, value in hub.items():
+        monkeypatch.setenv(name, value)
     models = tuple(
         ModelSpec(f"openai:{n}", price=PRICE, base_url="http://127.0.0.1:1/v1", key_variable=key)
         for n, key in (("a", "MY_KEY"), ("b", ""))
     )
     lent = open_desk_module.lent_environment(PoolSpec(models))
-    assert lent == {"MY_KEY": "k", "OPENAI_ORG_ID": "o", "ALFWORLD_DATA": str(tmp_path / "more")}
+    assert lent == hub | {"MY_KEY": "k", "OPENAI_ORG_ID": "o", "ALFWORLD_DATA": str(tmp_path / "more")}

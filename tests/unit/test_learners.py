@@ -9,16 +9,23 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.rl_module import RLModuleSpec
+from ray.rllib.utils.actor_manager import RemoteCallResults, ResultOrError
 
 from bopo_ray.errors import ConfigError
 from bopo_ray.pipeline.run import check_learners
 from bopo_ray.pipeline.settings import Settings
+from bopo_ray.rllib import bopo
 from bopo_ray.rllib.backbone import Backbone, Trunk
 from bopo_ray.rllib.batch import Group, bopo_batch
 from bopo_ray.rllib.bopo import BoPOConfig
+from bopo_ray.rllib.bosft import BoSFT
+from bopo_ray.rllib.config import ask_learners
 from bopo_ray.rllib.encode import Reader
 from bopo_ray.rllib.learner import BoPOTorchLearner, rate_factor
+from bopo_ray.rllib.open_desk import DeskConfig
 from bopo_ray.rllib.router_module import ROUTER_DEFAULTS, RouterModule
 from tests.tiny_router import make_qwen
 from tests.toy import play, toy_spec
@@ -32,27 +39,75 @@ def test_the_rate_rises_and_falls() -> None:
 
 
 def test_devices_that_are_not_there_are_named() -> None:
-    check_learners(Settings(), {"CPU": 1.0})
-    check_learners(Settings(num_learners=2), {"CPU": 2.0})
+    check_learners(Settings(), {"CPU": 1.0}, {"CPU": 1.0})
+    check_learners(Settings(), {"CPU": 1.0}, {"CPU": 1.0}, lent_gpus=2)
+    check_learners(Settings(num_learners=2), {"CPU": 2.0}, {})
+    cpus, one, two = {"CPU": 8.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 2.0}
     cases = (
-        (
-            Settings(num_gpus_per_learner=1),
-            {"CPU": 8.0},
-            "takes 1 GPU, here Ray has 0; give less with --num-gpus",
-        ),
-        (Settings(num_learners=4, num_gpus_per_learner=0.5), {"CPU": 8.0, "GPU": 1.0}, "takes 2 GPU, here Ray has 1;"),
-        (Settings(num_learners=4), {"CPU": 2.0}, "num_learners=4, .*: a trial takes 3 CPU, here Ray has 2; give less"),
+        (Settings(num_gpus_per_learner=1), cpus, cpus, 0, "run was started, .* no GPU, .*; start it on a node with"),
+        (Settings(num_gpus_per_learner=1), two, cpus, 0, "run was started, .* no GPU, .*; start it on a node with"),
+        (Settings(num_learners=2, num_gpus_per_learner=1), one, one, 0, "takes 2 GPU, here Ray has 1; give less with"),
+        (Settings(num_gpus_per_learner=1), two, one, 2, "1 GPU, here Ray has 2, of which the local models take 2; "),
+        (Settings(num_learners=4), {"CPU": 2.0}, cpus, 0, "num_learners=4, .*: a trial takes 3 CPU, here Ray has 2; "),
     )
-    for s, there, rule in cases:
+    for s, there, home, lent, rule in cases:
         with pytest.raises(ConfigError, match=rule) as caught:
-            check_learners(s, there)
+            check_learners(s, there, home, lent)
         assert "\n" not in str(caught.value)
 
 
 def test_rllibs_names_reach_its_config() -> None:
-    cfg = BoPOConfig().learning(**Settings(num_learners=2, num_gpus_per_learner=0.5).learning)
-    assert (cfg.num_learners, cfg.num_gpus_per_learner, cfg.num_cpus_per_learner) == (2, 0.5, 0)
+    cfg = BoPOConfig().learning(**Settings(num_learners=2, num_gpus_per_learner=1).learning)
+    assert (cfg.num_learners, cfg.num_gpus_per_learner, cfg.num_cpus_per_learner) == (2, 1, 0)
     assert BoPOConfig().learning(**Settings(num_learners=2).learning).num_cpus_per_learner == 0.5
+
+
+class Remote(LearnerGroup):
+    """As RLlib's with two learners elsewhere: an error of one is a result like others; later calls pass it by."""
+
+    def __init__(self, broken: tuple[int, ...]) -> None:
+        self._is_shut_down, self.broken, self.asked = True, broken, list[int]()
+
+    def foreach_learner(self, func: Any, *, healthy_only: bool = True, remote_actor_ids: Any = None) -> Any:
+        results = RemoteCallResults()
+        for i in remote_actor_ids or (0, 1):
+            self.asked.append(i)
+            if i not in self.broken:
+                results.add_result(i, ResultOrError(result=f"of {i}"), None)
+            elif not healthy_only:
+                results.add_result(i, ResultOrError(error=OSError("no space left")), None)
+        return results
+
+
+def test_what_goes_wrong_in_a_learner_elsewhere_is_raised() -> None:
+    assert ask_learners(Remote(()), str) == ["of 0", "of 1"]
+    group = Remote((1,))
+    assert ask_learners(group, str, first=True) == ["of 0"] and group.asked == [0]
+    algorithm: Any = object.__new__(BoSFT)
+    algorithm.learner_group = group
+    folder: Any = Path("anywhere")
+    for ask, what in (
+        (BoSFT.save_router, folder), (BoSFT.load_router, folder), (BoSFT.sharpen, 2.0), (BoSFT.set_value, None)
+    ):  # fmt: skip
+        with pytest.raises(OSError, match="no space left"):
+            ask(algorithm, what)
+
+
+def test_a_trial_borrows_what_a_backbone_is_found_by_before_it_loads_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    done, desk = list[object](), DeskConfig(actor="desk")
+    monkeypatch.setattr(bopo, "borrow_environment", done.append)
+    monkeypatch.setattr(Algorithm, "setup", lambda self, config: [done.append("loaded"), 1 / 0])
+    for given in (BoPOConfig().environment(env_config={"desk": desk}), {"env_config": {"desk": desk}}):
+        with pytest.raises(ZeroDivisionError):
+            object.__new__(bopo.BoPO).setup(given)
+    assert done == [desk, "loaded"] * 2
+
+
+def test_a_router_to_start_from_is_found_in_a_trial() -> None:
+    cfg = BoPOConfig().router(width=16, layers=1).start_from("/saved")
+    spec = BoPOConfig().update_from_dict(cfg.to_dict()).rl_module_spec
+    assert (spec.module_class, spec.load_state_path, spec.model_config["width"]) == (RouterModule, "/saved", 16)
+    assert BoPOConfig().rl_module_spec.load_state_path is None
 
 
 # -- an update --------------------------------------------------------------------------------------------------------

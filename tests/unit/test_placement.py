@@ -6,7 +6,7 @@ import pytest
 from ray.tune import PlacementGroupFactory
 
 from bopo_ray.rllib.bopo import BoPO, BoPOConfig
-from bopo_ray.rllib.placement import MB, RUNNER_BYTES, fitting, most_memory, runner_bytes, trial_request
+from bopo_ray.rllib.placement import MB, RUNNER_BYTES, fitting, most_memory, resources, runner_bytes, trial_request
 from tests.toy import ID, Toy
 
 GB = 1000 * MB
@@ -55,6 +55,18 @@ def test_a_trial_asks_for_memory_and_learns_where_the_files_are() -> None:
     assert made._bound.kwargs == {}
     there = trial_request(asked, "abc", 7, 5)
     assert there._bound.kwargs == {"bundle_label_selector": [{"ray.io/node-id": "abc"}, {}, {}]}
+
+
+def test_a_main_process_without_a_cpu_is_asked_for_all_the_same() -> None:
+    """Ray Tune drops a first bundle that asks for nothing."""
+    made = trial_request(PlacementGroupFactory([{"CPU": 0}, {"CPU": 1}], strategy="PACK"), "abc", 7, 5)
+    assert made.bundles == [{"memory": 5}, {"CPU": 1, "memory": 7}]
+    assert made._bound.kwargs == {"bundle_label_selector": [{"ray.io/node-id": "abc"}, {}]}
+
+
+def test_what_a_node_has() -> None:
+    nodes = [node(1, 3) | {"NodeID": "a"}, node(2, 5, alive=False) | {"NodeID": "b"}]
+    assert resources(nodes, "a") == {"CPU": 1, "memory": 3} and not resources(nodes, "b") and not resources(nodes, "")
 
 
 def test_bopo_asks_so() -> None:

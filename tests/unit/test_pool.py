@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from bopo_ray.errors import ConfigError
 from bopo_ray.models import build_pool, load_pool
+from bopo_ray.models.hf_files import model_path
 from bopo_ray.models.pool import OPENAI_URL, OWN_PRICES, ModelSpec, PoolSpec, read_pool, resolve_pool, save_pool
 from bopo_ray.models.pricing import Price, PriceTable, price_table
 from bopo_ray.models.protocol import Sampling
@@ -111,6 +112,25 @@ def test_a_pool_of_three_with_every_field(tmp_path: Path) -> None:
     )  # fmt: skip
     assert [m.label for m in pool.models] == ["tiny", "middle", "big"]
     assert pool.models[2].sampling == Sampling(0.0, 200, 4096)
+
+
+def test_a_relative_folder_stays_where_it_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's workers have another working folder; what names the model in results is what the user wrote."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    (here / "mine").mkdir(parents=True)
+    there.mkdir()
+    monkeypatch.chdir(here)
+    pair = "models: [{model: 'hf:./mine', price: 0}, {model: 'hf:ANY', price: 0}]"
+    pool = pool_of(pair.replace("ANY", str(there)), tmp_path)
+    monkeypatch.chdir(there)
+    sent = pickle.loads(pickle.dumps(pool))
+    assert [model_path(m) for m in sent.models] == [str(here / "mine"), str(there)]
+    assert sent == pool and [m.model for m in sent.models] == ["hf:./mine", f"hf:{there}"]
+    save_pool(sent, there / "pool.yaml")
+    assert str(here) not in (there / "pool.yaml").read_text(), "results can move"
+    assert read_pool(there / "pool.yaml", TABLE).models[0].folder == there / "mine"
+    with pytest.raises(ConfigError, match="unknown key 'base'"):
+        pool_of(pair.replace("price", "base: /x, price"), tmp_path)
 
 
 def test_the_endpoint_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,16 +104,85 @@ def test_time_left_does_not_count_the_start_of_engines(tmp_path: Path, monkeypat
     assert lines[:3] == ["playing: 3/33, 0 s", "playing: 4/33, 41 s", "playing: 14/33, 61 s, 38 s left"]
 
 
-def test_tensorboard_is_named_by_the_main_job_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class FakeRay:
+    """As much of Ray as `Run.start_ray` asks; `started` is what it was started with."""
+
+    def __init__(self, connected: bool = False) -> None:
+        self.connected = connected
+        self.started: dict[str, Any] = {}
+
+    def is_initialized(self) -> bool:
+        return self.connected
+
+    def init(self, **how: Any) -> Any:
+        self.connected, self.started = True, how
+        return SimpleNamespace(dashboard_url="", address_info={"session_dir": "/tmp"})
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2}
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"NodeID": "here", "Alive": True, "Resources": {"CPU": 2, "memory": 8e9}}]
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Run, str]]:
+    """Starts a run on a fake Ray; returns it and what it said."""
+
+    def started(ray: FakeRay, **settings: Any) -> tuple[Run, str]:
+        monkeypatch.setattr(module, "ray", ray)
+        monkeypatch.setattr(module, "node_id", lambda: "here")
+        monkeypatch.setattr(module, "host_pool", lambda models: None)
+        monkeypatch.setattr(module, "serve_desk", lambda desk, environment: desk)
+        said = Console(record=True, width=100, file=StringIO())
+        with Run(resolve(None, {"env": ID, "scale": "tiny", **settings}), tmp_path / "run", True, said) as run:
+            run.start_ray()
+        return run, said.export_text()
+
+    return started
+
+
+def test_tensorboard_is_named_by_the_main_job_alone(start: Callable[..., tuple[Run, str]]) -> None:
     """A run of a study has no logs for it."""
-    started = SimpleNamespace(dashboard_url="", address_info={"session_dir": "/tmp"})
-    ray = SimpleNamespace(
-        is_initialized=lambda: False, init=lambda **_: started, cluster_resources=lambda: {"CPU": 2}, nodes=lambda: [0]
-    )
-    monkeypatch.setattr(module, "ray", ray)
-    monkeypatch.setattr(module, "host_pool", lambda models: None)
-    said = Console(record=True, width=100, file=StringIO())
-    with Run(resolve(None, {"env": ID, "scale": "tiny", "cpus": 2}), tmp_path / "run", False, said) as run:
-        run.start_ray()
-    text = said.export_text()
+    run, text = start(FakeRay(), cpus=2)
     assert "Ray's logs:" in text and "TensorBoard" not in text
+    assert run.desk.actor == "", "all its processes are here"
+
+
+def test_a_run_serves_its_desk_where_ray_was_there_before_it(
+    start: Callable[..., tuple[Run, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each node opens a ledger of its own, with the whole of --max-spend."""
+    ray = FakeRay(connected=True)
+    run, _ = start(ray)
+    assert (run.desk.node, run._desk_actor) == ("here", run.desk) and run.desk.actor and not ray.started
+    with pytest.raises(ConfigError, match="has no GPU"):
+        start(ray, num_gpus_per_learner=1)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    run, _ = start(ray := FakeRay())
+    assert run.desk.node == "here" and run.desk.actor and ray.started["address"] == "auto"
+
+
+def test_ray_starts_with_the_cpus_that_this_process_may_use(
+    start: Callable[..., tuple[Run, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
+    for cpus, num_cpus, line in ((0, 4, ""), (4, 4, ""), (6, 6, "--cpus 6: this machine has 4, ")):
+        _, text = start(ray := FakeRay(), cpus=cpus)
+        assert ray.started["num_cpus"] == num_cpus and text.startswith(line or "Ray dashboard")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
+    start(ray := FakeRay())
+    assert ray.started["num_cpus"] is None, "Ray knows a container's limit"
+
+
+def test_nothing_waits_for_runners_without_a_word(
+    start: Callable[..., tuple[Run, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RLlib would, before there is a `Fleet` to say that none comes."""
+    run, _ = start(FakeRay())
+    monkeypatch.setattr(module, "RunnerGroup", lambda config, local_env_runner: config)
+    for cpus in (2, 9):
+        monkeypatch.setattr(Run, "cpus", cpus)
+        run._group = None
+        assert run.runners().validate_env_runners_after_construction is False  # type: ignore[attr-defined]

@@ -155,6 +155,14 @@ def test_a_value_out_of_range_is_one_line_with_field_value_rule_and_flag(name: s
     assert "\n" not in text
 
 
+def test_learners_that_share_an_update_share_no_gpu() -> None:
+    """Their collective refuses two on one device, in the middle of the run."""
+    with pytest.raises(ConfigError, match=r"^num_gpus_per_learner=0.5: need a whole number for several learners"):
+        Settings(num_learners=2, num_gpus_per_learner=0.5)
+    for learners, gpus in ((2, 1), (2, 0), (1, 0.5), (0, 0.5)):
+        assert Settings(num_learners=learners, num_gpus_per_learner=gpus).num_gpus_per_learner == gpus
+
+
 def test_every_number_has_a_lower_bound() -> None:
     numbers = {f.name for f in dataclasses.fields(Settings) if isinstance(f.default, int | float | tuple)}
     assert numbers - {name for name, _, _ in BAD} == {

@@ -7,20 +7,25 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from ray.tune import PlacementGroupFactory
+from ray.tune.experiment import Trial
 
 from bopo_ray.files import write_json
+from bopo_ray.pipeline import sweep as module
 from bopo_ray.pipeline.baselines import Policy, specs
 from bopo_ray.pipeline.calibrate import Tried, for_each_lambda, front_choice, offsets_at
 from bopo_ray.pipeline.curves import keep_curves
 from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.settings import Settings
-from bopo_ray.pipeline.sweep import CONTENTS, Point, Sweep, untaught
+from bopo_ray.pipeline.sweep import CONTENTS, Point, Sweep, _Ledger, ask, untaught
 from bopo_ray.records import Budget, CostMode
+from bopo_ray.rllib.bopo import BoPO, BoPOConfig
 from envs.base import Split, Task
+from tests.toy import ID
 
 POINT = Point("hybrid", 0.3, 0)
 
@@ -81,6 +86,25 @@ def test_a_list_of_other_sizes_is_no_whole_checkpoint(sweep: Sweep) -> None:
     sizes = json.loads((at / CONTENTS).read_text())
     write_json(at / CONTENTS, sizes | {"learner/module_state.pkl": 5})
     assert chosen(sweep) is None
+
+
+def test_a_point_that_ended_before_it_was_entered_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its router is kept, and its checkpoints, each of them larger, are not."""
+    s = Settings(lambdas=(0.3,), advantage=("hybrid",), updates=3)
+    ended = Sweep(cast(Run, SimpleNamespace(settings=s, out=tmp_path)))
+    monkeypatch.setattr(module, "describe", lambda *_, **__: None)
+    paths = [checkpoint(ended.folder, *at) for at in ((0, 0, 1), (1, 0, 2), (1, 1, 3))]
+    other = checkpoint(ended.folder, 2, 0, 1).parent
+    other = other.rename(other.with_name("bopo-hybrid_lam0.8_seed0"))
+    for path in paths:
+        (path / module.MODULE).mkdir(parents=True)
+        (path / module.MODULE / "weights").write_text(path.name)
+    ended.train(tmp_path / "bosft")
+    assert (ended.policy(POINT.name) / "weights").read_text() == paths[-1].name
+    assert ended.finished() == {POINT.name: {"updates": 3}}
+    assert not [path for path in paths if path.exists()] and list(other.iterdir())
 
 
 def test_a_router_of_a_training_lambda_stands_for_each_lambda(tmp_path: Path) -> None:
@@ -167,3 +191,110 @@ def test_offsets_of_a_router_that_draws_are_those_with_which_it_calls_them_so_of
     # of three models 0.15 y + 0.05 y^2 = 0.8 at one half, with y = exp(offset)
     assert offsets_at([[0.8, 0.15, 0.05]], (0.5,), greedy=False) == [round(np.log((0.1825**0.5 - 0.15) / 0.1), 2)]
     assert offsets_at([[1.0, 0.0]], (0.5,), greedy=False)[0] > 700
+
+
+# -- what a trial asks for -------------------------------------------------------------------------------------------
+
+MAIN, RUNNER = 700 << 20, 1000 << 20
+
+
+def asked(
+    nodes: list[dict[str, float]], points: int, cpus: int, gpus: float = 0, learners: int = 0, gpus_each: float = 0,
+    home: bool = True,
+) -> tuple[BoPOConfig, list[dict[str, float]]]:  # fmt: skip
+    """A trial's settings and bundles; the first of the nodes is the run's."""
+    cfg = BoPOConfig().environment(ID, env_config={}).learning(learners, gpus_each, 1, 0.0, 1.0)
+    cfg.memory_for_main_process, cfg.memory_per_env_runner, cfg.home = MAIN, RUNNER, "0" if home else ""
+    live = [{"NodeID": str(i), "Alive": True, "Resources": r} for i, r in enumerate(nodes)]
+    ask(cfg, points, cpus, gpus, live)
+    return cfg, BoPO.default_resource_request(cfg.to_dict()).bundles
+
+
+def node(cpus: float, gigabytes: float = 1000, gpus: float = 0) -> dict[str, float]:
+    return {"CPU": cpus, "memory": gigabytes * 2**30, "GPU": gpus}
+
+
+@pytest.mark.parametrize(
+    ("points", "cpus", "runners", "each"),
+    [(6, 2, 1, 0.5), (1, 2, 1, 0.5), (1, 4, 3, 1), (2, 8, 3, 1), (6, 64, 9, 1)],
+)
+def test_on_one_machine_the_points_share_its_cpus(points: int, cpus: int, runners: int, each: float) -> None:
+    _, (main, *others) = asked([node(cpus)], points, cpus, home=False)
+    assert main["CPU"] == 0.5 and [b["CPU"] for b in others] == [each] * runners
+
+
+@pytest.mark.parametrize(
+    ("nodes", "how", "runners"),
+    [
+        ([node(8), *[node(16)] * 10], {}, 160 // 16 - 1),  # 16 main processes of half a CPU on the run's node
+        ([node(8, 3.5), *[node(16)] * 10], {}, 160 // 5 - 1),  # 5 by its memory
+        ([node(8)], {}, 160 // 16 - 1),  # the other nodes are still to come
+        ([node(8, gpus=1), *[node(16)] * 10], {"gpus": 1, "gpus_each": 1}, 160 - 1),  # one at a time
+        ([node(8, gpus=1), *[node(16, gpus=1)] * 10], {"gpus": 11, "gpus_each": 1}, 160 - 1),  # it learns on that node
+        ([node(8, gpus=1), *[node(16, gpus=1)] * 10], {"gpus": 11, "learners": 1, "gpus_each": 1}, 160 // 11 - 1),
+        ([node(8, gpus=2), *[node(16)] * 10], {"gpus": 2, "gpus_each": 0.5}, 160 // 4 - 1),
+        ([node(0), *[node(16)] * 10], {}, 160 // 27 - 1),
+    ],
+)
+def test_a_clusters_cpus_are_shared_by_the_trials_that_run_at_once(
+    nodes: list[dict[str, float]], how: dict[str, Any], runners: int
+) -> None:
+    _, bundles = asked(nodes, 27, 160, **how)
+    assert len(bundles) - how.get("learners", 0) == 1 + max(1, runners)
+
+
+def test_no_cpu_is_asked_of_a_head_that_has_none() -> None:
+    _, (main, *_) = asked([node(0, 1), node(4, 9)], 2, 4)
+    assert main == {"memory": MAIN}
+
+
+@pytest.mark.parametrize("home", [False, True])
+@pytest.mark.parametrize("learners", [0, 2])
+@pytest.mark.parametrize("gigabytes", [0.5, 2, 3, 5, 20])
+def test_a_trial_fits_into_the_memory_that_there_is(gigabytes: float, learners: int, home: bool) -> None:
+    _, bundles = asked([node(8, gigabytes)], 1, 8, learners=learners, home=home)
+    assert sum(b["memory"] for b in bundles) <= gigabytes * 2**30
+    assert gigabytes < 5 or [b["memory"] for b in bundles] == [MAIN, *[RUNNER] * (len(bundles) - 1)]
+
+
+def test_a_main_process_fits_on_the_node_of_the_run() -> None:
+    _, (main, *others) = asked([node(8, 0.25), node(8, 16)], 1, 16)
+    assert main["memory"] == 2**28 and {b["memory"] for b in others} == {RUNNER}
+
+
+def test_that_no_trial_finds_room_is_said_once_a_minute(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ray looks for room without an end, and Tune without a word."""
+    clock = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    made = _Ledger(sweep, None)
+    request = PlacementGroupFactory([{"CPU": 0.5, "memory": 7e8}, {"CPU": 2, "memory": 3e9}])
+    trials = [
+        SimpleNamespace(status=Trial.PENDING, PENDING=Trial.PENDING, RUNNING=Trial.RUNNING,
+                        placement_group_factory=request, config={"home": "abc"})
+        for _ in range(2)
+    ]  # fmt: skip
+
+    def told(seconds: float) -> int:
+        caplog.clear()
+        for _ in range(int(seconds / 5)):
+            clock[0] += 5
+            made.on_step_begin(0, trials)
+        return len(caplog.records)
+
+    assert told(60) == 0 and told(60) == 1
+    assert "no trial has started, and 2 wait: one asks Ray for 2.5 CPU, 3.7 GB, of it 0.5 CPU, 0.7 GB on" in caplog.text
+    trials[0].status = Trial.RUNNING
+    assert told(600) == 0, "the other one has its turn later"
+    trials[0].status = Trial.TERMINATED
+    assert told(60) == 0 and told(60) == 1
+    trials[1].status = Trial.TERMINATED
+    assert told(600) == 0
+
+
+def test_an_attempt_never_takes_the_name_of_another(sweep: Sweep) -> None:
+    assert sweep._attempt() == "attempt-0"
+    for number in (1, 10):
+        checkpoint(sweep.folder, number, 0, 1)
+    assert sweep._attempt() == "attempt-11", "attempt-0 was deleted"
