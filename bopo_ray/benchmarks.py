@@ -123,22 +123,16 @@ def fair_tasks(env_id: str, pool: ModelPool) -> Callable[[Task], bool]:
 
 
 def select_tasks(
-    env_id: str, split: Split, count: int, seed: int, names: tuple[str, ...] = (),
-    fair: Callable[[Task], bool] = lambda task: True, without: Collection[str] = (),
+    env_id: str, split: Split, count: int, seed: int, fair: Callable[[Task], bool] = lambda task: True,
+    without: Collection[str] = (),
 ) -> tuple[Task, ...]:  # fmt: skip
     """`count` tasks of a split, spread evenly over the kinds: each kind in turn gives one of its own shuffled list.
 
-    The rule looks at nothing but the names. `names` picks by name instead; `fair` leaves tasks out (see `fair_tasks`),
-    as does `without`, by name: the next ones of their kinds take their places, and all others stay.
+    The rule looks at nothing but the names. `fair` leaves tasks out (see `fair_tasks`), as does `without`, by name: the
+    next ones of their kinds take their places, and all others stay.
     Raises ConfigError when nothing is left.
     """
     tasks = tuple(t for t in task_list(env_id, split) if fair(t))
-    if names:
-        by_name = {t.name: t for t in tasks}
-        unknown = [n for n in names if n not in by_name]
-        if unknown:
-            raise ConfigError(f"unknown {split} task {unknown[0]!r} of {env_id}; for example {tasks[0].name!r}")
-        return tuple(by_name[n] for n in names)
     if count < 1 or not tasks:
         raise ConfigError(f"{count} {split} tasks of {env_id} asked for, {len(tasks)} there; need at least 1")
     kinds: dict[str, list[Task]] = {}

@@ -10,12 +10,13 @@ from envs.base import Split, Task, text_space
 from envs.errors import UnknownTaskError
 
 ID = "docs.example_env:Doors-v0"
-COLOURS = ("red", "green", "blue", "black")
-ACTIONS = ("search the desk", "search the bed", *(f"open the {colour} door" for colour in COLOURS))
+PLACES = ("desk", "bed", "shelf", "chest", "stove", "rug", "sofa", "lamp")
+COLOURS = ("red", "green", "blue", "black", "white", "grey", "brown", "pink", "orange", "yellow", "purple", "golden")
+ACTIONS = (*(f"search the {place}" for place in PLACES), *(f"open the {colour} door" for colour in COLOURS))
 
 
 class Doors(gym.Env[str, str]):
-    """A task "door/<n>" is a colour and a place for the key."""
+    """A task "door/<n>" is a place for the key and a colour; no two tasks have the same, also not of two splits."""
 
     action_guide = f"Actions: {', '.join(ACTIONS)}."
     instant = True  # it takes microseconds and waits for nothing: no thread of its own
@@ -27,7 +28,7 @@ class Doors(gym.Env[str, str]):
 
     @classmethod
     def tasks(cls, split: Split) -> tuple[Task, ...]:
-        start = {Split.TRAIN: 0, Split.DEV: 64, Split.TEST: 96}[split]
+        start = {Split.TRAIN: 0, Split.DEV: 32, Split.TEST: 64}[split]
         return tuple(Task(ID, f"door/{n}", split) for n in range(start, start + 32))
 
     def reset(self, *, seed=None, options=None):
@@ -35,15 +36,15 @@ class Doors(gym.Env[str, str]):
         options = options or {}
         name = options.get("task") or f"door/{self.np_random.integers(32)}"
         if name not in {task.name for split in Split for task in self.tasks(split)}:
-            raise UnknownTaskError(f"there is no task {name!r}: they are door/0 to door/31, and 64 to 127")
-        number = int(name.rpartition("/")[2])
-        self.plan = ACTIONS[number % 2], f"open the {COLOURS[number // 2 % 4]} door"
+            raise UnknownTaskError(f"there is no task {name!r}: they are door/0 to door/95")
+        row, place = divmod(int(name.rpartition("/")[2]), len(PLACES))
+        self.plan = f"search the {PLACES[place]}", f"open the {COLOURS[(row + place) % len(COLOURS)]} door"
         self.key = self.won = self.over = False
         self.moves = 0
         info = {"task": name, "task_text": f"Leave by the {self.plan[1].split()[2]} door.", **self.state()}
         if options.get("expert_plan"):
             info["expert_plan"] = self.plan
-        return "You are in a room with a desk, a bed and four doors.", info
+        return f"You are in a room with a {', a '.join(PLACES)} and {len(COLOURS)} doors.", info
 
     def step(self, action):
         if self.over:

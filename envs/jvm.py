@@ -6,8 +6,9 @@ What always holds:
   in threads (an engine itself is used by one thread at a time). The simulator draws from one random generator per
   process (bees fly, plants breed) and numbers new objects (mixtures, dug soil) by one counter per process, so the
   engines of a process take turns, each with both as it left them: more cores need more Python processes;
-* each call has a deadline. A process that hangs is killed; a process that is gone makes every engine on it raise
-  `EngineError`, in one line; the next `acquire` starts a fresh process;
+* each call has a deadline, from when its turn comes; to wait for a turn has none, since the calls before it have
+  theirs. A process that hangs is killed; a process that is gone makes every engine on it raise `EngineError`, in one
+  line; the next `acquire` starts a fresh process;
 * after `MAX_LOADS` loads a process takes no new engines or episodes; it ends when the last engine on it is released;
 * the process ends with its owner, also when the owner is killed: it watches its standard input, whose writing end only
   the owner holds. A forked child never uses its parent's process: it closes what it inherited and starts its own.
@@ -55,6 +56,8 @@ MAX_ENGINES = 24
 """Engines per process: 32 worlds fit the heap of 512 MB, with little to spare. More engines start another process."""
 START_TIMEOUT_S = 60.0
 """Seconds that a process may take to listen."""
+PLANNING = 5
+"""Times the deadline of another call, for a load that plans: alone on a busy machine the longest takes 47 s."""
 OUT_OF_MEMORY = 3
 """Exit code of `ExitOnOutOfMemoryError`."""
 JAVA_OPTIONS = (
@@ -81,6 +84,8 @@ class _Client(GatewayClient):
 
     def __init__(self, parameters: GatewayParameters, collected: deque[str]) -> None:
         super().__init__(gateway_parameters=parameters)
+        self.timeout_s: float = parameters.read_timeout
+        """Deadline of the next commands."""
         self._collected = collected
 
     def garbage_collect_object(self, target_id: str) -> None:
@@ -90,6 +95,7 @@ class _Client(GatewayClient):
     def send_command(self, command: str, retry: bool = True, binary: bool = False) -> str:
         connection = self._get_connection()
         try:
+            connection.socket.settimeout(self.timeout_s)
             while self._collected:
                 with contextlib.suppress(IndexError):  # another thread was faster
                     free = MEMORY_COMMAND_NAME + MEMORY_DEL_SUBCOMMAND_NAME + self._collected.popleft()
@@ -243,14 +249,14 @@ class Engine:
         return not self._broken and self.jvm.usable
 
     def load(self, task: str, variation: int, simplifications: str, gold: bool = False) -> None:
-        """Start an episode; with `gold` the engine also plans it (0.1-10 s)."""
+        """Start an episode; with `gold` the engine also plans it (0.1 s to a minute)."""
 
         def load() -> str:
             self._random.setSeed(0)
             return self._server.load(task, variation, simplifications, gold)
 
         self.jvm.loads += 1
-        if answer := self._alone("load", load):  # the simulator reports errors as text
+        if answer := self._alone("load", load, PLANNING if gold else 1):  # the simulator reports errors as text
             raise EngineError(f"ScienceWorld could not load {task}/{variation} ({simplifications!r}): {answer}")
 
     def step(self, action: str) -> tuple[str, int, bool]:
@@ -300,14 +306,18 @@ class Engine:
         self._names.setLong(self._namer, count)
         self.jvm.latest = weakref.ref(self)
 
-    def _alone(self, what: str, call: Callable[[], T]) -> T:
-        """Run `call` while no other engine of the process computes; turn what goes wrong into one EngineError."""
-        hung = f"did not answer {what!r} within {self.timeout_s:g} s and was killed"
+    def _alone(self, what: str, call: Callable[[], T], times: int = 1) -> T:
+        """Run `call` while no other engine of the process computes; turn what goes wrong into one EngineError.
+
+        `times`: of the deadline, for a call that may take longer than others.
+        """
+        timeout_s = times * self.timeout_s
+        hung = f"did not answer {what!r} within {timeout_s:g} s and was killed"
         if self._broken:
             raise EngineError(self._broken)
-        if not self.jvm.turn.acquire(timeout=self.timeout_s):
-            self._fail(self.jvm.kill(hung))
+        self.jvm.turn.acquire()  # as long as it takes: whoever holds it has a deadline
         try:
+            self._gateway._gateway_client.timeout_s = timeout_s
             self._take_over()
             return call()
         except Py4JNetworkError as error:
@@ -352,7 +362,8 @@ def acquire(timeout_s: float = 60.0) -> Engine:
     """A new simulator of this process; starts a Java process when there is none that takes new episodes.
 
     Args:
-        timeout_s: seconds that any one call of the engine may take.
+        timeout_s: seconds that any one call of the engine may take, once it is its turn; `PLANNING` times as long for
+            one that plans.
     """
     with _lock:
         _reap()

@@ -94,7 +94,8 @@ class ScienceWorldEnv(gymnasium.Env[str, str]):
     Args:
         max_steps: steps until the episode is truncated.
         simplifications: "easy", or names of `SIMPLIFICATIONS` joined by commas, or "".
-        call_timeout_s: seconds that one call of the simulator may take before it counts as hung.
+        call_timeout_s: seconds that one call of the simulator may take before it counts as hung; planning five times as
+            long.
         render_mode: None or "ansi" (`render` returns the last observation).
     """
 

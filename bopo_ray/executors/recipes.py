@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bopo_ray.errors import ConfigError
+from bopo_ray.models.embedded_prompt import MAX_ACTION_TOKENS
+
 __all__ = ["RECIPES", "Recipe"]
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one model is made."""
+    """How one model is made. Raises ConfigError for what none can be made with."""
 
     width: int
     """Hidden size"""
@@ -35,6 +38,17 @@ class Recipe:
     """Tokens per update"""
     seed: int = 0
     """Of weights, order and augmentation"""
+
+    def __post_init__(self) -> None:
+        least = {"width": 1, "layers": 1, "heads": 1, "context": 2 * MAX_ACTION_TOKENS, "tokens": 1, "batch_tokens": 1}
+        for name, number in least.items():
+            if (value := getattr(self, name)) < number:
+                raise ConfigError(f"{name}={value}: need at least {number}; set it with --{name.replace('_', '-')}")
+        if self.width % (2 * self.heads):
+            raise ConfigError(
+                f"width={self.width} with heads={self.heads}: need heads of one even size; set --width to a multiple "
+                f"of {2 * self.heads}"
+            )
 
 
 RECIPES: dict[tuple[str, str], Recipe] = {

@@ -65,16 +65,22 @@ def jobs(limit: int) -> list[str]:
 
 
 def demonstrate(names: Sequence[str]) -> Iterator[Demo]:
-    """A clean demonstration of each task that allows one, and a noisy one."""
+    """A clean demonstration of each task that allows one, and a noisy one. Raises EngineError when the simulator dies
+    or hangs at one task twice."""
     engine = jvm.acquire(120.0)
     for name in names:
-        if not engine.usable:
-            engine.release()
-            engine = jvm.acquire(120.0)
-        try:
-            yield from _show(engine, name)
-        except EngineError:
-            continue  # a gold path that the simulator can't make; the task is not shown
+        for last in (False, True):
+            if not engine.usable:
+                engine.release()
+                engine = jvm.acquire(120.0)
+            try:
+                yield from list(_show(engine, name))
+            except EngineError:
+                if not engine.jvm.alive:
+                    if last:
+                        raise
+                    continue
+            break  # also at a gold path that the simulator can't make: the task is not shown
     engine.release()
 
 

@@ -1,13 +1,15 @@
 """Behaviour cloning of a small Llama from scratch: tokenizer, updates, and a folder that `transformers` loads.
 
 Always true here: the same recipe, demonstrations and number of threads give the same weights on a CPU, and weights that
-differ in the last bits on a GPU; an interrupted training goes on from its last checkpoint.
+differ in the last bits on a GPU; an interrupted training goes on from its last checkpoint, of the same recipe,
+demonstrations and tokenizer.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import math
 import os
@@ -85,11 +87,12 @@ def train(
         demos: clean and noisy ones.
         recipe: how.
         work: folder of checkpoints and TensorBoard's files.
-        out: where the finished folder is written; it holds tokenizer.json already.
+        out: where the finished model is written; it holds tokenizer.json already.
         report: takes a line of progress.
         device: "cpu" or "cuda".
 
-    Raises ConfigError when `work` holds a checkpoint of another recipe.
+    Raises ConfigError when `work` holds a checkpoint of another recipe or other demonstrations, and when there are none
+    to learn from.
 
     Returns the losses at the end: of held-out tasks' actions, in nats per token, and the share of actions written
     without an error when everything before them is given.
@@ -99,6 +102,8 @@ def train(
     names = sorted({d.task for d in demos})
     held = set(names[HELD_OUT // 2 :: HELD_OUT])
     learn = [d for d in demos if d.task not in held and (recipe.noisy or not d.noisy)]
+    if not learn:
+        raise ConfigError(f"none of {len(demos)} demonstrations can be learned from: show more tasks, see --demos")
     check = [s for d in demos if d.task in held and not d.noisy for s in sequences(d, prompt)]
     # Attention by plain matrices: on a CPU, with long sequences and few wide heads, half the time of the fused kernel.
     attention = "eager" if device == "cpu" else "sdpa"
@@ -108,7 +113,8 @@ def train(
     model.to(device)
     optimizer = torch.optim.AdamW(_groups(model), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.1)
     work.mkdir(parents=True, exist_ok=True)
-    seen, step = _resume(work, model, optimizer, recipe)
+    made_of = {"recipe": asdict(recipe), "texts": _texts(demos, out / "tokenizer.json")}
+    seen, step = _resume(work, model, optimizer, made_of)
     if seen:
         report(f"goes on after {seen / 1e6:.1f} million tokens")
     board = SummaryWriter(str(work))
@@ -139,9 +145,9 @@ def train(
             )
         if time.monotonic() - saved > CHECKPOINT_S or seen >= goal:
             saved = time.monotonic()
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "seen": seen, "step": step,
-                     "recipe": asdict(recipe)}  # fmt: skip
-            torch.save(state, whole := io.BytesIO())  # into a file, it says of a full disk what nobody understands
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "seen": seen, "step": step}
+            # Into a file, torch says of a full disk what nobody understands.
+            torch.save(state | made_of, whole := io.BytesIO())
             write_bytes(work / "checkpoint.pt", whole.getvalue())
     board.close()
     held_loss, exact = _check(model, check, recipe)
@@ -274,18 +280,26 @@ def _check(model: Any, stretches: Sequence[Stretch], recipe: Recipe) -> tuple[fl
     return total / max(1, tokens), exact / max(1, actions)
 
 
-def _resume(work: Path, model: torch.nn.Module, optimizer: Any, recipe: Recipe) -> tuple[int, int]:
-    """Tokens and updates done so far. Raises ConfigError for a checkpoint of another recipe."""
+def _texts(demos: Sequence[Demo], tokenizer: Path) -> str:
+    """A hash of what is read, and of how it becomes tokens."""
+    digest = hashlib.blake2b(tokenizer.read_bytes(), digest_size=16)
+    for demo in demos:
+        digest.update(repr(demo).encode())
+    return digest.hexdigest()
+
+
+def _resume(work: Path, model: torch.nn.Module, optimizer: Any, made_of: dict[str, Any]) -> tuple[int, int]:
+    """Tokens and updates done so far. Raises ConfigError for a checkpoint that was made of something else."""
     path = work / "checkpoint.pt"
     with contextlib.suppress(FileNotFoundError):
         try:
             state = torch.load(path, weights_only=True, map_location="cpu")
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise ConfigError(f"{path} is damaged: remove it, and the training begins anew") from error
-        if state.get("recipe") != asdict(recipe):
+        if any(state.get(name) != value for name, value in made_of.items()):
             raise ConfigError(
-                f"{path} was made with another recipe: give the options that it was begun with, remove it, or choose "
-                "another --name or --work"
+                f"{path} was made with another recipe or other demonstrations: give the options that it was begun "
+                "with, remove it, or choose another --name or --work"
             )
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])

@@ -52,11 +52,14 @@ def embedded_names() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in SHIPPED.glob("*/config.json")))
 
 
-def embedded_folder(name_or_path: str) -> Path:
-    """The folder of a model that comes with the project, or one's own. Raises ConfigError when there is none."""
+def embedded_folder(name_or_path: str, base: str = "") -> Path:
+    """The folder of a model that comes with the project, or one's own. Raises ConfigError when there is none.
+
+    `base`: what a relative path is relative to; by default where this process runs.
+    """
     if name_or_path in embedded_names():
         return SHIPPED / name_or_path
-    folder = Path(name_or_path).expanduser()
+    folder = Path(base) / Path(name_or_path).expanduser()
     if folder.is_dir():
         return folder
     known = embedded_names()
@@ -164,10 +167,10 @@ def _check_tokenizer(folder: Path, vocabulary: int, model: str) -> None:
     for token in SPECIAL:
         if tokenizer.token_to_id(token) is None:
             raise ConfigError(f"model {model!r}: tokenizer.json has no {token}: need {' '.join(SPECIAL)}; {MEND}")
-    if tokenizer.get_vocab_size() > vocabulary:
+    if tokenizer.get_vocab_size() != vocabulary:
         raise ConfigError(
-            f"model {model!r}: tokenizer.json has {tokenizer.get_vocab_size()} tokens, more than the vocab_size="
-            f"{vocabulary} of config.json; {MEND}"
+            f"model {model!r}: tokenizer.json has {tokenizer.get_vocab_size()} tokens, config.json says vocab_size="
+            f"{vocabulary}: need those of one training; {MEND}"
         )
 
 

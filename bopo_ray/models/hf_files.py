@@ -6,11 +6,11 @@ line.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,23 @@ from transformers.utils import logging
 
 from bopo_ray.errors import ConfigError
 from bopo_ray.models.pool import ModelSpec
+from envs.cache import cache_folder, keep
 
 __all__ = ["find_model", "loading", "model_path", "one_line"]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_PIECE = 1 << 20
+_LARGE = 16 << 20
+"""Bytes above which a file's hash is kept in the cache."""
 
 
 def model_path(spec: ModelSpec) -> str:
     """What transformers loads it by."""
-    folder = Path(spec.target).expanduser()
-    return str(folder) if folder.is_dir() else spec.target
+    return str(spec.folder) if spec.folder.is_dir() else spec.target
 
 
 def find_model(spec: ModelSpec) -> tuple[Any, str | None, str]:
     """The config, the Hub's revision (None for a folder) and what tells this version from others."""
-    folder = Path(spec.target).expanduser()
+    folder = spec.folder
     if folder.is_dir():
         _check_folder(spec, folder)
     elif not _HUB_NAME.fullmatch(spec.target):
@@ -68,23 +69,31 @@ def _check_folder(spec: ModelSpec, folder: Path) -> None:
 
 
 def _digest(folder: Path) -> str:
-    """Sixteen hex digits over all that a reply depends on: configuration, tokenizer and weights.
-
-    Of files above 16 MB, pieces that are spread evenly: another training changes nearly every weight.
-    """
+    """Sixteen hex digits over all that a reply depends on: configuration, tokenizer and weights."""
     digest = hashlib.blake2b(digest_size=8)
     suffixes = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin")
     for path in sorted(p for p in folder.iterdir() if p.suffix in suffixes):
         size = path.stat().st_size
         digest.update(f"{path.name}\x1f{size}\x1e".encode())
-        with path.open("rb") as file:
-            for start in range(0, size, max(_PIECE, size // 16)):
-                file.seek(start)
-                digest.update(file.read(_PIECE))
+        digest.update(_hash(path) if size > _LARGE else path.read_bytes())
     return digest.hexdigest()
 
 
-@contextmanager
+def _hash(path: Path) -> bytes:
+    """Of a whole file; kept for the next process until size or time of change are others."""
+    found = path.stat()
+    name = f"{path.resolve()}\x1f{found.st_size}\x1f{found.st_mtime_ns}"
+    kept = cache_folder("hf-hashes") / hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+    with contextlib.suppress(OSError):
+        if len(read := kept.read_bytes()) == hashlib.blake2b().digest_size:
+            return read
+    with path.open("rb") as file:
+        made = hashlib.file_digest(file, "blake2b").digest()
+    keep(kept, made)
+    return made
+
+
+@contextlib.contextmanager
 def loading(spec: ModelSpec) -> Iterator[None]:
     """What goes wrong in it is a ConfigError; no bars are drawn."""
     bars = logging.is_progress_bar_enabled()

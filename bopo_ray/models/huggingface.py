@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from bopo_ray.errors import AttemptError, ConfigError, ModelError
 from bopo_ray.models.batching import Batcher
 from bopo_ray.models.hf_files import find_model, loading, model_path, one_line
 from bopo_ray.models.hf_template import ChatTemplate
-from bopo_ray.models.pool import ModelSpec
+from bopo_ray.models.pool import HUB, HUB_KEY, ModelSpec
 from bopo_ray.models.pricing import Usage
 from bopo_ray.models.protocol import LanguageModel, Message, Reply, Request
 from bopo_ray.records import spawn_seed
@@ -80,7 +81,8 @@ class _Described:
                 f"model {self.spec.model!r}: max_completion_tokens={self.spec.max_completion_tokens} of a context of "
                 f"{self._context} tokens leaves less than {MIN_PROMPT_TOKENS} for a prompt; set it lower"
             )
-        if self._device.startswith("cuda") and not _gpus():
+        may_come = os.environ.get("RAY_ADDRESS", "local") != "local"  # with a node of the cluster
+        if self._device.startswith("cuda") and not (_gpus() or may_come):
             raise ConfigError(f"model {self.spec.model!r}: device={self.spec.device!r}: no GPU here; need cpu or auto")
         self._prompts()
 
@@ -105,13 +107,7 @@ class HFModel(_Described):
     def complete(self, request: Request) -> Reply:
         """See the protocol."""
         started = time.perf_counter()
-        prompts = self._prompts()
-        prompt = prompts.ids(request.messages)
-        if self._context is not None and len(prompt) + request.max_tokens > self._context:
-            raise ConfigError(
-                f"model {self.spec.model!r}: a prompt of {len(prompt)} tokens and a reply of {request.max_tokens} do "
-                f"not fit into its context of {self._context}; set max_prompt_tokens or max_completion_tokens lower"
-            )
+        prompts, prompt = self._prompts(), self._fitting(request)
         if len(prompt) > prompts.bound(request.messages):
             raise AttemptError(
                 f"model {self.spec.model!r}: its chat template made {len(prompt)} tokens, more than the "
@@ -123,6 +119,22 @@ class HFModel(_Described):
         answer = self._write(row)
         text = prompts.text(answer)
         return Reply(text, Usage(len(prompt), len(answer)), time.perf_counter() - started)
+
+    def _fitting(self, request: Request) -> list[int]:
+        """The prompt; of an episode too long for the context, although its old observations are dropped, without its
+        oldest turns. Raises ConfigError when the task and the newest turn are too long by themselves."""
+        messages = request.messages
+        while True:
+            prompt = self._prompts().ids(messages)
+            if self._context is None or len(prompt) + request.max_tokens <= self._context:
+                return prompt
+            if len(messages) <= 4:
+                raise ConfigError(
+                    f"model {self.spec.model!r}: a prompt of {len(prompt)} tokens and a reply of {request.max_tokens} "
+                    f"do not fit into its context of {self._context}; set max_prompt_tokens or max_completion_tokens "
+                    "lower"
+                )
+            messages = messages[:2] + messages[4:]
 
     def close(self) -> None:
         """Frees the weights; calls that wait fail."""
@@ -278,8 +290,11 @@ def _made(spec: ModelSpec) -> HFModel:
 class _Host:
     """The actor. Loads nothing before the first call, whose caller then hears of errors in one line."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, key: str) -> None:
+        """`key`: for the Hub, where this node has none."""
         self._spec = spec
+        if key:
+            os.environ.setdefault(HUB_KEY, key)
 
     def complete(self, request: Request) -> Reply:
         return _local(self._spec).complete(request)
@@ -318,9 +333,12 @@ class _SharedHF(_Described):
                 options = {
                     "name": name, "get_if_exists": True, "max_concurrency": ACTOR_THREADS,
                     "max_restarts": ACTOR_RESTARTS, "num_cpus": 0, "num_gpus": self._share,
+                    # Read as the actor's modules are loaded; the key is not among them, as Ray's dashboard shows these.
+                    "runtime_env": {"env_vars": {k: os.environ[k] for k in HUB if k in os.environ}},
                 }  # fmt: skip
                 # The owner's handle keeps the actor alive, so it outlives this object.
-                self._handle = _HANDLES[key] = ray.remote(_Host).options(**options).remote(self.spec)
+                actor = ray.remote(_Host).options(**options)
+                self._handle = _HANDLES[key] = actor.remote(self.spec, os.environ.get(HUB_KEY, ""))
             return self._handle
 
     def _failed(self, error: BaseException) -> AttemptError:

@@ -417,6 +417,10 @@ def edit(folder: Path, name: str, **fields: Any) -> None:
 def test_names_that_do_not_exist(monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path) -> None:
     monkeypatch.setattr(embedded_files, "SHIPPED", folder.parent)
     assert embedded_names() == ("toy-small",) and embedded_folder("toy-small") == folder
+    monkeypatch.chdir(folder.parent)
+    spec = ModelSpec("embedded:./toy-small", PRICE)
+    monkeypatch.chdir(tmp_path)  # as a worker of Ray, which it was sent to
+    assert EmbeddedModel(spec).files.folder == folder and embedded_folder("./toy-small", spec.base) == folder
     with pytest.raises(ConfigError) as error:
         EmbeddedModel(ModelSpec("embedded:toy-smal", PRICE))
     one_line(error, "'embedded:toy-smal'", "did you mean embedded:toy-small?", "need one of toy-small")
@@ -455,6 +459,7 @@ def test_files_that_lack_or_are_garbled(broken: Path, name: str) -> None:
         ("config.json", {"num_hidden_layers": 3}, ["model.layers.2.", "no such weight"]),
         ("config.json", {"intermediate_size": 65}, ["gate_proj", "(64, 48)", "(65, 48)"]),
         ("config.json", {"vocab_size": 300}, ["tokenizer.json has", "vocab_size=300"]),
+        ("config.json", {"vocab_size": 500}, ["tokenizer.json has", "vocab_size=500"]),
         ("config.json", {"head_dim": 15}, ["even size"]),
         ("executor.json", {"format": 2}, ["format", "2", "need format 1"]),
         ("executor.json", {"env": None}, ["env"]),

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import gymnasium
 import pytest
 from gymnasium.error import ResetNeeded
 from hypothesis import given
 from hypothesis import strategies as st
+from py4j.protocol import Py4JNetworkError
 
 import envs  # noqa: F401  (registers the ids)
-from envs import scienceworld, scienceworld_plans
+from docs import example_env
+from envs import jvm, scienceworld, scienceworld_plans
 from envs.base import Split, Task, TextEnv, text_space
 from envs.errors import ConfigError, EngineError, UnknownTaskError
 from envs.scienceworld import ScienceWorldEnv, parse_task, split_sizes
@@ -56,6 +62,16 @@ def test_the_splits_are_disjoint_and_complete() -> None:
 def test_splits_follow_each_other() -> None:
     by_split = [[t.name for t in ScienceWorldEnv.tasks(split) if t.kind == "boil"] for split in Split]
     assert by_split == [[f"boil/{i}" for i in r] for r in (range(14), range(14, 21), range(21, 30))]
+
+
+def test_the_example_to_copy_has_no_task_twice() -> None:
+    env, seen = example_env.Doors(), dict[tuple[str, ...], str]()
+    for name in (task.name for split in Split for task in env.tasks(split)):
+        _, info = env.reset(options={"task": name, "expert_plan": True})
+        assert info["expert_plan"] not in seen, f"{name} is {seen[info['expert_plan']]}"
+        seen[info["expert_plan"]] = name
+        assert {*info["expert_plan"]} <= {*example_env.ACTIONS}
+    assert len(seen) == 96
 
 
 @pytest.mark.parametrize("name", ["boil/0", "boil/29", "mendelian-genetics-unknown-plant/479"])
@@ -258,3 +274,51 @@ def test_the_cache_path_names_engine_and_format_version(cache_folder: Path) -> N
     assert path.parts[1:] == ("easy", "boil", "3.json") and path.parts[0].endswith(
         f"plans-{scienceworld_plans.VERSION}"
     )
+
+
+class Busy:
+    """A process whose engines wait for their turn for longer than any deadline, and get it in the end."""
+
+    def __init__(self) -> None:
+        self.owner, self.alive, self.latest, self.process = os.getppid(), True, None, SimpleNamespace(pid=7)
+        self.engines: set[jvm.Engine] = set()
+        self.turn, self.said = self, ""
+
+    def acquire(self, timeout: float = -1) -> bool:
+        return timeout < 0
+
+    def release(self) -> None: ...
+
+    def connect(self, timeout_s: float) -> Any:
+        return SimpleNamespace(_gateway_client=SimpleNamespace(timeout_s=timeout_s))
+
+    def kill(self, why: str = "") -> str:
+        self.said = self.said or why
+        return self.said
+
+
+def engine_on(process: Busy, server: Any) -> jvm.Engine:
+    engine = jvm.Engine(process, 2.0)  # type: ignore[arg-type]
+    engine._server, engine._random = server, SimpleNamespace(setSeed=lambda seed: None)
+    process.latest, process.loads = weakref.ref(engine), 0
+    return engine
+
+
+def test_waiting_for_a_turn_is_no_failure_of_the_process() -> None:
+    process = Busy()
+    engine = engine_on(process, SimpleNamespace(getTaskDescription=lambda: "boil"))
+    assert engine.call("getTaskDescription") == "boil" and not process.said
+
+
+@pytest.mark.parametrize(("gold", "seconds"), [(False, 2), (True, 10)])
+def test_a_load_that_plans_has_a_longer_deadline(gold: bool, seconds: int) -> None:
+    deadlines = []
+
+    def hangs(*_: object) -> str:
+        deadlines.append(engine._gateway._gateway_client.timeout_s)
+        raise Py4JNetworkError("Error while receiving", TimeoutError())
+
+    engine = engine_on(Busy(), SimpleNamespace(load=hangs, step=hangs))
+    with pytest.raises(EngineError, match=rf"did not answer 'load' within {seconds} s and was killed"):
+        engine.load("boil", 0, "easy", gold)
+    assert deadlines == [seconds]

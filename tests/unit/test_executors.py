@@ -6,17 +6,21 @@ import dataclasses
 import itertools
 import json
 import random
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bopo_ray.errors import ConfigError
+from bopo_ray.errors import ConfigError, EngineError
+from bopo_ray.executors import alfworld, scienceworld
 from bopo_ray.executors import train as training
 from bopo_ray.executors.augment import COLOURS, augmented
 from bopo_ray.executors.copying import copying_batch, write_previous_token_head
@@ -222,7 +226,7 @@ def test_training_learns_resumes_to_the_same_weights_and_saves_what_transformers
         assert "goes on after" in lines[0]
         assert tiny_run(folder, tmp_path / "cut") == found, "what is finished is not trained on"
         monkeypatch.setattr(sys.modules[__name__], "TINY", dataclasses.replace(TINY, lr=1e-3))
-        with pytest.raises(ConfigError, match=r"checkpoint\.pt was made with another recipe: .*--name"):
+        with pytest.raises(ConfigError, match=r"checkpoint\.pt was made with another recipe .*--name"):
             tiny_run(folder, tmp_path / "cut")
     finally:
         torch.set_num_threads(threads)
@@ -240,6 +244,32 @@ def test_training_learns_resumes_to_the_same_weights_and_saves_what_transformers
     assert list(ids) == prompt.ids(messages)
     written = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :]
     assert prompt.text(written.tolist()) == "move a metal fork 1"
+
+
+@pytest.mark.parametrize("changed", ["demonstrations", "tokenizer"])
+def test_a_training_does_not_go_on_with_other_texts(
+    changed: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "MILLION", 1)
+    (other := tmp_path / "other").mkdir()
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    swapped = {word: tokenizer["model"]["vocab"][again] for word, again in (("a", "b"), ("b", "a"))}
+    tokenizer["model"]["vocab"] |= swapped
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    tiny_run(folder, tmp_path)
+    tiny_run(folder, tmp_path)
+    if changed == "demonstrations":
+        monkeypatch.setattr(sys.modules[__name__], "demo", lambda n, made=demo: made(n, WORDS[1:]))
+    with pytest.raises(ConfigError, match=r"checkpoint\.pt was made with .* other demonstrations: .*--name"):
+        tiny_run(other if changed == "tokenizer" else folder, tmp_path)
+
+
+def test_where_nothing_can_be_learned_it_is_one_line(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "tokenizer.json", tmp_path)
+    detours = [dataclasses.replace(demo(3), noisy=True)]
+    for demos, recipe in (([], TINY), (detours, dataclasses.replace(TINY, noisy=False))):
+        with pytest.raises(ConfigError, match=f"none of {len(demos)} demonstrations can be learned from: .*--demos"):
+            training.train("ScienceWorld-v0", demos, recipe, tmp_path / "board", tmp_path, lambda line: None)
 
 
 def test_a_damaged_checkpoint_is_one_line(folder: Path, tmp_path: Path) -> None:
@@ -328,6 +358,29 @@ def test_a_wrong_option_of_a_recipe_is_one_line(capsys: pytest.CaptureFixture[st
         assert stopped.value.code == 2 and option in line and repr(value) in line and rule in line
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--heads 5", "width=96 with heads=5: need heads of one even size; set --width to a multiple of 10"),
+        ("--width 33 --heads 11", "width=33 with heads=11: need heads of one even size"),
+        ("--context 8", "context=8: need at least 64; set it with --context"),
+        ("--batch-tokens 0", "batch_tokens=0: need at least 1; set it with --batch-tokens"),
+        *[(f"--{name} 0", f"{name}=0: need at least 1") for name in ("heads", "layers", "tokens", "threads")],
+        ("--demos -1", "demos=-1: need at least 0; set it with --demos"),
+        ("--device cuda", "device='cuda': no GPU here; need cpu or auto"),
+    ],
+)
+def test_a_model_that_can_not_be_made_is_one_line_before_anything_is_played(
+    options: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(train_executors, "collect", lambda *_: pytest.fail("played"))
+    with pytest.raises(SystemExit) as stopped:
+        train_main(["--env", "ALFWorld-v0", "--size", "small", "--work", str(tmp_path / "w"), *options.split()])
+    assert stopped.value.code == 2 and says in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
 PLAYED = ["--env", "ALFWorld-v0", "--out", "played.csv"]
 
 
@@ -354,17 +407,106 @@ def test_what_can_not_be_made_or_played_is_one_line(
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
 
 
-def test_a_models_folder_is_the_packages_own_only_where_out_names_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def made_by_stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is played or trained; each file of a model says "new"."""
+
+    def train(*args: object) -> dict[str, float]:
+        out = args[4]
+        assert isinstance(out, Path)
+        for name in ("config.json", "model.safetensors"):
+            (out / name).write_text("new")
+        return {}
+
     monkeypatch.setattr(train_executors, "collect", lambda *_: [demo()])
-    monkeypatch.setattr(training, "train_tokenizer", lambda demos, path: None)
-    monkeypatch.setattr(training, "train", lambda *_: {})
-    made: list[Path] = []
-    monkeypatch.setattr(train_executors, "model_card", lambda about: "card")
-    monkeypatch.setattr(Path, "write_text", lambda self, text: made.append(self))
+    monkeypatch.setattr(training, "train_tokenizer", lambda demos, path: path.write_text("new"))
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(train_executors, "model_card", lambda about: "new")
+
+
+FILES = {"README.md", "config.json", "executor.json", "model.safetensors", "tokenizer.json", "training.log"}
+
+
+def test_a_models_folder_is_the_packages_own_only_where_out_names_it(made_by_stand_ins: None, tmp_path: Path) -> None:
     train_main(["--env", "ALFWorld-v0", "--size", "small", "--work", str(tmp_path)])
-    assert {p.parent for p in made} == {tmp_path / "models" / "alfworld-small"}
+    assert {p.name for p in (tmp_path / "models" / "alfworld-small").iterdir()} == FILES
+
+
+@pytest.mark.parametrize("moved", [None, *range(6)])
+def test_a_model_is_replaced_whole_or_is_none(
+    moved: int | None, made_by_stand_ins: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended in training, or after so many files were moved."""
+    (out := tmp_path / "out").mkdir()
+    for name in FILES:
+        (out / name).write_text("old")
+    replace, left = Path.replace, [moved]
+
+    def ends(self: Path, to: Path) -> None:
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] = (left[0] or 0) - 1
+        replace(self, to)
+
+    def ends_at_once(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    make = ["--env", "ALFWorld-v0", "--size", "small", "--work", str(tmp_path / "work"), "--out", str(out)]
+    with monkeypatch.context() as patch:
+        patch.setattr(*((training, "train", ends_at_once) if moved is None else (Path, "replace", ends)))
+        with pytest.raises(SystemExit):
+            train_main(make)
+    if moved is None:
+        assert {(out / name).read_text() for name in FILES} == {"old"}
+    else:
+        assert not (out / "executor.json").exists(), "no such folder is read"
+    train_main(make)
+    assert {p.name for p in out.iterdir()} == FILES and "old" not in {(out / name).read_text() for name in FILES}
+
+
+class Stage:
+    """A simulator that fails at some tasks, so many times each; then it is dead, or says that it can't."""
+
+    def __init__(self, fails: dict[str, int], dead: bool) -> None:
+        self.fails, self.dead, self.started = fails, dead, 0
+
+    def start(self, *_: object) -> SimpleNamespace:
+        self.started += 1
+        none = {"release": lambda: None, "close": lambda: None}
+        return SimpleNamespace(usable=True, jvm=SimpleNamespace(alive=True), **none)
+
+    def show(self, engine: SimpleNamespace, name: str, *_: object, **__: object) -> Iterator[Demo]:
+        yield dataclasses.replace(demo(), task=name)
+        if self.fails.get(name, 0):
+            self.fails[name] -= 1
+            engine.usable, engine.jvm.alive = False, not self.dead
+            raise EngineError("gone")
+        yield dataclasses.replace(demo(), task=name, noisy=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "fails", "dead", "shown_", "started"),
+    [
+        (scienceworld, 0, True, "aabbcc", 1), (scienceworld, 1, True, "aabbcc", 2), (scienceworld, 2, True, "aa", 2),
+        (scienceworld, 1, False, "aacc", 2), (alfworld, 0, True, "abc", 1), (alfworld, 1, True, "abc", 2),
+        (alfworld, 2, True, "a", 2),
+    ],
+)  # fmt: skip
+def test_a_simulator_that_dies_costs_no_demonstration(
+    module: ModuleType, fails: int, dead: bool, shown_: str, started: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried once more; then the error rises, so that no file is written without the task."""
+    stage, made = Stage({"b": fails}, dead), list[Demo]()
+    if module is scienceworld:
+        monkeypatch.setattr(scienceworld.jvm, "acquire", stage.start)
+        monkeypatch.setattr(scienceworld, "_show", stage.show)
+    else:
+        monkeypatch.setattr(alfworld.alfworld_process, "start", stage.start)
+        monkeypatch.setattr(alfworld, "_layout", lambda kind, rng: None)
+        monkeypatch.setattr(alfworld, "_show", lambda *a, **k: list(stage.show(*a, **k)).pop())
+    with nullcontext() if fails < 2 else pytest.raises(EngineError, match="gone"):
+        made += (d for d in module.demonstrate("abc"))
+    assert "".join(d.task for d in made) == shown_ and stage.started == started
 
 
 @pytest.mark.parametrize(("env", "size"), RECIPES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -18,9 +19,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bopo_ray.errors import AttemptError, ConfigError
-from bopo_ray.models import huggingface
+from bopo_ray.models import hf_files, huggingface
+from bopo_ray.models.hf_files import _digest
 from bopo_ray.models.hf_template import ChatTemplate
-from bopo_ray.models.huggingface import HFModel, shared_hf_model
+from bopo_ray.models.huggingface import HFModel, _Host, shared_hf_model
 from bopo_ray.models.pool import ModelSpec
 from bopo_ray.models.pricing import Price
 from bopo_ray.models.protocol import Message, Reply, Request
@@ -219,6 +221,19 @@ def test_a_prompt_is_kept_within_the_context(folder: Path) -> None:
         HFModel(spec(folder, max_completion_tokens=2000)).check()
 
 
+def test_an_episode_that_has_become_too_long_loses_its_oldest_turns(model: HFModel) -> None:
+    head = (Message("system", "Act."), Message("user", "Task: find it"))
+    turns = tuple(Message(ROLES[1 - i % 2], f"turn {i // 2}") for i in range(800))
+
+    def asked(kept: int) -> Request:
+        return Request((*head, *turns[len(turns) - 2 * kept :]), 0, 0.0, 4, task="")
+
+    whole, read = asked(400), model._fitting(asked(400))
+    kept = next(k for k in range(400, 0, -1) if len(model._prompts().ids(asked(k).messages)) + 4 <= 2048)
+    assert 1 < kept < 400 and read == model._prompts().ids(asked(kept).messages) == model._fitting(asked(kept))
+    assert model.complete(whole).usage.prompt_tokens == len(read) <= model.bound(whole.messages)
+
+
 def test_memory_that_does_not_do_halves_the_batch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = HFModel(spec(folder))
     writer = model._writer()
@@ -274,6 +289,25 @@ def test_the_identity_tells_models_apart_and_not_names(folder: Path, tmp_path: P
     assert HFModel(spec(folder, name="n")).name == "n"
     (copy / "chat_template.jinja").write_text("{{ messages }}")
     assert HFModel(spec(copy)).identity != one
+
+
+def test_every_byte_of_large_weights_is_in_the_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BOPO_RAY_CACHE", str(tmp_path / "cache"))
+    (model := tmp_path / "model").mkdir()
+    (model / "config.json").write_text("{}")
+    weights = model / "model.safetensors"
+    weights.write_bytes(bytes(range(256)) * 5000)
+    assert _digest(model) == "83be258157f224e0", "stored replies of small models are found as before"
+    with weights.open("r+b") as file:
+        file.truncate(100 << 20)
+        one = _digest(model)
+        file.seek(3 << 20)  # a layer in the middle
+        file.write(b"tuned")
+        file.flush()
+        os.utime(weights, ns=(1, 1))
+        assert _digest(model) == _digest(model) != one
+    monkeypatch.setattr(hf_files.hashlib, "file_digest", pytest.fail)
+    assert _digest(model) != one, "the hash was kept"
 
 
 def test_without_ray_one_model_serves_the_process(folder: Path) -> None:
@@ -336,10 +370,19 @@ def test_a_model_that_is_nowhere_is_told_in_one_line(target: str, said: str) -> 
     assert "\n" not in str(caught.value)
 
 
+def test_an_actor_takes_the_hubs_key_where_its_node_has_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    for key in ("", "lent", "another"):
+        _Host(spec(folder), key)
+    assert os.environ.pop("HF_TOKEN") == "lent"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_told_in_one_line(folder: Path) -> None:
+def test_a_gpu_that_is_not_there_is_told_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="device='cuda': no GPU here; need cpu or auto"):
         HFModel(spec(folder, device="cuda")).check()
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    HFModel(spec(folder, device="cuda")).check()  # a node with one comes when Ray is asked for it
 
 
 @pytest.mark.parametrize(
