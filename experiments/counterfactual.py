@@ -61,14 +61,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         base, steps = base_schedule(args.base), whole_numbers("steps", args.steps, 0)
-        for name in ("tasks", "samples"):
-            if getattr(args, name) < 1:
-                raise ConfigError(f"{name}={getattr(args, name)}: need at least 1; set it with --{name}")
+        for name, least in (("tasks", 2), ("samples", 1)):
+            if getattr(args, name) < least:
+                raise ConfigError(f"{name}={getattr(args, name)}: need at least {least}; set it with --{name}")
         finished = open_finished(args.folder)
         with open_run(finished, args.max_spend, args.cpus, console, FOLDER) as run:
             run.start_ray()
             rows = play_swaps(run, base, steps, args.tasks, args.samples)
         table = counterfactual(rows)
+        if table.empty:
+            raise ConfigError(
+                f"steps={args.steps}: no step was reached on 2 dev tasks; set earlier ones with --steps, or more tasks "
+                "with --tasks"
+            )
         print(table.to_string(index=False, float_format="{:.4f}".format))
         label = f"{finished.label}. {finished.summary['note']}"
         figure = counterfactual_figure(table, str(base), finished.label)

@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(table[points].to_string(index=False, float_format="{:.4f}".format, na_rep=""))
         volumes = [c for c in table.columns if c.startswith(("hypervolume", "more"))]
         print(table.drop_duplicates("pick")[["pick", *volumes]].to_string(index=False, float_format="{:.4f}".format))
-        print(verdict(table.drop_duplicates("pick").set_index("pick")["more"].to_dict()))
+        more = table.drop_duplicates("pick").set_index("pick")
+        print(verdict(more["more"].to_dict(), more.loc[KNOWN, "more_low"]))
         label = f"{finished.label}. {finished.summary['note']}"
         figure = headroom_figure(table, unit, finished.label)
         title = f"How much of the oracle's lead is to be known: {finished.env}"
@@ -79,16 +80,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code(work)
 
 
-def verdict(more: Mapping[str, float]) -> str:
-    """One sentence on the differences from the schedules' hypervolume, by pick."""
+def verdict(more: Mapping[str, float], least_low: float) -> str:
+    """One sentence on the differences from the schedules' hypervolume, by pick; `least_low` is where the interval of
+    that of `KNOWN` begins."""
     lead = more[ORACLE]
     if lead <= 0:
         return f"the oracle is not above the {SCHEDULES}: there is nothing to gain by the task"
     least, most = (min(max(0.0, more[pick]), lead) for pick in (KNOWN, MOST))
+    known = f"at least {least:.3f} ({least / lead:.0%})" if least_low > 0 else "none for certain"
     return (
-        f"of the oracle's lead of {lead:.3f} over the {SCHEDULES}, at least {least:.3f} ({least / lead:.0%}) is to be "
-        f"known of the tasks, as their other episodes tell it, and at most {most:.3f} ({most / lead:.0%}); the rest, "
-        f"{1 - most / lead:.0%} or more, is luck, or must be seen in the episode itself"
+        f"of the oracle's lead of {lead:.3f} over the {SCHEDULES}, {known} is to be known of the tasks, as their other "
+        f"episodes tell it, and at most {most:.3f} ({most / lead:.0%}); the rest, {1 - most / lead:.0%} or more, is "
+        "luck, or must be seen in the episode itself"
     )
 
 

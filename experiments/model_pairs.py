@@ -44,7 +44,8 @@ NOTES = (
     "Each pair has a frontier, a scale of cost and a router of its own; tasks, seeds and lambdas are the same.",
     "Cost ratio: mean dollars per task of always-large by those of always-small. The price per token differs by "
     "another factor, as the small model may take more steps.",
-    "The best baseline is the one with the largest hypervolume on these very tasks, which favours it.",
+    "The best baseline is the one with the largest hypervolume on these very tasks, which favours it; what is saved is "
+    "of the cheapest point that reaches the share on them, which is rather too good, and so has no interval.",
     "Intervals: 95% bootstrap over tasks, and training seeds where there are several; of hypervolumes basic ones, else "
     "percentiles.",
 )

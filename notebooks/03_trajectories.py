@@ -50,7 +50,8 @@ pd.DataFrame(
 # A bar per step, as high as p(LARGE), dark where a large model wrote it; the line is what was spent so far.
 
 # %%
-steps = pd.DataFrame(step_records(episode, MODELS, settings["context"]), index=range(1, len(episode.steps) + 1))
+context = 0 if settings.get("backbone") else settings["context"]  # a backbone has tokens of its own: all of it
+steps = pd.DataFrame(step_records(episode, MODELS, context), index=range(1, len(episode.steps) + 1))
 colours = ["#0072B2" if large else "#aeb8c4" for large in steps["large"]]
 axes = steps["p_large"].plot.bar(figsize=(11, 3.2), color=colours, width=0.85, ylim=(0, 1), rot=0)
 axes.set(xlabel="step", ylabel="p(LARGE)")

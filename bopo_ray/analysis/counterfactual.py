@@ -30,10 +30,10 @@ def counterfactual(rows: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns step ("all" or its number), after_failure ("all", "yes", "no"), tasks, episodes, outcome_small,
         outcome_large, gain, gain_low, gain_high, extra_cost_usd, extra_cost_usd_low, extra_cost_usd_high; intervals:
-        95% bootstrap over tasks. No line where there are fewer than 2 tasks.
+        95% bootstrap over tasks. No line where there are fewer than 2 tasks; empty where no step has as many.
     """
     table = []
-    steps: list[tuple[object, pd.DataFrame]] = [("all", rows), *rows.groupby("step")]
+    steps: list[tuple[object, pd.DataFrame]] = [("all", rows), *rows.groupby("step")] if len(rows) else []
     for step, own in steps:
         for where in WHERE:
             part = own if where == "all" else own[own["after_failure"] == (where == "yes")]
@@ -58,7 +58,7 @@ def counterfactual(rows: pd.DataFrame) -> pd.DataFrame:
 @styled
 def counterfactual_figure(table: pd.DataFrame, base: str, label: str) -> Figure:
     """The gain by step, with its interval: of all episodes, and apart by whether the step before had failed; where
-    fewer than `FEWEST` tasks had such a step, the table alone has it.
+    fewer than `FEWEST` tasks had such a step, the table alone has it, and the figure says so.
 
     Args:
         table: of `counterfactual`.
@@ -76,10 +76,14 @@ def counterfactual_figure(table: pd.DataFrame, base: str, label: str) -> Figure:
             x, line["gain"], yerr=np.stack([low.clip(lower=0), high.clip(lower=0)]), marker="o", markersize=5,
             linewidth=1.4, capsize=2, color=COLOURS[where], label=WHERE[where], alpha=0.9,
         )  # fmt: skip
+    if own.empty:
+        text = f"No step was reached on {FEWEST} tasks: see the table."
+        axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="bottom", color=MUTED)
     axes.axhline(0, color=MUTED, linewidth=0.8)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel("step, from 0")
     axes.set_ylabel("outcome with LARGE less outcome with SMALL")
     axes.legend(fontsize=10)
-    head(figure, "What the large model is worth at one step", f"all other steps by {base}; dev tasks", label)
+    subtitle = f"all other steps by {base}; dev tasks; only steps that {FEWEST} tasks or more reached"
+    head(figure, "What the large model is worth at one step", subtitle, label)
     return figure

@@ -233,7 +233,7 @@ def taxonomy_figure(
         figure.subplots_adjust(left=0.1, right=0.985, top=0.84, bottom=0.13, wspace=0.24)
     difficulty = stats_df["difficulty"].astype(str)
     counts = difficulty.value_counts()
-    names = [d for d in DIFFICULTY_COLOURS if d in counts.index or d in DIFFICULTY_COLOURS]
+    names = list(DIFFICULTY_COLOURS)
     heights = [int(counts.get(d, 0)) for d in names]
     bars.barh(names[::-1], heights[::-1], color=[DIFFICULTY_COLOURS[d] for d in names[::-1]], height=0.62)
     for row, count in enumerate(heights[::-1]):

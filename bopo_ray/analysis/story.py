@@ -108,15 +108,15 @@ def _sentence(best: Mapping[str, Any], large: Mapping[str, Any], unit: CostUnit)
 
 def _findings(summary: Mapping[str, Any], headline: str) -> list[str]:
     found = []
-    noun, level = cost_unit(summary).noun, f"{summary['bootstrap']['level']:.0%} interval"
     saving = next(iter(summary["cost_saved"].get(headline, [])), None)
-    if saving and saving["saved"]["low"] is not None and saving["success"] > 0:
-        saved, share = saving["saved"], f"{saving['success_share']:.0%} of always-large's success"
+    if saving and saving["saved"]["estimate"] is not None:
+        share = f"{saving['success_share']:.0%} of always-large's success"
         found.append(
-            f"No point of {headline} keeps {share} for less."
+            f"No point of {headline} kept {share} for less."
             if saving["policy"] == ALWAYS_LARGE
-            else f"With {headline} or a boundary policy, keeping {share} saves {saved['estimate']:.0%} of its {noun} "
-            f"({level} {saved['low']:.0%} to {saved['high']:.0%})."
+            else f"The cheapest point of {headline} or the boundary policies that kept {share} saved "
+            f"{saving['saved']['estimate']:.0%} of its {cost_unit(summary).noun}: picked on these tasks, so rather too "
+            "good."
         )
     verdicts: dict[str, list[str]] = {}
     for method, gap in summary["differences"].items():

@@ -40,7 +40,7 @@ EASY_SHARE = 0.6
 N_RESAMPLES = 2000
 _UNKNOWN = Interval(math.nan, math.nan, math.nan)
 KEPT = 0.95
-"""Share of always-large's success at which `pair_row` says what is saved."""
+"""Share of always-large's success at which `pair_row` says what the cheapest point that reached it saved."""
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -103,7 +103,8 @@ def allocation(episodes: pd.DataFrame) -> pd.DataFrame:
     `spend_share` is a share of the method's dollars, to be seen beside `task_share`, and `large_share` of its steps on
     those tasks. A success ends an episode, so whoever wins Hard tasks early spends less there than who loses them: only
     the second says what the router prefers. Intervals are over tasks; a task counts in every resample with all of its
-    dollars and steps. A method's episodes are those of all its policies; NaN where it has no step, or spent nothing.
+    dollars and steps; of one task they are NaN. A method's episodes are those of all its policies; NaN where it has no
+    step, or spent nothing.
 
     Args:
         episodes: columns method, task, success, cost_usd, large_calls, steps.
@@ -132,12 +133,15 @@ def allocation(episodes: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ratio(part_T: FloatArray, whole_T: FloatArray, weights_RT: FloatArray) -> Interval:
-    """sum(part) / sum(whole), NaN of nothing, with its interval over tasks; empty resamples are left out of that."""
+    """sum(part) / sum(whole), NaN of nothing, with its interval over tasks, NaN of one that is not empty; empty
+    resamples are left out of it."""
     parts_R, wholes_R = weights_RT @ part_T, weights_RT @ whole_T
     if not whole_T.sum():
-        return Interval(math.nan, math.nan, math.nan)
-    there_R = wholes_R > 0
-    return interval_of(part_T.sum() / whole_T.sum(), parts_R[there_R] / wholes_R[there_R])
+        return _UNKNOWN
+    share, there_R = part_T.sum() / whole_T.sum(), wholes_R > 0
+    if np.count_nonzero(whole_T) == 1:
+        return Interval(share, math.nan, math.nan)
+    return interval_of(share, parts_R[there_R] / wholes_R[there_R])
 
 
 def hard_budget(episodes: pd.DataFrame, headline: str) -> pd.DataFrame:
@@ -201,7 +205,7 @@ def _capped(own: pd.DataFrame, weights_RT: FloatArray, rng: np.random.Generator)
 
 
 def pair_row(pair: str, label: str, episodes: pd.DataFrame, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """One model pair: its cost ratio, the boundaries' success, BoPO against the best baseline, and the cost saved.
+    """One model pair: its cost ratio, the boundaries' success, BoPO against the best baseline, and what is saved.
 
     BoPO is the summary's headline. The best baseline is the one with the largest hypervolume of those that it compares:
     neither the oracle nor another advantage of BoPO's. What there is no estimate of is NaN.
@@ -218,7 +222,7 @@ def pair_row(pair: str, label: str, episodes: pd.DataFrame, summary: Mapping[str
     rivals = {m: v for m, v in volumes.items() if m not in others and not m.startswith("bopo-")}
     best = max(rivals, key=lambda m: rivals[m]["estimate"], default="")
     points = {p["method"]: p for p in summary["operating_points"] if p["method"] in (ALWAYS_SMALL, ALWAYS_LARGE)}
-    saved = [s["saved"] for s in summary["cost_saved"].get(headline, []) if s["success_share"] == KEPT]
+    saved = [s["saved"]["estimate"] for s in summary["cost_saved"].get(headline, []) if s["success_share"] == KEPT]
     less = summary["differences"].get(best, none)
     row: dict[str, Any] = {"pair": pair, "label": label, "tasks": summary["n_tasks"]}
     row |= _spread("cost_ratio", _cost_ratio(episodes))
@@ -226,8 +230,8 @@ def pair_row(pair: str, label: str, episodes: pd.DataFrame, summary: Mapping[str
         row |= {f"success_{name}{end}": points[method][f"success{end}"] for end in ("", "_low", "_high")}
     row |= _spread("bopo", volumes.get(headline, none)) | {"best_baseline": best}
     row |= _spread("baseline", volumes.get(best, none)) | _spread("less", less)
-    row |= {"less_p_holm": less.get("p_holm", np.nan)} | _spread("saved", saved[0] if saved else none)
-    row |= {"saved_of": cost_unit(summary).noun}
+    row |= {"less_p_holm": less.get("p_holm", np.nan)}
+    row |= {"saved": saved[0] if saved else np.nan, "saved_of": cost_unit(summary).noun}
     return {name: np.nan if value is None else value for name, value in row.items()}
 
 
@@ -240,14 +244,15 @@ def pair_table(rows: pd.DataFrame) -> pd.DataFrame:
     shown = {"what": ["models", "held-out tasks", "dollars per task, large / small", "success, always-small",
                       "success, always-large", "hypervolume, BoPO", "best baseline", "its hypervolume",
                       "BoPO less that", "p, Holm",
-                      f"{rows['saved_of'].iloc[0]} saved at {KEPT:.0%} of always-large's success"]}  # fmt: skip
+                      f"{rows['saved_of'].iloc[0]} saved by the cheapest point that reached {KEPT:.0%} of "
+                      "always-large's success on these tasks"]}  # fmt: skip
     for row in rows.to_dict("records"):
         shown[str(row["pair"])] = [
             str(row["label"]), str(row["tasks"]), interval_text(row, "cost_ratio", ".2f"),
             interval_text(row, "success_small", ".0%"), interval_text(row, "success_large", ".0%"),
             interval_text(row, "bopo", ".3f"), str(row["best_baseline"]), interval_text(row, "baseline", ".3f"),
             interval_text(row, "less", "+.3f"), "–" if pd.isna(row["less_p_holm"]) else f"{row['less_p_holm']:.3f}",
-            interval_text(row, "saved", ".0%"),
+            "–" if pd.isna(row["saved"]) else f"{row['saved']:.0%}",
         ]  # fmt: skip
     return pd.DataFrame(shown)
 

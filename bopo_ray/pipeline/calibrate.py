@@ -27,7 +27,9 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from fractions import Fraction
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +37,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from ray.rllib.core.rl_module import RLModule
 
-from bopo_ray.analysis.pareto import Reference, hypervolume, pareto_front
+from bopo_ray.analysis.pareto import pareto_front
 from bopo_ray.analysis.tables import ALWAYS_LARGE, ALWAYS_SMALL
 from bopo_ray.files import write_json
 from bopo_ray.method.reward import CostScale
@@ -57,8 +59,9 @@ __all__ = [
 FILE = "calibration.json"
 """In a run's folder: the number chosen for each policy."""
 _BOUNDARIES = (ALWAYS_SMALL, ALWAYS_LARGE)
-SCHEDULE_STEPS = (2, 5, 10, 20)
-"""K of the first-large and last-large among which the best schedules are chosen, beside the limits of large calls."""
+SCHEDULE_STEPS = {"first-large": (2, 5, 7, 10, 15, 20), "last-large": (2, 5, 10, 20)}
+"""K of the schedules among which the best are chosen, beside the limits of large calls: the first-large of each
+evaluation and one more; of last-large, which is hardly ever among the best, fewer, as each is played on dev tasks."""
 ALL_LARGE = 1e3
 """An offset with which a router calls the large model at every step: the logarithm of the least probability is -708."""
 BIAS = "policy.head.bias"
@@ -139,14 +142,17 @@ def _choose(run: Run, wanted: Sequence[Policy]) -> dict[str, Tried]:
     scale = CostScale(s.cost_scale)
     points = _points(played, run.mode) if s.share_rule == "front" else {}
     chosen = {}
-    for policy in wanted:
-        assert policy.folder is not None and policy.lam is not None
-        names = {own.name_of(policy.folder.name): own for own in tried[policy.folder]}
-        if points and policy.name != policy.folder.name:
-            name = front_choice({n: points[n] for n in names}, [points[b] for b in _BOUNDARIES], s.lambdas)[policy.lam]
-        else:
-            name = best_policy(played, list(names), policy.lam, run.mode, scale)
-        chosen[policy.name] = names[name]
+    for folder, each in tried.items():
+        names = {own.name_of(folder.name): own for own in each}
+        boundaries = [points[b] for b in _BOUNDARIES] if points else []
+        shared = front_choice({n: points[n] for n in names}, boundaries, s.lambdas) if points else {}
+        for policy in (p for p in wanted if p.folder == folder):
+            assert policy.lam is not None
+            if points and policy.name != folder.name:
+                name = shared[policy.lam]
+            else:
+                name = best_policy(played, list(names), policy.lam, run.mode, scale)
+            chosen[policy.name] = names[name]
     said = ", ".join(
         f"{name} {own.offset:+g}" + (f" (at most {own.calls} calls)" if own.calls else "")
         for name, own in chosen.items()
@@ -166,8 +172,8 @@ def _play(run: Run, folder: Path, own: Tried, tasks: Sequence[Task], budget: Bud
 def best_schedules(run: Run) -> list[Policy]:
     """Per lambda a schedule, chosen on dev tasks, which are played here, by the run's rule for routers."""
     s = run.settings
-    lengths = sorted({*SCHEDULE_STEPS, *s.call_limits})
-    names = [f"{f}({k})" for f in ("first-large", "last-large") for k in lengths if k < s.max_steps]
+    lengths = {family: sorted({*steps, *s.call_limits}) for family, steps in SCHEDULE_STEPS.items()}
+    names = [f"{family}({k})" for family, own in lengths.items() for k in own if k < s.max_steps]
     play_dev(run, names)
     played = dev_episodes(run)
     if s.shares and s.share_rule == "front":
@@ -245,21 +251,49 @@ def front_choice(
         boundaries: of always-small and always-large.
         lambdas: in any order.
     """
-    reference = Reference(max(cost for cost, _ in boundaries) or 1.0)  # nothing costs anything: any width will do
-
-    def volume(names: Sequence[str]) -> float:
-        return hypervolume(*zip(*boundaries, *(points[n] for n in names), strict=True), reference)
-
-    size = min(len(lambdas), len(points))
-    on_front = set(pareto_front(*zip(*points.values(), strict=True)).tolist())
-    front = [name for i, name in enumerate(points) if i in on_front]
+    names, size = list(points), min(len(lambdas), len(points))
+    front = pareto_front(*zip(*points.values(), strict=True)).tolist()
     if len(front) >= size:
-        best = max(combinations(front, size), key=volume)
+        best = _largest(list(points.values()), front, boundaries, size)
     else:  # what lies behind the front adds nothing, whichever it is
-        rest = [name for name in points if name not in front][: size - len(front)]
-        best = tuple(name for name in points if name in {*front, *rest})
-    dearest_first = sorted(best, key=lambda name: points[name], reverse=True)
+        best = [*front, *[i for i in range(len(names)) if i not in front][: size - len(front)]]
+    dearest_first = sorted((names[i] for i in sorted(best)), key=lambda name: points[name], reverse=True)
     return {lam: dearest_first[min(i, len(best) - 1)] for i, lam in enumerate(sorted(lambdas))}
+
+
+def _largest(
+    points: Sequence[tuple[float, float]], front: Sequence[int], boundaries: Sequence[tuple[float, float]], size: int
+) -> list[int]:
+    """So many of the front's points as have the largest hypervolume together, by dynamic programming.
+
+    Along a front each point counts from its own cost up to that of the next one chosen, so the best sets that begin
+    with a point end in the best ones of those behind it. In whole fractions, so that equal sets are equal; of these
+    that is taken which has the first point, in the order of `points`, that another lacks.
+    """
+    limit = Fraction(max(cost for cost, _ in boundaries) or 1.0)  # nothing costs anything: any width will do
+    costs = [*(min(Fraction(points[i][0]), limit) for i in front), limit]
+    known = [(Fraction(cost), Fraction(success)) for cost, success in boundaries]
+
+    @cache
+    def area(i: int, j: int) -> Fraction:
+        """What the front's i-th point adds to the boundary policies from its own cost up to that of the j-th."""
+        success, total = Fraction(points[front[i]][1]), Fraction(0)
+        edges = sorted({costs[i], costs[j], *(cost for cost, _ in known if costs[i] < cost < costs[j])})
+        for start, end in pairwise(edges):
+            below = max([Fraction(0), *(other for cost, other in known if cost <= start)])
+            total += (end - start) * max(success - below, Fraction(0))
+        return total
+
+    # of the sets that begin with the front's i-th point: the largest area, and the set in bits, the first the highest
+    bits = [1 << (len(points) - 1 - i) for i in front]
+    best = [(area(i, len(front)), bit) for i, bit in enumerate(bits)]
+    for _ in range(size - 1):
+        best = [
+            max((area(i, j) + best[j][0], bits[i] | best[j][1]) for j in range(i + 1, len(best)))
+            for i in range(len(best) - 1)
+        ]
+    chosen = max(best)[1]
+    return [i for i, bit in zip(front, bits, strict=True) if chosen & bit]
 
 
 def _points(episodes: Sequence[Episode], mode: CostMode) -> dict[str, tuple[float, float]]:

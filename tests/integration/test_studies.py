@@ -305,7 +305,7 @@ def test_one_step_is_swapped_in_episodes_that_are_else_the_same(
     for arguments, named in (
         (["--base", "random:0.5"], ["random(0.5)", "first-large:K", "--base"]),
         (["--steps", "1,x"], ["1,x", "whole numbers", "--steps"]),
-        (["--tasks", "0"], ["tasks=0", "at least 1", "--tasks"]),
+        (["--tasks", "1"], ["tasks=1", "at least 2", "--tasks"]),
     ):
         line = refused(capsys, counterfactual.main([str(run.out), *arguments]))
         assert all(part in line for part in named), line

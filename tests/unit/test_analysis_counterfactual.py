@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 
 from bopo_ray.analysis.counterfactual import counterfactual, counterfactual_figure
 from bopo_ray.pipeline.counterfactual import Swapped
 from bopo_ray.routers import Moment, parse_router
+from experiments import counterfactual as script
 
 
 def row(task: str, step: int, failed: bool, small: float, large: float) -> dict[str, object]:
@@ -58,8 +63,27 @@ def test_a_step_of_few_tasks_is_in_the_table_alone() -> None:
     )
     table = counterfactual(many)
     assert set(table["step"]) == {"all", "0", "1"}
-    (axes,) = counterfactual_figure(table, "first-large(5)", "simulated pair").axes
+    figure = counterfactual_figure(table, "first-large(5)", "simulated pair")
+    (axes,) = figure.axes
     assert [list(line[0].get_xdata()) for line in axes.containers] == [[-0.12], [], [0.12]]
+    assert any("only steps that 5 tasks or more reached" in t.get_text() for t in figure.texts) and not axes.texts
+    few = counterfactual_figure(counterfactual(many[many["step"] == 1]), "first-large(5)", "simulated pair")
+    assert [t.get_text() for t in few.axes[0].texts] == ["No step was reached on 5 tasks: see the table."]
+
+
+@pytest.mark.parametrize("rows", [ROWS.iloc[:0], pd.DataFrame(), ROWS[ROWS["task"] == "a"]])
+def test_what_no_two_tasks_have_reached_is_said_in_one_line(
+    rows: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, played = SimpleNamespace(start_ray=lambda: None), list[int]()
+    monkeypatch.setattr(script, "open_finished", lambda _: SimpleNamespace())
+    monkeypatch.setattr(script, "open_run", lambda *_: nullcontext(run))
+    monkeypatch.setattr(script, "play_swaps", lambda *a: played.append(a[3]) or rows)
+    assert script.main([str(Path()), "--steps", "2"]) == 2 and played == [40]
+    line = capsys.readouterr().err
+    assert line.startswith("error: steps=2: no step was reached on 2 dev tasks") and line.count("\n") == 1
+    assert script.main([str(Path()), "--tasks", "1"]) == 2 and played == [40], "before anything is paid for"
+    assert "error: tasks=1: need at least 2; set it with --tasks" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("step", "models"), [(0, [0, 1, 0, 0]), (1, [1, 0, 0, 0]), (3, [1, 1, 0, 1])])

@@ -89,11 +89,13 @@ def test_what_is_to_be_known_lies_between_the_two_who_know_a_few_plays() -> None
 
 
 def test_the_verdict_calls_luck_only_what_no_knowledge_of_the_tasks_explains() -> None:
-    said = verdict({KNOWN: 0.051, MOST: 0.141, ORACLE: 0.188})
+    said = verdict({KNOWN: 0.051, MOST: 0.141, ORACLE: 0.188}, 0.01)
     assert "lead of 0.188" in said and "at least 0.051 (27%)" in said and "at most 0.141 (75%)" in said
     assert "the rest, 25% or more, is luck" in said
-    assert "at least 0.000 (0%)" in verdict({KNOWN: -0.02, MOST: 0.1, ORACLE: 0.1})
-    assert "nothing to gain" in verdict({KNOWN: 0.0, MOST: 0.0, ORACLE: 0.0})
+    unsure = verdict({KNOWN: 0.051, MOST: 0.141, ORACLE: 0.188}, -0.01)
+    assert "none for certain is to be known of the tasks" in unsure and "0.051" not in unsure, "its interval holds 0"
+    assert "at most 0.141 (75%)" in unsure
+    assert "nothing to gain" in verdict({KNOWN: 0.0, MOST: 0.0, ORACLE: 0.0}, 0.0)
 
 
 def test_each_task_needs_each_schedule_and_the_figure_has_the_four_lines() -> None:

@@ -137,7 +137,9 @@ def test_routers_that_were_trained_at_several_lambdas_are_operating_points_of_th
 def test_cost_saved_takes_the_cheapest_point_that_keeps_the_success() -> None:
     table = HAND[HAND["policy"] != "x s0"]
     saved = summary(table, QUICK)["cost_saved"]["bopo-hybrid"]
-    assert [(r["policy"], r["saved"]["estimate"]) for r in saved] == [("x s1", 0.5)] * 3
+    assert [(r["policy"], r["saved"]) for r in saved] == [("x s1", {"estimate": 0.5})] * 3, "picked here: no interval"
+    lost = summary(table.assign(success=False), QUICK)["cost_saved"]["bopo-hybrid"]
+    assert [r["saved"] for r in lost] == [{"estimate": None}] * 3, "all of no success is reached by any point"
 
 
 def test_default_reference_is_above_the_dearer_boundary() -> None:

@@ -5,20 +5,32 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
+from bopo_ray.analysis.pareto import Reference, hypervolume, pareto_front
 from bopo_ray.pipeline import calibrate
-from bopo_ray.pipeline.baselines import Policy
-from bopo_ray.pipeline.calibrate import BIAS, Tried, best_schedules, for_each_lambda, offsets_at
+from bopo_ray.pipeline.baselines import DEFAULT_ROUTERS, Policy
+from bopo_ray.pipeline.calibrate import (
+    BIAS,
+    SCHEDULE_STEPS,
+    Tried,
+    best_schedules,
+    for_each_lambda,
+    front_choice,
+    offsets_at,
+)
 from bopo_ray.pipeline.run import Run
 from bopo_ray.pipeline.settings import Settings
 from bopo_ray.records import CostMode, Episode, EpisodeSpec, Phase
-from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL
+from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL, parse_router
 from bopo_ray.store import EpisodeStore
 from envs.base import Split, Task
 from tests.unit.test_baselines import played
@@ -113,6 +125,43 @@ def test_a_front_of_models_that_cost_nothing_has_some_width(tmp_path: Path) -> N
     assert chosen(Played(tmp_path, s, (0, 0))) == {0.1: Tried(BOTH)}
 
 
+POINT = st.tuples(st.integers(0, 12), st.integers(0, 8)).map(lambda p: (float(p[0]), p[1] / 8))
+
+
+@given(st.lists(POINT, min_size=1, max_size=12), POINT, POINT, st.integers(1, 4))
+def test_a_front_choice_is_the_first_of_the_best_of_all_sets(
+    drawn: list[tuple[float, float]], small: tuple[float, float], large: tuple[float, float], size: int
+) -> None:
+    """Of coarse points, in whole eighths, many sets are as good."""
+    points = {f"p{i}": p for i, p in enumerate(drawn)}
+    front = sorted(pareto_front(*zip(*drawn, strict=True)).tolist())
+    if len(front) < size:
+        return
+    reference = Reference(max(small[0], large[0]) or 1.0)
+
+    def volume(chosen: tuple[int, ...]) -> float:
+        return hypervolume(*zip(small, large, *(drawn[i] for i in chosen), strict=True), reference)
+
+    best = max(combinations(front, size), key=volume)
+    dearest_first = sorted(best, key=lambda i: drawn[i], reverse=True)
+    found = front_choice(points, [small, large], range(size))
+    assert found == {lam: f"p{i}" for lam, i in enumerate(dearest_first)}
+
+
+def test_a_front_of_many_points_is_chosen_from_at_once_and_once_for_each_router(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of these there are 5e11 sets."""
+    points = {f"p{i}": (i / 60, math.sqrt(i / 60)) for i in range(1, 61)}
+    lambdas = [i / 10 for i in range(10)]
+    assert len(set(front_choice(points, [(0.0, 0.0), (1.0, 1.0)], lambdas).values())) == 10
+    asked = list[int]()
+    monkeypatch.setattr(calibrate, "front_choice", lambda *a: asked.append(len(a[0])) or front_choice(*a))
+    s = Settings(share_rule="front", shares=(0.5,), lambdas=(0.1, 0.3, 0.8), train_lambdas=(0.3,))
+    chosen(Played(tmp_path, s))
+    assert asked == [2]
+
+
 def test_a_router_that_draws_is_tried_with_the_offsets_for_that(tmp_path: Path) -> None:
     run = Played(tmp_path, Settings(decide="sample", shares=(0.5,), lambdas=(0.1,)))
     chosen(run)
@@ -139,3 +188,10 @@ def test_the_best_schedules_are_chosen_by_the_rule_of_routers_and_among_their_li
     assert front == ["first-large(3)", "last-large(2)"]
     by_price = dataclasses.replace(s, share_rule="price")
     assert len({p.router for p in best_schedules(cast(Run, Played(tmp_path / "price", by_price)))}) == 1
+
+
+def test_the_schedules_of_each_evaluation_are_among_those_that_the_best_are_chosen_from() -> None:
+    """Else the fairest of the baselines is weaker than its own family."""
+    for name in map(parse_router, DEFAULT_ROUTERS):
+        if name.family in SCHEDULE_STEPS:
+            assert name.argument in SCHEDULE_STEPS[name.family], name
