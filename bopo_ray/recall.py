@@ -28,7 +28,7 @@ __all__ = ["RecallEnv", "Transcripts"]
 MOST_BYTES = 48 << 20
 """Of what a process remembers, about."""
 NODE_BYTES = 1500
-"""Of a step, beside its text: the objects around it."""
+"""Of a step, beside its action and what was said: the objects around them."""
 
 
 @dataclass(eq=False, slots=True)
@@ -63,12 +63,14 @@ class Transcripts:
         with self._lock:
             return moment.next.setdefault(action, _Moment())
 
-    def grown(self, key: str, text: str) -> None:
-        """Counts a new moment; forgets the tasks that nobody has begun for the longest time, if it is too much."""
+    def grown(self, key: str, action: str, said: tuple[Any, ...]) -> None:
+        """Counts a new moment and what was said there; forgets the tasks that nobody has begun for the longest time, if
+        it is too much."""
+        size = NODE_BYTES + len(action) + len(str(said))
         with self._lock:
             if key in self._begins:
-                self._bytes[key] = self._bytes.get(key, 0) + NODE_BYTES + len(text)
-                self._all_bytes += NODE_BYTES + len(text)
+                self._bytes[key] = self._bytes.get(key, 0) + size
+                self._all_bytes += size
             while self._all_bytes > self._most and len(self._begins) > 1:
                 self._forget(next(iter(self._begins)))
 
@@ -135,7 +137,7 @@ class RecallEnv(gym.Wrapper[str, str, str, str]):
             if moment.said is None:
                 self._catch_up()
                 moment.said = self._ask(action)
-                self._transcripts.grown(self._key, moment.said[0])
+                self._transcripts.grown(self._key, action, moment.said)
             return moment.said
 
     def _catch_up(self) -> None:

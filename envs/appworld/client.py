@@ -77,11 +77,20 @@ def _environment() -> dict[str, str]:
 
 def build(root: Path, seed: int, counts: Sequence[int]) -> None:
     """Build our own world in `root`, a folder that does not exist yet: so many tasks of each kind in train, dev and
-    test (20 s for the usual 15)."""
+    test (20 s for the usual 15).
+
+    Raises:
+        EngineError: the engine failed, or did not end in ten minutes and one more for each task of a kind.
+    """
     numbers = [str(number) for number in (seed, *counts)]
     command = [str(find_python()), "-I", str(ENGINE / "build.py"), str(root), *numbers]
     limit_s = 600 + 60 * sum(counts)
-    done = subprocess.run(command, env=_environment(), cwd="/", capture_output=True, text=True, timeout=limit_s)
+    try:
+        done = subprocess.run(command, env=_environment(), cwd="/", capture_output=True, text=True, timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        raise EngineError(
+            f"AppWorld's engine did not build our tasks within {limit_s} s: try again while the machine has less to do"
+        ) from None
     if done.returncode != 0:
         raise EngineError(f"AppWorld's engine could not build our tasks: {_last_line(done.stderr)}")
 
@@ -204,7 +213,7 @@ class Session:
         """Run a model's code. Returns its output and whether the task was marked complete.
 
         Code that kills its process, or does not end, is undone: a fresh process repeats the actions before it, which
-        do again what they did, unless they drew random bytes from outside the engine.
+        do again what they did, unless they drew random bytes from the system itself.
         """
         try:
             output, completed = self._execute(code)

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from envs.appworld import client
@@ -37,10 +37,12 @@ COUNTS = {Split(split): count * len(kinds.KINDS) for split, count in kinds.COUNT
 """The usual tasks of each split."""
 SEED = 0
 """Theirs."""
-VERIFIED = "b5603401675f512c1563ff5dab7e5db01af17cf33032dbe86ccc039edfccfcd6"
+VERIFIED = "dacd76a5eef5607f6bc132e49d5024622f5cd37867d3c6a503f50abc24441110"
 """Their fingerprint, when `verify` had played each of them: the same ones need it no more."""
 MARK = "own.json"
 """Lies in a folder that `make` wrote, and says from which counts and seed."""
+MAKING = ".making-"
+"""How the names of folders begin in which tasks are made."""
 REPORT = 40
 """So many tasks are played between two lines that say how far it is."""
 
@@ -126,12 +128,29 @@ def _nameable(folder: Path, mend: str) -> None:
 
 @contextmanager
 def _making(root: Path, counts: Mapping[Split, int], seed: int) -> Iterator[Path]:
-    making = Path(tempfile.mkdtemp(prefix=".making-", dir=root))
+    """A folder with the tasks, removed in the end, as are those that killed processes have left."""
+    for left in root.glob(f"{MAKING}*"):
+        _remove_left(left)
+    making = Path(tempfile.mkdtemp(prefix=MAKING, dir=root))
+    held = os.open(making, os.O_RDONLY)
     try:
+        fcntl.flock(held, fcntl.LOCK_SH)
         client.build(making / "world", seed, [counts[split] // len(kinds.KINDS) for split in Split])
         yield making / "world"
     finally:
         shutil.rmtree(making, ignore_errors=True)
+        os.close(held)
+
+
+def _remove_left(making: Path) -> None:
+    """Removes the folder, unless a process holds it: that ends with the process."""
+    with suppress(OSError):
+        fd = os.open(making, os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(making, ignore_errors=True)
+        finally:
+            os.close(fd)
 
 
 @functools.cache

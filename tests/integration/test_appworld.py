@@ -118,6 +118,51 @@ def test_completing_without_doing_scores_what_passes(env: AppWorldEnv) -> None:
     assert (info["score"], info["success"], info["outcome"]) == (50.0, False, 0.0)
 
 
+WRONG = {
+    "deny the others": (
+        "approve-requests/1",
+        "for r in requests: r in small or apis.venmo.deny_payment_request(payment_request_id=r['payment_request_id'], "
+        "access_token=venmo)",
+    ),
+    "switch the alarm off and clear its days": (
+        "move-alarm/1",
+        "apis.phone.update_alarm(alarm_id=alarm['alarm_id'], enabled=False, repeat_days=[], access_token=phone)",
+    ),
+    "rename the tasks": (
+        "finish-tasks/1",
+        "for t in urgent: apis.todoist.update_task(task_id=t['task_id'], title='x', priority='low', "
+        "description='gone', access_token=todoist)",
+    ),
+    "complete what was to be added": (
+        "shopping-tasks/1",
+        "for t in apis.todoist.show_tasks(project_id=project['project_id'], access_token=todoist)['no_section_tasks']: "
+        "apis.todoist.update_task(task_id=t['task_id'], is_completed=True, access_token=todoist)",
+    ),
+    "add a section": (
+        "shopping-tasks/1",
+        "apis.todoist.create_section(project_id=project['project_id'], name='x', access_token=todoist)",
+    ),
+    "change the account's name": (
+        "pay-contact/1",
+        "apis.venmo.update_account_name(first_name='X', access_token=venmo)",
+    ),
+    "drop the text message": (
+        TASK,
+        "apis.phone.delete_text_message(text_message_id=1, access_token=phone)",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_doing_more_than_the_task_needs_is_no_success(what: str, env: AppWorldEnv) -> None:
+    task, more = WRONG[what]
+    _, info = env.reset(options={"task": task, "expert_plan": True})
+    for line in (*info["expert_plan"][:-1], more):
+        assert env.step(line)[0] == "Execution successful."
+    _, reward, terminated, _, info = env.step(info["expert_plan"][-1])
+    assert (reward, terminated, info["success"]) == (0.0, True, False) and 0 < info["score"] < 100
+
+
 def test_the_step_limit_truncates_and_a_solution_not_marked_complete_fails() -> None:
     env = AppWorldEnv(max_steps=5)
     _, info = env.reset(options={"task": TASK, "expert_plan": True})
@@ -148,7 +193,8 @@ def test_same_task_and_actions_same_texts_alone_together_and_in_a_second_server(
     assert together[0] == together[2] == first
     client.shutdown()
     looks = ["print(hash('a'), id)", "print(object(), {*'abcdef'})", "import random; print(random.random())"]
-    looks += ["import os; print(dict(os.environ))", "import datetime; print(datetime.datetime.now())", "1/0"]
+    looks += ["import uuid; print(uuid.uuid4())", "import os; print(os.getpid(), dict(os.environ))"]
+    looks += ["import datetime; print(datetime.datetime.now())", "1/0"]
     seen = []
     for env in envs[:2]:
         env.reset(options={"task": TASK})

@@ -10,11 +10,13 @@ import json
 import os
 import random
 import re
+import secrets
 import socket
 import struct
 import subprocess
 import sys
 import threading
+import uuid
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -302,6 +304,23 @@ def test_a_server_that_can_not_start_is_one_clear_line(tmp_path: Path, monkeypat
     with pytest.raises(EngineError, match=r"could not build our tasks: no space left$"):
         client.build(tmp_path / "world", 0, (1, 1, 1))
 
+    def slow(command: list[str], *, timeout: float, **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", slow)
+    with pytest.raises(EngineError, match=r"did not build our tasks within 780 s: try again while .*less to do$"):
+        client.build(tmp_path / "world", 0, (1, 1, 1))
+
+
+def test_what_killed_builds_have_left_is_removed_and_what_others_make_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "build", lambda root, *_: root.mkdir())
+    (tmp_path / ".making-left" / "world").mkdir(parents=True)
+    with own._making(tmp_path, own.COUNTS, 0) as first, own._making(tmp_path, own.COUNTS, 0) as second:
+        assert set(tmp_path.iterdir()) == {first.parent, second.parent}
+    assert not any(tmp_path.iterdir())
+
 
 def test_the_server_inherits_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
@@ -391,6 +410,19 @@ def test_databases_that_an_episode_left_are_copied_only_when_plain(tmp_path: Pat
     os.mkfifo(source / "gmail.jsonl")
     with pytest.raises(ValueError, match="not a file"):
         server._copy_changes(source, tmp_path / "piped")
+
+
+def test_chance_is_the_same_in_each_play_of_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = load("server")
+    for module, name in ((os, "urandom"), (os, "getpid"), (random, "_urandom")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+
+    def drawn(task: str) -> tuple[object, ...]:
+        server._fix_chance(task)
+        return uuid.uuid4(), uuid.uuid4(), secrets.token_hex(), random.SystemRandom().random(), os.getpid()
+
+    assert drawn("pay-contact_1") == drawn("pay-contact_1")
+    assert not set(drawn("pay-contact_1")[:4]) & set(drawn("pay-contact_2"))
 
 
 def test_the_system_call_filter_jumps_within_itself_and_always_returns() -> None:

@@ -182,3 +182,13 @@ def test_memory_is_bounded_by_forgetting_whole_tasks() -> None:
     episode(old, "xyz", "a")
     assert fresh.unwrapped.steps == 0 and old.unwrapped.steps == 3  # type: ignore[attr-defined]
     assert known._all_bytes == sum(known._bytes.values()) <= 10 * (NODE_BYTES + 20)
+
+
+def test_actions_and_infos_are_counted_as_texts_are() -> None:
+    class Wordy(Walk):
+        def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+            return ("", *super().step("a")[1:4], {"plan": "p" * 5000})
+
+    known = Transcripts()
+    episode(RecallEnv(Wordy(), known), ["b" * 3000])
+    assert 2 * NODE_BYTES + 8000 < known._all_bytes < 2 * NODE_BYTES + 8200

@@ -108,7 +108,8 @@ def _account(models: Any, person: kinds.Person) -> None:
             continue
         fields: dict[str, Any] = {"phone_number": person.phone} if app == "phone" else {"email": person.email}
         known = app_models["User"].schema()["properties"]
-        fields |= {key: value for key, value in {"verified": True, "venmo_balance": 1000.0}.items() if key in known}
+        more = {"verified": True, "venmo_balance": kinds.BALANCE}
+        fields |= {key: value for key, value in more.items() if key in known}
         user(**name, **fields, password=person.password)
 
 
@@ -144,10 +145,7 @@ def _ground_truth(folder: Path, spec: kinds.Spec) -> None:
     plan = spec.plan()
     calls = sum(line.count("apis.") for line in plan)
     _write(folder / "public_data.json", {})
-    _write(
-        folder / "private_data.json",
-        {"requirements": requirements, "expected": spec.expected, "allowed": spec.touched},
-    )
+    _write(folder / "private_data.json", {"requirements": requirements, "expected": spec.expected})
     _write(folder / "answer.json", json.dumps(spec.answer))
     tests = [{"requirement": r, "label": label} for r, label in zip(requirements, labels, strict=True)]
     _write(folder / "test_data.json", tests)

@@ -1,5 +1,6 @@
 """The evaluation of our own tasks: copied beside each task's expectations, and called by AppWorld's evaluator."""
 
+from datetime import datetime
 from typing import Any
 
 
@@ -12,14 +13,22 @@ def evaluate(
         given = models.end.supervisor.Task.all()[0]
         test.case(given.status, "==", "success")
         test.answer(given.answer, ground_truth_answer)
-    allowed, expected = set(private_data["allowed"]), private_data["expected"]
+    expected = private_data["expected"]
     with test(next(requirements)):
-        test.case(models.changed_model_names() - allowed, "==", set(expected))
+        test.case(models.changed_model_names(), "==", set(expected))
     for model, changes in expected.items():
         with test(next(requirements)):
             found = dict(zip(("added", "updated", "removed"), models.changed_records(model), strict=True))
             for change, records in found.items():
                 wanted = [sorted(fields.items()) for fields in changes.get(change, [])]
                 names = set(changes[change][0]) if wanted else {"id"}
-                seen = [sorted((name, getattr(record, name)) for name in names) for record in records]
+                seen = []
+                for record in records:
+                    also = models.changed_field_names(model, record.id) if change == "updated" else set()
+                    seen.append(sorted((name, _plain(getattr(record, name))) for name in names | also))
                 test.case(sorted(seen, key=str), "==", sorted(wanted, key=str))
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    return value.isoformat() if isinstance(value, datetime) else value

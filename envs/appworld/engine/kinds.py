@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
-    "COUNTS", "KINDS", "NOW", "PEOPLE", "RELATIONSHIPS", "SUPERVISORS", "Person", "Spec", "contacts_of", "draw",
-    "draw_all",
+    "BALANCE", "COUNTS", "KINDS", "NOW", "PEOPLE", "RELATIONSHIPS", "SUPERVISORS", "Person", "Spec", "contacts_of",
+    "draw", "draw_all",
 ]  # fmt: skip
 
 NOW = "2024-03-14T10:00:00"
+BALANCE = 1000.0
+"""Dollars that everybody has on Venmo at the start."""
 COUNTS = {"train": 8, "dev": 3, "test": 4}
 """Tasks of each kind in each split, unless other counts are asked for."""
 
@@ -72,9 +74,8 @@ class Spec:
     """The solution after logging in; `wrong` differs from it in a way that a careless agent would."""
     wrong: list[str]
     expected: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
-    """app.Model -> added, updated, removed -> fields that these records must have."""
-    touched: list[str] = field(default_factory=list)
-    """Models that the apps themselves change on the way."""
+    """app.Model -> added, updated, removed -> fields that these records must have; no other record may change, and of
+    an updated one no other field."""
     answer: int | None = None
 
     def plan(self, wrong: bool = False) -> list[str]:
@@ -127,9 +128,9 @@ def text_contact(rng: random.Random, me: Person) -> Spec:
         {
             "phone.GlobalTextMessage": {
                 "added": [{"sender_id": me.number, "receiver_id": person.number, "message": message}]
-            }
+            },
+            "phone.UserTextMessage": {"added": [{"user_id": me.number}, {"user_id": person.number}]},
         },
-        ["phone.UserTextMessage"],
     )
 
 
@@ -154,7 +155,7 @@ def move_alarm(rng: random.Random, me: Person) -> Spec:
         ["phone"],
         [find, update, more],
         [find, update],
-        {"phone.Alarm": {"updated": [{"id": 3, "label": labels[2], "time": new, "snooze_minutes": snooze}]}},
+        {"phone.Alarm": {"updated": [{"id": 3, "time": new, "snooze_minutes": snooze}]}},
     )
 
 
@@ -206,8 +207,7 @@ def shopping_tasks(rng: random.Random, me: Person) -> Spec:
         ["simple_note", "todoist"],
         steps,
         [*steps[:-1], f"for thing in things[1:]: {make}"],
-        {"todoist.Task": {"added": [{"project_id": 2, "title": thing} for thing in things]}},
-        ["todoist.Section"],
+        {"todoist.Task": {"added": [{"project_id": 2, "title": thing, "is_completed": False} for thing in things]}},
     )
 
 
@@ -266,10 +266,19 @@ def pay_contact(rng: random.Random, me: Person) -> Spec:
         {
             "venmo.Transaction": {
                 "added": [{"sender_id": me.number, "receiver_id": person.number, "amount": amount, "description": why}]
-            }
+            },
+            **_paid(me, [(person, amount)]),
         },
-        ["venmo.User", "venmo.Notification"],
     )
+
+
+def _paid(me: Person, payments: list[tuple[Person, int]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """What the app itself changes when `me` pays each of these once."""
+    balances = [(me, BALANCE - sum(amount for _, amount in payments)), *((p, BALANCE + a) for p, a in payments)]
+    return {
+        "venmo.User": {"updated": [{"id": p.number, "venmo_balance": balance} for p, balance in balances]},
+        "venmo.Notification": {"added": [{"user_id": p.number} for p, _ in payments]},
+    }
 
 
 def approve_requests(rng: random.Random, me: Person) -> Spec:
@@ -282,7 +291,7 @@ def approve_requests(rng: random.Random, me: Person) -> Spec:
          {"sender_id": p.number, "receiver_id": me.number, "amount": a, "description": "our lunch"})
         for p, a in zip(people, amounts, strict=True)
     ]  # fmt: skip
-    paid = [(p, a) for p, a in zip(people, amounts, strict=True) if a <= limit]
+    small_ones = [(at, p, a) for at, (p, a) in enumerate(zip(people, amounts, strict=True), start=1) if a <= limit]
     approve = 'apis.venmo.approve_payment_request(payment_request_id=r["payment_request_id"], access_token=venmo)'
     steps = [
         'requests = apis.venmo.show_received_payment_requests(status="pending", access_token=venmo)',
@@ -298,10 +307,11 @@ def approve_requests(rng: random.Random, me: Person) -> Spec:
         [steps[0], f"for r in requests: {approve}"],
         {
             "venmo.Transaction": {
-                "added": [{"sender_id": me.number, "receiver_id": p.number, "amount": a} for p, a in paid]
-            }
+                "added": [{"sender_id": me.number, "receiver_id": p.number, "amount": a} for _, p, a in small_ones]
+            },
+            "venmo.PaymentRequest": {"updated": [{"id": at, "approved_at": NOW} for at, _, _ in small_ones]},
+            **_paid(me, [(p, a) for _, p, a in small_ones]),
         },
-        ["venmo.User", "venmo.Notification", "venmo.PaymentRequest"],
     )
 
 
@@ -344,7 +354,7 @@ KINDS: dict[str, Callable[[random.Random, Person], Spec]] = {
 
 
 def draw_all(kind: str, count: int, seed: int) -> list[tuple[Person, Spec]]:
-    """Tasks 1 to `count` of a kind, no two of them alike."""
+    """Tasks 1 to `count` of a kind, no two of them alike in all; some have the same words and start from other data."""
     drawn: list[tuple[Person, Spec]] = []
     for number in range(1, count + 1):
         again = (draw(kind, number, f"{seed}/{attempt}" if attempt else seed) for attempt in range(1000))

@@ -17,6 +17,7 @@ import gc
 import importlib
 import json
 import os
+import random
 import select
 import shutil
 import signal
@@ -190,6 +191,7 @@ class Server:
         early = layers["landlock"] and layers["seccomp"]
         if early:
             layers["user"] = jail.drop_user(folder, uid, reads=True)
+        _fix_chance(message["task"])
         world = AppWorld(
             task_id=message["task"],
             experiment_name=folder.name,
@@ -263,6 +265,13 @@ def _uid() -> int:
             if inside <= uid < inside + count:
                 return uid
     return NOBODY
+
+
+def _fix_chance(task: str) -> None:
+    """Make alike in each play what the engine leaves to chance: random bytes, so `uuid` and `secrets`, and the
+    process's number."""
+    vars(random)["_urandom"] = os.urandom = random.Random(task).randbytes
+    os.getpid = lambda: 1
 
 
 def _copy_changes(source: Path, target: Path) -> None:
