@@ -247,6 +247,8 @@ class _Ledger(Callback):
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
         self.sweep.refused = result.get("refused") or self.sweep.refused
+        for line in result.get("warned", "").splitlines():
+            log.warning("%s: %s", trial, line)
         update = str(trial), int(result["updates"])
         if update not in self.updates:  # a trial that failed repeats some
             self.updates.add(update)

@@ -32,6 +32,7 @@ from bopo_ray.rllib.collect import Fleet
 from bopo_ray.rllib.config import RouterAlgorithmConfig, ask_learners
 from bopo_ray.rllib.learner import BoPOTorchLearner
 from bopo_ray.rllib.open_desk import DeskConfig, borrow_environment
+from bopo_ray.rllib.overheard import Overheard
 from bopo_ray.rllib.placement import trial_request
 from bopo_ray.rllib.runner import Failure
 from bopo_ray.routers import ALWAYS_LARGE, ALWAYS_SMALL
@@ -151,6 +152,7 @@ class BoPO(Algorithm):
     def setup(self, config: Any) -> None:
         self.updates = 0
         self.refused = ""
+        self.overheard = Overheard()
         self.promotions: dict[str, int] = {}
         self.open: dict[int, OpenGroup] = {}
         """Groups that are being played, by `EpisodeSpec.group`."""
@@ -234,9 +236,16 @@ class BoPO(Algorithm):
 
     @override(Algorithm)
     def step(self) -> dict[str, Any]:
-        """As RLlib's; `refused` is in the result when a model refuses every call, and says why."""
+        """As RLlib's; `refused` is in the result when a model refuses every call, and says why; `warned`, in lines,
+        where something was to be warned of."""
         result: dict[str, Any] = super().step()
-        return result | ({"refused": self.refused} if self.refused else {})
+        warned = "\n".join(self.overheard.take())
+        return result | ({"refused": self.refused} if self.refused else {}) | ({"warned": warned} if warned else {})
+
+    @override(Algorithm)
+    def cleanup(self) -> None:
+        self.overheard.close()
+        super().cleanup()
 
     def _play_groups(self, tasks: Sequence[str], policy: str) -> dict[int, list[Episode | Failure]]:
         """The groups to learn from now, by index: those that the last update left, and enough of this one's.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from ray.rllib.algorithms.algorithm import Algorithm
 from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial
 
@@ -24,6 +26,7 @@ from bopo_ray.pipeline.settings import Settings
 from bopo_ray.pipeline.sweep import CONTENTS, Point, Sweep, _Ledger, ask, untaught
 from bopo_ray.records import Budget, CostMode
 from bopo_ray.rllib.bopo import BoPO, BoPOConfig
+from bopo_ray.rllib.overheard import Overheard
 from envs.base import Split, Task
 from tests.toy import ID
 
@@ -298,3 +301,23 @@ def test_an_attempt_never_takes_the_name_of_another(sweep: Sweep) -> None:
     for number in (1, 10):
         checkpoint(sweep.folder, number, 0, 1)
     assert sweep._attempt() == "attempt-11", "attempt-0 was deleted"
+
+
+def test_what_a_trial_warns_of_is_said_where_a_user_reads_it(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Algorithm, "step", lambda self: {"updates": 1, "spend_limit": 1})
+    trial = BoPO.__new__(BoPO)
+    trial.refused, trial.overheard = "", Overheard()
+    logging.getLogger("bopo_ray.rllib.collect").warning("env runner %d: gone", 2)
+    logging.getLogger("bopo_ray.rllib.bopo").info("nothing to worry about")
+    first, second = trial.step(), trial.step()
+    trial.overheard.close()
+    logging.getLogger("bopo_ray.rllib.collect").warning("of another process")
+    assert first["warned"] == "env runner 2: gone" and "warned" not in second
+    assert not trial.overheard.take()
+    caplog.clear()
+    sweep.refused = ""
+    for result in (first, second):
+        _Ledger(sweep, lambda: None).on_trial_result(1, [], "bopo-hybrid_lam0.3_seed0", result)
+    assert caplog.messages == ["bopo-hybrid_lam0.3_seed0: env runner 2: gone"]
